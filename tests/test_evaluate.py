@@ -76,6 +76,20 @@ def test_predict_works_on_any_data_set_that_answers_rows_and_refuses_an_empty_on
     with pytest.raises(ShapeError, match="no items"): predict(model, [])
 
 
+def test_the_real_static_model_is_predicted_and_xrayed():
+    from mmemo.model import ClassHead, ConcatFusion, Multimodal, RegressionHead, pooled_encoder
+    from mmemo.synthetic import known_answer
+    data, names = known_answer(130, items_per_speaker=10), ("audio", "video")
+    torch.manual_seed(0)
+    model = Multimodal({n: pooled_encoder(data, n, 8) for n in names}, ConcatFusion(dict.fromkeys(names, 8), 6), {"phq8": RegressionHead(6), "emotion": ClassHead(6, 7)})
+    model.train()
+    out = predict(model, data, batch_size=50)
+    assert {k: tuple(v.shape) for k, v in out.items()} == {"phq8": (130,), "emotion": (130, 7), "embedding": (130, 6)}
+    model.eval()
+    assert torch.allclose(out["phq8"], model(data).predictions["phq8"], atol=1e-4)          # padding and batch size change nothing
+    assert list(xray(model, data)) == list(FACTORS) and explained_share(model, data, INFORMATION["static"]).value < .9
+
+
 # ---------------------------------------------------------------- metrics against libraries
 
 numbers = st.lists(st.tuples(st.integers(0, 24), st.integers(-40, 300)), min_size=2, max_size=40)     # integers in tenths: many ties
@@ -217,14 +231,14 @@ def grouped(seed=0, speakers=9, n=120):
 def test_bootstrap_equals_explicit_resamples_scored_by_the_libraries():
     rng, who, t, p, c, scores = grouped()
     names = np.unique(who); rows = {s: np.flatnonzero(who == s) for s in names}
-    picks = [np.concatenate([rows[s] for s in rng.choice(names, len(names))]) for _ in range(1500)]
+    picks = [np.concatenate([rows[s] for s in rng.choice(names, len(names))]) for _ in range(1000)]
     ccc = lambda i: 2 * np.cov(p[i], t[i])[0, 1] / (np.var(p[i], ddof=1) + np.var(t[i], ddof=1) + (p[i].mean() - t[i].mean()) ** 2)
     ours, classes = bootstrap(p, t, who, resamples=6000), bootstrap(scores, c, who, resamples=6000)
     for have, score in ((ours["rmse"], lambda i: sk.root_mean_squared_error(t[i], p[i])), (ours["mae"], lambda i: sk.mean_absolute_error(t[i], p[i])),
                         (ours["ccc"], ccc), (classes["uar"], lambda i: sk.balanced_accuracy_score(c[i], scores[i].argmax(1))),
                         (classes["macro_f1"], lambda i: sk.f1_score(c[i], scores[i].argmax(1), average="macro"))):
         low, high = np.quantile([score(i) for i in picks], [.025, .975])
-        assert have.low == pytest.approx(low, abs=.12 * (high - low)) and have.high == pytest.approx(high, abs=.12 * (high - low))
+        assert have.low == pytest.approx(low, abs=.15 * (high - low)) and have.high == pytest.approx(high, abs=.15 * (high - low))
 
 
 def test_one_resample_is_a_sum_over_drawn_speakers():
