@@ -25,9 +25,9 @@ def clnf(folder, pid, part):
 def transcript(folder, pid): return [(float(r["start_time"]), float(r["stop_time"]), r["speaker"], r["value"]) for r in table(folder / f"{pid}_P/{pid}_TRANSCRIPT.csv", "\t")]
 
 def answer(folder, pid):
-    "Words, spans, and the second at which the answer's clock begins: Ellie's last stop."
-    rows = transcript(folder, pid); begin = max(b for a, b, who, _ in rows if who == "Ellie")
-    said = [r for r in rows if r[2] == "Participant"]
+    "Words, spans, and the second at which the answer's clock begins: the participant's first row, which spans the answer."
+    rows = transcript(folder, pid); first, *said = [r for r in rows if r[2] == "Participant"]; begin = first[0]
+    assert first[3] == "xxx" and begin == max(b for a, b, who, _ in rows if who == "Ellie") and first[1] >= max([r[1] for r in said], default=0)
     return [r[3] for r in said], np.array([[a - begin, b - begin] for a, b, *_ in said]).round(3).astype(np.float32).reshape(-1, 2), begin
 
 @pytest.fixture(scope="module")
@@ -136,9 +136,9 @@ def test_binary_contradicts_the_score_at_409_only(broken):
 
 @pytest.mark.parametrize("pid", SHIFTS)
 def test_adding_the_known_offset_puts_a_transcript_right(broken, pid):
-    data, root, where = broken; rows = transcript(root, pid); begin = max(b for a, b, who, _ in rows if who == "Ellie") + SHIFTS[pid]
+    data, root, where = broken; rows = transcript(root, pid); begin = next(a for a, b, who, v in rows if v == "xxx") + SHIFTS[pid]
     x = covarep(root, pid); first = np.flatnonzero(x.any(1))[0] / 100
-    said = [(a, b) for a, b, who, v in rows if who == "Participant"][1:]                # the first is talk with staff
+    said = [(a, b) for a, b, who, v in rows if who == "Participant"][3:]                # after the talk with staff, <sync> and xxx
     assert min(a for a, *_ in rows) >= 0 and abs(begin - round(begin)) < 2e-3 and round(begin) <= first < round(begin) + .5
     assert np.allclose(np.array(said) + SHIFTS[pid] - begin, data.meta["spans"][where[pid]], atol=2e-3)
 
@@ -147,7 +147,7 @@ def test_every_other_defect(broken):
     for pid, (a, b) in {373: (395, 428), 444: (286, 387)}.items(): assert sum(a < r[0] < b and r[2] == "Participant" for r in transcript(root, pid)) == 2
     for pid in where:
         if pid == last: assert not (root / f"{pid}_P").exists(); continue
-        rows, item = transcript(root, pid), data[where[pid]]; spoken = {r[2] for r in rows[2:]}
+        rows = transcript(root, pid); spoken = {r[2] for r in rows[2:]}
         assert [r[3] for r in rows][:2] == ["is it on now", "<sync>"] and ("Ellie" in spoken) == (pid not in (451, 458, 480))
         assert (root / f"{pid}_P/._{pid}_TRANSCRIPT.csv").read_bytes()[:4] == b"\0\5\26\7"
         scrubbed = [r for r in rows if r[3] == "scrubbed_entry"]; assert len(scrubbed) == 1
@@ -183,6 +183,23 @@ def test_what_cannot_be_written_is_refused(data, tmp_path):
 def test_writing_is_fast(data, tmp_path):
     start = time.process_time(); write_daicwoz(data, tmp_path, hog=False)
     assert (time.process_time() - start) / ITEMS < .5
+
+def test_the_packages_reader_returns_the_corpus(data, tmp_path):
+    from mmemo.daicwoz import read_daicwoz
+    write_daicwoz(data, tmp_path / "raw", hog=False, defects=["unvoiced_garbage", "macos_junk", "sync_markers", "no_ellie", "transcript_offset", "failed_frames", "wrong_binary"])
+    with pytest.warns(UserWarning, match="remarks"): corpus = read_daicwoz(tmp_path / "raw", cache=tmp_path / "cache", progress=False)
+    back = corpus[list(range(len(corpus)))]
+    where = {str(pid): i for i, pid in enumerate(sorted([318, 321, 341, 362, 409, 451, 458, 480, *SESSIONS[:ITEMS - 8]]))}
+    assert sorted(back.meta["id"]) == sorted(where)
+    for k, i in ((k, where[name]) for k, name in enumerate(back.meta["id"])):
+        mine, theirs = data[[i]], back[[k]]
+        for name in ("audio", "video"):
+            a, b = mine.streams[name], theirs.streams[name]; T = min(a.steps, b.steps)
+            assert torch.equal(a.x[:, :T], b.x[:, :T]) and torch.equal(a.mask[:, :T], b.mask[:, :T]) and not a.mask[:, T:].any() and not b.mask[:, T:].any()
+            if a.mask.any(): assert torch.allclose(a.t[a.mask], b.t[b.mask], atol=.018)        # a camera's stamp may mark the start of its frame
+        if mine.streams["text"].mask.any(): assert theirs.meta["words"] == mine.meta["words"] and torch.allclose(theirs.meta["spans"][0], mine.meta["spans"][0], atol=2.5e-3)
+        assert theirs.targets["phq8"] == mine.targets["phq8"] and abs(theirs.meta["seconds"] - mine.meta["seconds"]) < 2.5e-3
+        assert {"dev": "valid"}.get(theirs.meta["split"][0], theirs.meta["split"][0]) == mine.meta["split"][0]
 
 # ---- MELD
 

@@ -1,6 +1,6 @@
 def answer_begins(transcript):
-    "Second at which the answer's clock begins, from a transcript table with Ellie's rows."
-    return float(transcript[transcript.speaker == "Ellie"].stop_time.iloc[-1])
+    "Second at which the answer's clock begins, from a transcript table."
+    return float(transcript[transcript.value == "xxx"].start_time.iloc[0])
 
 def read_covarep(path, begin):
     "Values [T, 74] float32 and mask [T] of a COVAREP file from second `begin` on."
