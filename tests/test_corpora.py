@@ -23,7 +23,7 @@ def item(i: int, T: int, F: int = 3, text: bool = True) -> Batch:
                "audio": Stream.of(x, rate=100)}
     if not text: streams["text"] = Stream(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.bool), torch.zeros(1, 1))
     return Batch(streams, {"phq8": torch.tensor([float(i)]), "emotion": torch.tensor([i % 3]), "traits": torch.rand(1, 4, generator=g)},
-                 {"id": [f"{i:03d}"], "speaker": [f"s{i // 2}"], "split": ["train" if i < 4 else "test"], "fold": torch.tensor([i % 2]), "words": [["hi"] * i],
+                 {"id": [f"{i:03d}"], "speaker": [f"s{i // 2}"], "split": ["train" if i < 4 else "test"], "fold": torch.tensor([i % 2]), "words": [["hi"] * i], "cue": [i],
                   "spans": [torch.rand(i, 2, generator=g)], "flag": torch.tensor([i > 2])})
 
 
