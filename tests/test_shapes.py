@@ -12,7 +12,8 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from mmemo.batch import Batch, ConfigError, ShapeError, Stream, align, masked_mean
-from mmemo.shapes import Row, fold, short, walk
+from mmemo.diagram import short
+from mmemo.shapes import Row, fold, walk
 
 B, T, V, L, F, H = 3, 61, 23, 7, 10, 16
 
