@@ -6,7 +6,7 @@ BIN := .venv/bin
 export JUPYTER_PREFER_ENV_PATH := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup run test lab check docs clean
+.PHONY: help setup run test lab check docs readme clean
 help:            ## what there is to make
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
 
@@ -34,6 +34,9 @@ check: setup     ## notebooks are clean, and the package is what they export
 
 docs: setup      ## the web site, where Quarto is installed
 	@if command -v quarto >/dev/null; then $(BIN)/nbdev_docs; else echo "the docs need Quarto (quarto.org); nothing was built"; fi
+
+readme: setup    ## README.md from nbs/index.ipynb
+	@$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --stdout nbs/index.ipynb | perl -pe 's#\]\((?!https?:|\.\./)#](nbs/#g; s#\]\(\.\./#](#g' > README.md
 
 clean:           ## remove what runs leave behind (not the environment)
 	rm -rf _runs _docs _proc _data

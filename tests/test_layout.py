@@ -97,3 +97,12 @@ def test_nothing_in_the_package_unpickles():
                 for keyword in node.keywords:
                     assert not (keyword.arg == "allow_pickle" and getattr(keyword.value, "value", True)), f"{path.name}: allow_pickle"
                     assert not (keyword.arg == "weights_only" and getattr(keyword.value, "value", False) is False), f"{path.name}: weights_only=False"
+
+
+def test_the_readme_is_the_index_notebook():
+    from nbconvert import MarkdownExporter
+    text = MarkdownExporter().from_filename(str(ROOT / "nbs" / "index.ipynb"))[0]
+    text = re.sub(r"\]\(\.\./", "](", re.sub(r"\]\((?!https?:|\.\./)", "](nbs/", text))
+    assert (ROOT / "README.md").read_text().strip() == text.strip(), "README.md is not nbs/index.ipynb: run make readme"
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert link.startswith("http") or (ROOT / link).exists(), f"README links to {link}, which is not there"

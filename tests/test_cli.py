@@ -1,0 +1,60 @@
+"""Runs from the command line: what they leave behind, and how they fail."""
+import json
+
+import nbformat
+import pytest
+from typer.testing import CliRunner
+
+from mmemo.batch import ConfigError, DataError
+from mmemo.cli import app, execute, missing_numbers, provenance, run_notebooks, write_metrics
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    "A folder with two run notebooks: one that measures, one that breaks."
+    runs = tmp_path / "nbs" / "runs"; runs.mkdir(parents=True)
+    parameters = nbformat.v4.new_code_cell('scale: str = "laptop"\nseed: int = 0\nout: str = "x"', metadata={"tags": ["parameters"]})
+    good = 'from mmemo.cli import write_metrics\nwrite_metrics(out, dict(steps=3, seed=seed, scale=scale, tables=[dict(title="T", columns=["model", "RMSE"], rows=[["static", "3.5"]])]))'
+    for name, code in (("good", good), ("bad", "1 / 0")):
+        nb = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(code)], metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}})
+        nbformat.write(nb, runs / f"{name}.ipynb")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_run_shows_its_table_and_where_its_results_are(checkout):
+    result = CliRunner().invoke(app, ["run", "good", "--scale", "smoke", "--seed", "5"])
+    assert result.exit_code == 0 and "static" in result.output and "3.5" in result.output and "_runs/good/good.ipynb" in result.output
+    assert json.loads((checkout / "_runs/good/metrics.json").read_text())["seed"] == 5
+
+
+def test_a_run_that_breaks_is_one_message_and_leaves_no_old_numbers(checkout):
+    (checkout / "_runs/bad").mkdir(parents=True); (checkout / "_runs/bad/metrics.json").write_text("{}")
+    result = CliRunner().invoke(app, ["run", "bad"])
+    assert result.exit_code == 1 and "ZeroDivisionError" in result.output and "Traceback" not in result.output
+    assert not (checkout / "_runs/bad/metrics.json").exists() and (checkout / "_runs/bad/bad.ipynb").exists()
+
+
+def test_unknown_runs_and_scales_name_the_choices(checkout):
+    for words, said in ((["run", "stairs"], "bad, good"), (["run", "good", "--scale", "huge"], "smoke, laptop or full")):
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 1 and said in result.output
+    with pytest.raises(ConfigError, match="stairs"): execute("stairs", checkout)
+    assert set(run_notebooks()) == {"good", "bad"}
+
+
+@pytest.mark.parametrize("metrics, said", [
+    (dict(steps=1, rmse=float("nan")), "metrics.rmse"), (dict(steps=1, rungs=[dict(a=1), dict(a=None)]), r"metrics.rungs\[1\].a"), (dict(steps=1, x=float("inf")), "metrics.x"),
+    (dict(rmse=1.0), "no training step"), (dict(steps=0), "no training step")])
+def test_a_missing_number_fails_the_run_and_writes_nothing(tmp_path, metrics, said):
+    with pytest.raises(DataError, match=said): write_metrics(tmp_path / "out", metrics)
+    assert not (tmp_path / "out").exists()
+
+
+def test_provenance_says_where_a_number_comes_from():
+    known = provenance(seed=3)
+    assert known["seed"] == 3 and known["versions"]["torch"] and known["threads"] >= 1 and known["peak_memory_gb"] > 0 and missing_numbers(known) == []
+
+
+def test_help_names_the_command():
+    assert "run" in CliRunner().invoke(app, ["--help"]).output and "--scale" in CliRunner().invoke(app, ["run", "--help"]).output
