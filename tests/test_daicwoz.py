@@ -31,7 +31,7 @@ def test_a_session(root, keep):
     other = [c for c in range(74) if c not in VOICED_ONLY]
     assert np.array_equal(batch.streams["audio"].x[0, :100, other], x[250:350][:, other])
     assert batch.streams["audio"].t[0, [0, 99, 100]].tolist() == pytest.approx([.005, .995, 2.505], abs=1e-4)          # true times, with a gap
-    assert aus.shape == (30 + 60 + 12, 14) and batch.streams["video"].t[0, 0].item() == pytest.approx(0, abs=1e-4)
+    assert aus.shape == (30 + 60 + 12, 14) and batch.streams["video"].t[0, 0].item() == pytest.approx(1 / 60, abs=1e-4)
 
 
 def test_unvoiced_columns_hold_the_participants_own_mean(root, keep):
@@ -122,7 +122,7 @@ def test_scrubbed_rows_are_masked(root, keep):
 def test_frames_without_a_face_are_masked(root, keep):
     folders.write_session(root, "300", success=lambda t: (t > 6).astype(int))
     s = read_daicwoz(root, **keep)[[0]].streams["video"]
-    assert torch.equal(s.mask[0], s.t[0] + 2.5 > 6.001)
+    assert torch.equal(s.mask[0], s.t[0] - 1 / 60 + 2.5 > 6.001)
 
 
 def test_missing_sessions_and_files_are_reported(root, keep):

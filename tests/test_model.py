@@ -211,6 +211,6 @@ def test_the_static_baseline_is_the_same_whether_its_front_is_cached_or_run(data
     fronts = {"text": static_front(data, "text", WordEmbeddings(tiny)), "audio": static_front(data, "audio"), "video": static_front(data, "video")}
     for name, front in fronts.items(): pooled = precompute(front, pooled, name)
     model = static_model(pooled, {"phq8": RegressionHead(16)}, width=16).eval()
-    whole = Multimodal({n: nn.Sequential(fronts[n], model.encoders[n]) for n in fronts}, model.fusion, model.heads).eval()
+    whole = Multimodal({n: nn.Sequential(fronts[n], model.encoders[n]) for n in fronts}, model.fusion, dict(model.heads.items())).eval()
     assert torch.allclose(model(pooled).predictions["phq8"], whole(data).predictions["phq8"], atol=1e-4)
     assert all(s.steps == 1 for s in pooled.streams.values())

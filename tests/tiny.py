@@ -1,0 +1,75 @@
+"""A small net with dropout and BatchNorm, a small data set, and one run of `fit`, to be killed or to be run by torchrun."""
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mmemo.batch import Batch, Stream, masked_mean
+from mmemo.plan import Plan
+from mmemo.train import fit, mse
+
+
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None     # a folder where fsync costs nothing
+
+
+PRELOAD = ["tiny", "accelerate", "torch._dynamo"]                      # what a child would else spend its first seconds on
+
+
+class Answer:
+    def __init__(self, predictions): self.predictions = predictions
+
+
+class Tiny(nn.Module):
+    def __init__(self, dropout: float = 0.2, norm: bool = True):
+        super().__init__()
+        self.encoder, self.norm = nn.Linear(6, 16), nn.BatchNorm1d(16) if norm else nn.LayerNorm(16)
+        self.drop, self.head = nn.Dropout(dropout), nn.Linear(16, 1)
+
+    def forward(self, batch: Batch) -> Answer:
+        s = batch.streams["audio"]
+        return Answer({"y": self.head(self.drop(self.norm(torch.relu(self.encoder(masked_mean(s.x, s.mask))))))[:, 0]})
+
+
+def tiny(seed: int = 0, **options) -> Tiny:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Tiny(**options)
+
+
+def items(n: int, seed: int = 0) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 5, 6, generator=g)
+    y = x.mean(1) @ torch.tensor([1.0, -2, 3, 0, 0, 1]) + 0.1 * torch.randn(n, generator=g)
+    return Batch({"audio": Stream.of(x, rate=100)}, {"y": y})
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def digest(model: nn.Module) -> str:
+    return hashlib.sha256(b"".join(v.numpy().tobytes() for v in model.state_dict().values())).hexdigest()
+
+
+def run(folder, plan: dict, out=None, slow: float = 0.0) -> None:
+    "One run of `fit`, as a process of its own may do it; `slow` makes each update sleep, so that a kill can hit it."
+    torch.set_num_threads(1)
+    model, inner = tiny(dropout=plan.pop("dropout", 0.2), norm=plan.pop("norm", True)), mse("y")
+
+    def objective(output, batch):
+        if slow: time.sleep(slow)
+        return inner(output, batch)
+
+    history = fit(model, objective, items(80), items(24, seed=1), Plan(**plan), folder, progress=False, tensorboard=False)
+    if out and int(os.environ.get("RANK", 0)) == 0:
+        Path(out).write_text(json.dumps({"weights": digest(model), "losses": [s["loss"] for s in history.steps], "epochs": history.epochs}))
+
+
+if __name__ == "__main__":                                     # under torchrun: FOLDER and a list of plans
+    for i, plan in enumerate(json.loads(sys.argv[2])): run(f"{sys.argv[1]}-{i}", plan, f"{sys.argv[1]}-{i}.json")
+    torch.distributed.destroy_process_group()
