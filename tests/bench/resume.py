@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -27,6 +28,8 @@ PLANS = [{}, dict(accumulate=2), dict(schedule="onecycle", checkpoint_steps=1), 
 def child(folder, plan, out, slow, saving):
     "A run; with `saving`, a file that is touched when a save begins, and saves slowed so that a kill can fall inside."
     import tiny
+    multiprocessing.set_start_method("fork", force=True)     # of its workers
+    if not out: os.dup2(os.open(os.devnull, os.O_WRONLY), 2)     # workers whose parent was killed complain
     if saving:
         import mmemo.checkpoint as module
         write = module._write
@@ -78,6 +81,7 @@ def main(kills: int, seed: int) -> dict:
             inside += torn
             same = finish(folder, plan) == wholes[which]
             identical += same
+            shutil.rmtree(folder)
             print(f"kill {killed:2d} at line {lines:2d} of the log, {'inside a save' if torn else 'between saves'}, {'identical' if same else 'DIFFERENT'}: {PLANS[which]}", flush=True)
     print(f"{inside} of {killed} kills fell inside a save")
     return {"killed": killed, "identical": identical}
