@@ -9,7 +9,7 @@ from pathlib import Path
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--seeds", type=int, default=3)
-parser.add_argument("--weights", nargs="+", default=["mmemo-tiny", "all-minilm-l6-v2"], help="text encoders for MELD; the last one is reported first")
+parser.add_argument("--weights", nargs="+", default=["mmemo-tiny", "all-minilm-l6-v2"], help="text encoders for MELD; the last one is the headline")
 options = parser.parse_args()
 home = Path(os.environ.get("MMEMO_DATA") or parser.error("set MMEMO_DATA to the folder that holds ravdess/ and meld/"))
 
@@ -21,10 +21,8 @@ print(json.dumps(ravdess["scores"], indent=1))
 scores = ravdess["scores"]
 result = {"ravdess": {"accuracy": scores["static, audio + video"][0], "sd": scores["static, audio + video"][1], "audio": scores["static, audio"][0],
                       "video": scores["static, video"][0], "svm": scores["SVM, audio + video"][0]}}
-for weights in options.weights:
-    meld = meld_static(home / "meld", seeds, weights=weights)
-    print(json.dumps(meld["scores"], indent=1))
-    f1, sd = meld["scores"][f"static, frozen {weights}"]
-    result["meld"] = {"weighted_f1": f1, "sd": sd, "weights": weights, "tfidf": meld["scores"]["TF-IDF"][0], **{k: v for k, v in result.get("meld", {}).items() if k.startswith("with ")},
-                      f"with {weights}": f1}
-print(json.dumps({k: {n: round(v, 4) if isinstance(v, float) else v for n, v in part.items()} for k, part in result.items()}))
+meld = meld_static(home / "meld", seeds, weights=options.weights)["scores"]
+print(json.dumps(meld, indent=1))
+f1, sd = meld[f"static, frozen {options.weights[-1]}"]
+result["meld"] = {"weighted_f1": f1, "sd": sd, "weights": options.weights[-1], "tfidf": meld["TF-IDF"][0], "each": {w: meld[f"static, frozen {w}"] for w in options.weights}}
+print(json.dumps(result))
