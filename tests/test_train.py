@@ -379,7 +379,7 @@ def test_evaluate_weighs_by_items_and_touches_nothing():
 def test_what_cannot_be_is_said_at_once():
     class Empty:
         def __len__(self): return 0
-    with pytest.raises(ConfigError, match="no items"): fit(tiny(), mse("y"), Empty(), **quiet)
+    with pytest.raises(ConfigError, match="no update: 0 items"): fit(tiny(), mse("y"), Empty(), **quiet)
     with pytest.raises(ConfigError, match="no update"): fit(tiny(), mse("y"), TRAIN, plan=Plan(batch_size=50, drop_last=True), **quiet)
     for plan in (Plan(patience=1), Plan(schedule="plateau"), Plan(monitor="f1", direction="max")):
         with pytest.raises(ConfigError, match="give valid"): fit(tiny(), mse("y"), TRAIN, plan=plan, **quiet)
