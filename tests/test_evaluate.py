@@ -77,11 +77,12 @@ def test_predict_works_on_any_data_set_that_answers_rows_and_refuses_an_empty_on
 
 
 def test_the_real_static_model_is_predicted_and_xrayed():
-    from mmemo.model import ClassHead, ConcatFusion, Multimodal, RegressionHead, pooled_encoder
+    from torch import nn
+    from mmemo.model import ClassHead, ConcatFusion, Multimodal, Project, RegressionHead, static_front
     from mmemo.synthetic import known_answer
     data, names = known_answer(130, items_per_speaker=10), ("audio", "video")
     torch.manual_seed(0)
-    model = Multimodal({n: pooled_encoder(data, n, 8) for n in names}, ConcatFusion(dict.fromkeys(names, 8), 6), {"phq8": RegressionHead(6), "emotion": ClassHead(6, 7)})
+    model = Multimodal({n: nn.Sequential(static_front(data, n), Project(data.streams[n].x.shape[-1], 8)) for n in names}, ConcatFusion(dict.fromkeys(names, 8), 6), {"phq8": RegressionHead(6), "emotion": ClassHead(6, 7)})
     model.train()
     out = predict(model, data, batch_size=50)
     assert {k: tuple(v.shape) for k, v in out.items()} == {"phq8": (130,), "emotion": (130, 7), "embedding": (130, 6)}
