@@ -121,7 +121,7 @@ def show(name, times) -> None: print(f"{name}: bare {statistics.median(times['wa
 torch.manual_seed(0)
 small = compare(Net(32), 8, args.steps, args.rounds)
 show("small", small)
-large = {"wide": compare(Net(1100), 64, 30, max(5, args.rounds // 4)), "temporal": compare(Temporal(192), 16, 30, max(5, args.rounds // 4))}
+large = {"wide": compare(Net(1100), 64, 30, max(5, args.rounds // 4)), "temporal": compare(Temporal(256), 32, 30, max(5, args.rounds // 4))}
 for name, times in large.items(): show(name, times)
 print(json.dumps({"added_us_per_step": round(added(small["wall"]), 1), "ratio_10ms": round(max(ratio(t["wall"]) for t in large.values()), 4),
                   "added_cpu_us_per_step": round(added(small["cpu"]), 1), "ratio_10ms_cpu": round(max(ratio(t["cpu"]) for t in large.values()), 4)}))
