@@ -16,7 +16,7 @@ from torch import nn
 
 import mmemo.checkpoint as checkpoint_module
 from mmemo.batch import Batch, CheckpointError, ConfigError, Stream
-from mmemo.checkpoint import History, checkpoints, newest, save_checkpoint, step_of
+from mmemo.checkpoint import History, checkpoints, newest, step_of
 from mmemo.plan import Plan, cut, order
 from mmemo.train import NonFiniteError, cross_entropy, evaluate_loss, fit, mse
 
