@@ -7,8 +7,8 @@ import torch
 from scipy.stats import ks_2samp
 
 from mmemo.batch import masked_mean
-from mmemo.factors import FACTORS, LATENTS, Knobs
-from mmemo.synthetic import (AUS, BAD, COVAREP, COVAREP_MEAN, COVAREP_SD, CUES, GOOD, SPACING, TOKEN, VOCABULARY, VOICED_ONLY, fill_unvoiced, known_answer,
+from mmemo.factors import FACTORS, Knobs
+from mmemo.synthetic import (AUS, BAD, COVAREP, COVAREP_SD, CUES, GOOD, SPACING, TOKEN, VOCABULARY, VOICED_ONLY, fill_unvoiced, known_answer,
                              split_of, write_answer)
 
 N = 2560
