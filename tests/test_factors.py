@@ -96,3 +96,15 @@ def test_a_prior_moves_the_corpora_apart():
     (lambda: known_answer(4, factors=torch.zeros(4, 7)), r"\[4, 7\]")])
 def test_impossible_questions_are_named(call, said):
     with pytest.raises(ConfigError, match=said): call()
+
+
+def test_a_prior_of_certainty_leaves_only_the_noise():
+    "At prior = 0.5 every coin of a corpus is certain: whoever knows the corpus needs to hear nothing."
+    sure = Knobs(corpora=2, prior=0.5)
+    assert ceiling((), knobs=sure) == pytest.approx(ceiling(LATENTS, knobs=sure)) and np.isfinite(ceiling((), knobs=sure))
+    assert torch.isfinite(bayes(torch.ones(1, 7), LATENTS, knobs=sure, corpus=0)).all()
+
+
+def test_factors_may_come_from_a_generator():
+    gone = Knobs(missing_modality=0.2)
+    assert ceiling((f for f in LATENTS), knobs=gone) == ceiling(LATENTS, knobs=gone)
