@@ -12,14 +12,30 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from .batch import CheckpointError, ConfigError, WeightsError
+from .batch import COLOURS, CheckpointError, ConfigError, WeightsError
 from .model import TextEncoder, fingerprint
 
 # %% auto #0
-__all__ = ['TARGETS', 'PLAIN', 'LoRALinear', 'linears', 'inject', 'merge', 'trainable', 'is_peft', 'lora', 'merged',
-           'save_adapter', 'load_adapter']
+__all__ = ['TARGETS', 'PLAIN', 'draw_update', 'LoRALinear', 'linears', 'inject', 'merge', 'trainable', 'is_peft', 'lora',
+           'merged', 'save_adapter', 'load_adapter']
 
-# %% ../nbs/07_lora.ipynb #00000006
+# %% ../nbs/07_lora.ipynb #00000015
+def draw_update(out: int, inside: int, r: int, ax=None):
+    "The weight W [out, inside] and its update's B [out, r] and A [r, inside], drawn to one scale. Returns the axes."
+    import matplotlib.pyplot as plt
+    if ax is None: ax = plt.subplots(figsize=(4.2, 2.6), constrained_layout=True)[1]
+    gap = 0.12 * max(out, inside)
+    places = {"W": (0, 0, inside, out), "B": (inside + gap, 0, r, out), "A": (inside + 1.6 * gap + r, out - r, inside, r)}
+    for name, (x, y, width, height) in places.items():
+        ax.add_patch(plt.Rectangle((x, y), width, height, color="#BBBBBB" if name == "W" else COLOURS["text"], lw=0))
+    text = lambda x, y, said, **how: ax.text(x, y, said, ha="center", va="center", fontsize=8, **how)
+    text(inside / 2, out / 2, f"W  {out} × {inside}\n{out * inside:,} frozen")
+    text(inside + gap / 2, out / 2, "+"); ax.text(inside + 1.6 * gap + r, out - r - .25 * gap, f"A  {r} × {inside}", fontsize=8, va="top", color=COLOURS["text"])
+    ax.text(inside + gap + r + .3 * gap, .02 * out, f"B  {out} × {r}\n{r * (out + inside):,} learn: {r * (out + inside) / (out * inside):.1%}", fontsize=8, va="bottom", color=COLOURS["text"])
+    ax.set(xlim=(-.02 * inside, 2.2 * inside + gap + r), ylim=(-.03 * out, 1.03 * out), aspect="equal"); ax.axis("off")
+    return ax
+
+# %% ../nbs/07_lora.ipynb #0000001c
 class LoRALinear(nn.Module):
     """A frozen linear layer plus a trainable update of rank `r`: y = Wx + b + (alpha / r) B A dropout(x), with [..., I] -> [..., O].
 
@@ -41,7 +57,7 @@ class LoRALinear(nn.Module):
         linear.weight += self.scale * self.B @ self.A
         return linear
 
-# %% ../nbs/07_lora.ipynb #00000007
+# %% ../nbs/07_lora.ipynb #0000001e
 def linears(module: nn.Module) -> list[str]:
     "The last part of the names of `module`'s plain linear layers, each once: what may be chosen as a target."
     return list(dict.fromkeys(name.rpartition(".")[2] for name, m in module.named_modules() if type(m) is nn.Linear))
@@ -77,7 +93,7 @@ def trainable(module: nn.Module) -> tuple[int, int]:
     sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
     return sum(n for n, learns in sizes if learns), sum(n for n, _ in sizes)
 
-# %% ../nbs/07_lora.ipynb #00000008
+# %% ../nbs/07_lora.ipynb #00000021
 TARGETS = {**dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), ("query", "value")), "distilbert": ("q_lin", "v_lin")}
 
 def is_peft(encoder: TextEncoder) -> bool: return hasattr(encoder.model, "peft_config")
@@ -112,7 +128,7 @@ def merged(encoder: TextEncoder) -> TextEncoder:
     if not is_peft(encoder): raise ConfigError("this encoder has no adapter to merge")
     return TextEncoder(copy.deepcopy(encoder.model).merge_and_unload())
 
-# %% ../nbs/07_lora.ipynb #00000009
+# %% ../nbs/07_lora.ipynb #00000030
 PLAIN = {"r", "lora_alpha", "lora_dropout", "target_modules", "inference_mode", "base_model_name_or_path", "peft_version", "task_type", "auto_mapping",
          "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "init_lora_weights", "revision", "exclude_modules", "layers_to_transform", "layers_pattern"}
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from mmemo.batch import Batch, CheckpointError, ConfigError, Stream, WeightsError
 from mmemo.evaluate import predict
-from mmemo.lora import LoRALinear, inject, is_peft, linears, load_adapter, lora, merge, merged, save_adapter, trainable
+from mmemo.lora import LoRALinear, draw_update, inject, is_peft, linears, load_adapter, lora, merge, merged, save_adapter, trainable
 from mmemo.model import ConcatFusion, Multimodal, Project, RegressionHead, TextEncoder, fingerprint
 from mmemo.synthetic import known_answer
 
@@ -239,3 +239,13 @@ def test_what_cannot_be_is_said_with_the_choices(plain, tmp_path):
     for ask in (merged, lambda e: save_adapter(e, "nowhere")):
         with pytest.raises(ConfigError, match="no adapter"): ask(plain)
     assert linears(plain.model) == ["query", "key", "value", "dense"]
+
+
+# ------------------------------------------------------------------ the picture
+def test_the_picture_is_to_scale():
+    import matplotlib.pyplot as plt
+    ax = draw_update(30, 50, 4)
+    areas = sorted(p.get_width() * p.get_height() for p in ax.patches)
+    assert areas == [4 * 30, 4 * 50, 30 * 50] and ax.get_aspect() == 1
+    assert "320 learn: 21.3%" in " ".join(t.get_text() for t in ax.texts)
+    plt.close("all")
