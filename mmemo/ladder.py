@@ -40,13 +40,13 @@ def front(view: str, name: str, train: Batch, text: TextEncoder, steps: int = 50
 
 def prepare(parts: Mapping[str, Batch], view: str, text: TextEncoder, names: Sequence[str] = ("text", "audio", "video"), steps: int = 50) -> dict[str, Batch]:
     "The `parts` of a corpus (train, valid, test) with the streams `names` brought into a `view`; all statistics come from `train`."
-    parts = dict(parts)
+    parts, device = dict(parts), torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     for name in names:
-        if (first := front(view, name, parts["train"], text, steps)) is not None:
-            parts = {key: precompute(first, part, name) for key, part in parts.items()}
+        if (first := front(view, name, parts["train"], text.to(device), steps)) is not None:
+            parts = {key: precompute(first.to(device), part, name) for key, part in parts.items()}
     return parts
 
-# %% ../nbs/11a_ladder.ipynb #00000009
+# %% ../nbs/11a_ladder.ipynb #689e7386
 @dataclass(frozen=True)
 class Rung:
     "One model of the ladder: what it `adds`, which factors it can hear, its view of the data, how it is built, and how it is trained."
@@ -103,7 +103,7 @@ RUNGS = {rung.name: rung for rung in (
     Rung("attention", "words ask the voice, on one clock", INFORMATION["attention"], "sequence", 32, _attention, lambda train: rmse("phq8"), _high),
     Rung("multitask", "emotion, sentiment, contrast", INFORMATION["attention"], "sequence", 32, _multitask, _tasks, _high))}
 
-# %% ../nbs/11a_ladder.ipynb #0000000a
+# %% ../nbs/11a_ladder.ipynb #108612b5
 def climb(rung: Rung, parts: Mapping[str, Batch], text: TextEncoder, seed: int = 0, width: int | None = None,
           progress: bool = False, **changes) -> tuple[Multimodal, History]:
     "Train one rung on the `parts` of its view, as wide as it is unless told otherwise, with its plan (and `changes` to it); the model and its history."

@@ -18,7 +18,7 @@ from .batch import Batch, DataError, ShapeError, Stream, WeightsError, collate, 
 from .readers import text_stream
 
 # %% auto #0
-__all__ = ['ASSETS', 'EMBEDDED', 'PACKAGED', 'Fused', 'Output', 'Multimodal', 'Standardize', 'MeanPool', 'Project',
+__all__ = ['ASSETS', 'EMBEDDED', 'PACKAGED', 'Fused', 'Output', 'Multimodal', 'device_of', 'Standardize', 'MeanPool', 'Project',
            'resolve_weights', 'from_weights', 'Tokenizer', 'Frozen', 'TextEncoder', 'WordEmbeddings', 'fingerprint',
            'precompute', 'ConcatFusion', 'RegressionHead', 'ClassHead', 'static_front', 'static_model']
 
@@ -52,6 +52,10 @@ class Multimodal(nn.Module):
         return Output({task: head(fused.vector) for task, head in self.heads.items()}, fused.vector, fused.maps)
 
 # %% ../nbs/04_model.ipynb #d600fa9d
+def device_of(module: nn.Module) -> torch.device:
+    "Where a module's weights (or buffers) lie; the CPU where it has none."
+    return next((v.device for v in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+
 class Standardize(nn.Module):
     """Each feature to mean 0 and spread 1, with statistics of the training items (`Standardize.fit`). Stream [B, T, F] -> Stream.
 
@@ -68,8 +72,8 @@ class Standardize(nn.Module):
         count, total, square = 0, 0.0, 0.0
         for start in range(0, len(data), chunk):
             s = data[list(range(start, min(start + chunk, len(data))))].streams[name]
-            if through is not None: s = through(s)
-            real = s.x[s.mask].double()
+            if through is not None: s = through(s.to(device_of(through)))
+            real = s.x[s.mask].double().cpu()
             count, total, square = count + len(real), total + real.sum(0), square + real.square().sum(0)
         if not count: raise DataError(f"stream {name!r} has no real step in the training items: there is nothing to take statistics from")
         mean, var = total / count, square / count - (total / count) ** 2
@@ -216,7 +220,7 @@ def precompute(encoder: nn.Module, data: Batch, name: str, cache: str | os.PathL
     which = torch.tensor([seen.setdefault(hashlib.sha256(row).digest(), len(seen)) for row in rows])
     first = torch.full((len(seen),), len(stream)).scatter_reduce_(0, which, torch.arange(len(stream)), "amin")
     first = first[stream.mask[first].sum(1).argsort(stable=True)]                       # alike lengths together: little padding
-    parts = [encoder(stream[r]) for r in first.split(batch_size)]
+    parts = [encoder(stream[r].to(device_of(encoder))).to(stream.device) for r in first.split(batch_size)]
     known = collate([Batch({name: p}) for p in parts]).streams[name]
     rows = torch.empty_like(first).scatter_(0, which[first], torch.arange(len(first)))[which]
     done = Stream(known.x[rows], known.mask[rows], known.t[rows])
