@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from html import escape
+from itertools import groupby
 from pathlib import Path
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,8 @@ class Row:
     """One stage of a walk. Parameters, FLOPs and memory are those of all its `repeats` together, so that columns add up to the totals.
 
     `axes`: letters of the legend ("" where an axis has none) · `real`: share of real steps · `frames`: receptive field in steps of the lane's input
-    (inf = all of it), `seconds` the same on its clock · `memory`: bytes of every result inside · `own`: what a parent does besides its children."""
+    (inf = all of it), `seconds` the same on its clock · `memory`: bytes of every result inside · `own`: what a parent does besides its children ·
+    `branch`: the ModuleDict that holds the stage, and its key there; entries of one are side by side."""
     lane: str
     name: str
     kind: str
@@ -43,6 +45,7 @@ class Row:
     repeats: int = 1
     own: bool = False
     tied: bool = False
+    branch: tuple[str, ...] = ()
 
     def cells(self) -> tuple[str, ...]:
         "The row as text: stage, class, out, real, sees, trainable / all, FLOPs, memory."
@@ -158,6 +161,7 @@ class Rows:
 
     def __init__(self, model: nn.Module, inputs: Inputs, tracker: Tracker, streams: bool):
         self.sources, self.tracker, self.claimed, self.lanes = inputs.sources, tracker, set(), list(inputs.sources) if streams else []
+        self.dicts = [name for name, m in model.named_modules() if isinstance(m, nn.ModuleDict)]
         self.parts = all(hasattr(model, part) for part in ("encoders", "fusion", "heads"))
         self.B = next((s.x.shape[0] for s in self.sources.values() if s.x.ndim), None)
 
@@ -187,7 +191,8 @@ class Rows:
         self.claimed |= {id(p) for p in new}
         return Row(lane, name, type(call.module).__name__ if every or call.module is not None else "Stream" if self.lanes else "Tensor", call.shape,
                    self.axes(call, lane, role), self.real(call, lane), *self.reach(call.sees, lane), sum(p.numel() for p in new),
-                   sum(p.numel() for p in new if p.requires_grad), call.flops, call.memory, own=role == "own", tied=bool(every) and not new and role != "own")
+                   sum(p.numel() for p in new if p.requires_grad), call.flops, call.memory, own=role == "own", tied=bool(every) and not new and role != "own",
+                   branch=next(((d, call.name[len(d) + 1:].split(".")[0]) for d in self.dicts if call.name.startswith(d + ".")), ()))
 
     def lane(self, name: str, sees: list[str]) -> str:
         part, _, rest = name.partition(".")
@@ -254,10 +259,13 @@ class Walk:
     def svg(self) -> str:
         "One static drawing, 900 wide: a lane for each modality from top to bottom, joined by the fusion, then the heads; what is frozen is hatched."
         rows = [r for r, last in zip(self.rows, [None, *self.rows]) if not (r.own and last.lane == r.lane and last.shape == r.shape)]
-        top = lambda r: re.split(r"[. ]", r.name)[0] if r.lane == "heads" else r.lane
-        columns = {key: [r.box() for r in rows if (r.lane, top(r)) == key] for key in dict.fromkeys((r.lane, top(r)) for r in rows)}
-        level = lambda lane: ("fusion", "heads").index(lane) + 1 if lane in ("fusion", "heads") else 0
-        sections = [[c for (lane, _), c in columns.items() if level(lane) == i] for i in range(3)]
+        level = lambda r: ("fusion", "heads").index(r.lane) + 1 if r.lane in ("fusion", "heads") else 0
+        column = lambda r: re.split(r"[. ]", r.name)[0] if r.lane == "heads" else r.branch if r.lane == "fusion" else r.lane
+        sections = []                                                   # what a fusion holds in one ModuleDict stands side by side, as lanes do
+        for _, part in groupby(sorted(rows, key=level), lambda r: (level(r), r.lane == "fusion" and r.branch[:1])):
+            columns: dict = {}
+            for r in part: columns.setdefault(column(r), []).append(replace(r.box(), title=r.name) if r.lane == "fusion" and r.branch else r.box())
+            sections.append(list(columns.values()))
         return diagram(f'<tspan font-weight="bold">{escape(self.title)}</tspan> · {escape(self.total)}', sections)
 
     def save(self, path: str | Path) -> Path:
