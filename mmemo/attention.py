@@ -4,57 +4,68 @@
 
 # %% ../nbs/10_attention.ipynb #00000004
 from __future__ import annotations
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import math
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from .batch import ConfigError, Stream
+from .batch import COLOURS, ConfigError, ShapeError, Stream
 from .model import Fused
 
 # %% auto #0
-__all__ = ['masked_softmax', 'Clock', 'CrossAttention', 'CrossBlock', 'AttentionPool', 'DynamicFusion', 'CrossModalFusion']
+__all__ = ['masked_softmax', 'Clock', 'CrossAttention', 'CrossBlock', 'AttentionPool', 'DynamicFusion', 'CrossModalFusion',
+           'draw_attention', 'attention_mass']
 
-# %% ../nbs/10_attention.ipynb #00000006
-def masked_softmax(scores: Float[Tensor, "... T"], mask: Bool[Tensor, "... T"]) -> Float[Tensor, "... T"]:
+# %% ../nbs/10_attention.ipynb #00000011
+def masked_softmax(scores: Float[Tensor, "*axes T"], mask: Bool[Tensor, "*axes T"]) -> Float[Tensor, "*axes T"]:
     "Softmax over the real steps of the last axis, in float32; a row without a real step is all 0, and so are its gradients."
     scores = scores.float().masked_fill(~mask, torch.finfo(torch.float32).min)
     return torch.where(mask, scores.softmax(-1), 0)
 
+def _real(stream: Stream, x: Tensor) -> Stream:
+    "The stream over values `x`, 0 where a step is not real: what stands in the padding reaches no product and no gradient."
+    return stream.with_x(x.masked_fill(~stream.mask.unsqueeze(-1), 0))
+
+# %% ../nbs/10_attention.ipynb #00000014
 class Clock(nn.Module):
     """What each attention head adds to its scores for the time between query and key: -(gap / width)² / 2, a Gaussian window in seconds.
 
-    The widths are learned; head k starts at `width` · 2^k, so that a head looks nearby and another far. [B, Tq], [B, Tk] seconds -> [B, heads, Tq, Tk]."""
+    The widths are learned; head k starts at `width` · 2^k, so that a head looks nearby and another far. [B, Q], [B, K] seconds -> [B, heads, Q, K].
+    Raises `ConfigError` for a width that is not above 0."""
     def __init__(self, heads: int, width: float = 0.05):
         super().__init__()
+        if not (math.isfinite(width) and width > 0): raise ConfigError(f"clock={width} cannot be: a window is some seconds wide, such as 0.05, or None for no clock")
         self.log_width = nn.Parameter(torch.log(width * 2.0 ** torch.arange(heads)))
 
     def forward(self, query: Float[Tensor, "B Q"], key: Float[Tensor, "B K"]) -> Float[Tensor, "B heads Q K"]:
         gap = query[:, None, :, None] - key[:, None, None, :]
         return -0.5 * (gap / self.log_width.exp()[:, None, None]).square()
 
+# %% ../nbs/10_attention.ipynb #00000017
 class CrossAttention(nn.Module):
     """Each step of one stream asks another stream (Vaswani et al. 2017): Streams [B, Q, H], [B, K, H] -> Stream [B, Q, H] and weights [B, heads, Q, K].
 
-    With a `clock` the scores also depend on the time between the two steps. A query that finds no real key gets zeros."""
+    With a `clock` the scores also depend on the time between the two steps. A query that finds no real key gets zeros. Raises `ConfigError`."""
     def __init__(self, width: int, heads: int = 4, dropout: float = 0.0, clock: Clock | None = None):
         super().__init__()
-        if width % heads: raise ConfigError(f"width={width} cannot be divided among heads={heads}")
+        if heads < 1 or width % heads: raise ConfigError(f"width={width} cannot be divided among heads={heads}")
         self.heads, self.clock, self.dropout = heads, clock, nn.Dropout(dropout)
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
 
-    def forward(self, query: Stream, key: Stream) -> tuple[Stream, Tensor]:
+    def forward(self, query: Stream, key: Stream) -> tuple[Stream, Float[Tensor, "B heads Q K"]]:
+        query, key = _real(query, query.x), _real(key, key.x)
         split = lambda v: rearrange(v, "B T (heads h) -> B heads T h", heads=self.heads)
         q, k, v = split(self.query(query.x)), split(self.key(key.x)), split(self.value(key.x))
-        scores = q @ k.mT / math.sqrt(q.shape[-1])
-        if self.clock is not None: scores = scores + self.clock(query.t, key.t)
+        scores = (q / math.sqrt(q.shape[-1])) @ k.mT                       # divided first: in fp16 the product itself may overflow
+        if self.clock is not None: scores = scores + self.clock(*(s.t.masked_fill(~s.mask, 0) for s in (query, key)))
         mask = (query.mask[:, None, :, None] & key.mask[:, None, None, :]).expand_as(scores)
         weights = masked_softmax(scores, mask).to(v.dtype)
         found = self.out(rearrange(self.dropout(weights) @ v, "B heads T h -> B T (heads h)"))
         answered = query.mask & key.mask.any(1, keepdim=True)
         return query.with_x(found.masked_fill(~answered.unsqueeze(-1), 0)), weights
 
+# %% ../nbs/10_attention.ipynb #0000001b
 class CrossBlock(nn.Module):
     """Gated cross-attention and a feed-forward layer, each with LayerNorm before it and a residual path around it: Stream, Stream -> Stream, weights.
 
@@ -67,23 +78,26 @@ class CrossBlock(nn.Module):
         self.mix = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, width))
         nn.init.normal_(self.gate.weight, std=2 / math.sqrt(width))
 
-    def forward(self, query: Stream, key: Stream) -> tuple[Stream, Tensor]:
+    def forward(self, query: Stream, key: Stream) -> tuple[Stream, Float[Tensor, "B heads Q K"]]:
+        query, key = _real(query, query.x), _real(key, key.x)
         asks = query.with_x(self.norms[0](query.x))
         found, weights = self.attend(asks, key.with_x(self.norms[1](key.x)))
         x = query.x + self.dropout(self.gate(asks.x) * found.x)
-        x = x + self.dropout(self.mix(self.norms[2](x)))
-        return query.with_x(x.masked_fill(~query.mask.unsqueeze(-1), 0)), weights
+        return _real(query, x + self.dropout(self.mix(self.norms[2](x)))), weights
 
+# %% ../nbs/10_attention.ipynb #0000001d
 class AttentionPool(nn.Module):
-    "The mean over steps under learned weights. Stream [B, T, H] -> vector [B, H] and weights [B, T]; no real step: zeros."
+    "The mean over steps under learned weights (Bahdanau et al. 2015). Stream [B, T, H] -> vector [B, H] and weights [B, T]; no real step: zeros."
     def __init__(self, width: int):
         super().__init__()
         self.score = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
 
-    def forward(self, stream: Stream) -> tuple[Tensor, Tensor]:
-        weights = masked_softmax(self.score(stream.x).squeeze(-1), stream.mask)
-        return torch.einsum("B T, B T H -> B H", weights.to(stream.x.dtype), stream.x), weights
+    def forward(self, stream: Stream) -> tuple[Float[Tensor, "B H"], Float[Tensor, "B T"]]:
+        x = _real(stream, stream.x).x
+        weights = masked_softmax(self.score(x).squeeze(-1), stream.mask)
+        return torch.einsum("B T, B T H -> B H", weights.to(x.dtype), x), weights
 
+# %% ../nbs/10_attention.ipynb #0000001f
 class DynamicFusion(nn.Module):
     """Each item weighs its modalities: one vector a modality, summed under a softmax over those present. {name: Stream [B, T, H_m]} -> Fused [B, H].
 
@@ -104,22 +118,23 @@ class DynamicFusion(nn.Module):
         vector = self.mix(torch.einsum("B M, B M H -> B H", weights.to(vectors.dtype), vectors))
         return Fused(vector, {"modality": weights} | {f"pool {n}": w for n, (_, w) in pooled.items()})
 
+# %% ../nbs/10_attention.ipynb #00000021
 class CrossModalFusion(nn.Module):
     """Bidirectional cross-attention between pairs of streams, then `DynamicFusion`. {name: Stream [B, T, H_m]} -> Fused [B, H].
 
     Each stream of a pair asks the other; what a stream learns from several others is added up. Maps: those of `DynamicFusion`, and
-    `text→audio` ... [B, heads, Q, K] for every direction. With `clock` (seconds), scores depend on the time between two steps."""
+    `text→audio` ... [B, heads, Q, K] for every direction. With `clock` (seconds), scores depend on the time between two steps. Raises `ConfigError`."""
     def __init__(self, widths: Mapping[str, int], width: int, heads: int = 4, pairs: Iterable[tuple[str, str]] = (("text", "audio"),),
                  clock: float | None = 0.05, dropout: float = 0.1):
         super().__init__()
+        ways = [way for pair in pairs for way in (tuple(pair), tuple(pair)[::-1])]
+        if unknown := {n for way in ways for n in way} - set(widths): raise ConfigError(f"pairs name {sorted(unknown)}; the streams are {', '.join(widths)}")
         self.project = nn.ModuleDict({n: nn.Sequential(nn.Linear(w, width), nn.LayerNorm(width)) for n, w in widths.items()})
-        self.blocks = nn.ModuleDict({f"{a}→{b}": CrossBlock(width, heads, dropout, None if clock is None else Clock(heads, clock))
-                                     for pair in pairs for a, b in (pair, pair[::-1])})
-        if unknown := {n for k in self.blocks for n in k.split("→")} - set(widths): raise ConfigError(f"pairs name {sorted(unknown)}; the streams are {', '.join(widths)}")
+        self.blocks = nn.ModuleDict({f"{a}→{b}": CrossBlock(width, heads, dropout, None if clock is None else Clock(heads, clock)) for a, b in ways})
         self.fuse = DynamicFusion(dict.fromkeys(widths, width), width, dropout)
 
     def forward(self, streams: Mapping[str, Stream]) -> Fused:
-        own = {n: streams[n].with_x(project(streams[n].x).masked_fill(~streams[n].mask.unsqueeze(-1), 0)) for n, project in self.project.items()}
+        own = {n: _real(streams[n], project(_real(streams[n], streams[n].x).x)) for n, project in self.project.items()}
         maps, gained = {}, {n: s.x for n, s in own.items()}
         for name, block in self.blocks.items():
             a, b = name.split("→")
@@ -127,3 +142,48 @@ class CrossModalFusion(nn.Module):
             gained[a] = gained[a] + found.x - own[a].x
         fused = self.fuse({n: s.with_x(gained[n]) for n, s in own.items()})
         return Fused(fused.vector, maps | fused.maps)
+
+# %% ../nbs/10_attention.ipynb #0000002e
+def draw_attention(weights: Float[Tensor, "Q K"], words: Sequence[str], times: Tensor, cue: int | None = None,
+                   curve: tuple[Tensor, Tensor, str] | None = None, windows: Iterable[float] = (), half: float = 0.1, pool: Tensor | None = None, axes=None):
+    """Where each word looks: a heat map of `weights` over `times` [K] (increasing seconds), row `cue` marked. Returns (axes of the curve, axes of the map).
+
+    `curve` (seconds, values, label) is drawn above on the same clock, with windows of ± `half` seconds around the times `windows`;
+    `pool` [Q], how much of each word is kept afterwards, stands at the right. Raises `ShapeError` where words or times do not fit the weights."""
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import LinearSegmentedColormap
+    Q, K = weights.shape
+    if len(words) != Q: raise ShapeError(f"axis Q disagrees: {len(words)} words for {Q} queries")
+    if len(times) != K: raise ShapeError(f"axis K disagrees: {len(times)} times for {K} keys")
+    if axes is None: axes = plt.subplots(2, 1, figsize=(7.5, 1.6 + .16 * Q), sharex=True, height_ratios=(1.2, .16 * Q), constrained_layout=True)[1]
+    top, heat = axes
+    middle = (times[1:] + times[:-1]) / 2
+    edges = torch.cat([times[:1], middle, times[-1:]])
+    shades = LinearSegmentedColormap.from_list("attention", ["white", COLOURS["fusion"]])
+    mesh = heat.pcolormesh(edges.numpy(), torch.arange(Q + 1).numpy() - .5, weights.detach().numpy(), cmap=shades, vmin=0)
+    heat.set_yticks(range(Q), words, fontsize=8, color=COLOURS["text"]); heat.set(xlabel="seconds", ylim=(Q - .5, -.5)); heat.tick_params(axis="y", length=0)
+    if cue is not None:
+        heat.get_yticklabels()[cue].set(fontweight="bold", color=COLOURS["fusion"])
+        heat.axhspan(cue - .5, cue + .5, fill=False, ec=COLOURS["fusion"], lw=1)
+    if curve is not None: top.plot(curve[0], curve[1], color=COLOURS["audio"], lw=1); top.set_ylabel(curve[2], fontsize=9)
+    for at in windows:
+        for ax in axes: ax.axvspan(at - half, at + half, color=COLOURS["ceiling"], alpha=.16, lw=0)
+    for ax in axes: ax.spines[["top", "right"]].set_visible(False)
+    if pool is None: heat.figure.colorbar(mesh, ax=heat, pad=.01, aspect=30).set_label("weight", fontsize=8)
+    else:
+        side = heat.inset_axes((1.01, 0, .13, 1))
+        side.barh(range(Q), pool.detach().numpy(), color=COLOURS["fusion"], height=.7)
+        side.set(ylim=(Q - .5, -.5), yticks=[], xlim=(0, max(float(pool.max()), 1e-6) * 1.05)); side.set_xlabel("pool", fontsize=8)
+        side.tick_params(axis="x", labelsize=7); side.spines[["top", "right"]].set_visible(False)
+    return top, heat
+
+# %% ../nbs/10_attention.ipynb #00000031
+def attention_mass(weights: Float[Tensor, "B Q K"], rows: Int[Tensor, " B"], times: Float[Tensor, "B K"], centre: Float[Tensor, " B"],
+                   window: float = 0.1) -> Float[Tensor, " B"]:
+    """Share [B] of the attention of query `rows` (one an item) that falls on keys within `window` seconds of `centre`; NaN where it attends to nothing.
+
+    Chance is the same measure of uniform weights. Raises `ConfigError` for a window that is not above 0."""
+    if not window > 0: raise ConfigError(f"window={window} cannot be: it is some seconds to either side, such as 0.1")
+    own = weights[torch.arange(len(rows), device=rows.device), rows]
+    near = (times - centre[:, None]).abs() <= window
+    return (own * near).sum(1) / own.sum(1)
