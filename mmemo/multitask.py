@@ -15,7 +15,7 @@ from .evaluate import class_metrics
 # %% auto #0
 __all__ = ['multitask', 'class_weights', 'supervised_contrastive', 'ProjectionHead', 'contrastive', 'linear_probe']
 
-# %% ../nbs/11_multitask.ipynb #00000006
+# %% ../nbs/11_multitask.ipynb #0000000e
 def multitask(parts: Mapping[str, tuple[Callable, float]]) -> Callable:
     """Objective: the weighted sum of other objectives, `parts` {name: (objective, weight)}, e.g. {"phq8": (mse("phq8"), 1.0)}.
 
@@ -31,7 +31,7 @@ def multitask(parts: Mapping[str, tuple[Callable, float]]) -> Callable:
         return {"loss": total} | {name if key == "loss" else f"{name} {key}": value.detach() for name, entries in found.items() for key, value in entries.items()}
     return objective
 
-# %% ../nbs/11_multitask.ipynb #00000007
+# %% ../nbs/11_multitask.ipynb #00000015
 def class_weights(labels: Int[Tensor, " N"], classes: int) -> Float[Tensor, " C"]:
     """Inverse-frequency weights [C]: N known labels / (C x labels of the class), the "balanced" of scikit-learn (King & Zeng 2001).
 
@@ -42,7 +42,7 @@ def class_weights(labels: Int[Tensor, " N"], classes: int) -> Float[Tensor, " C"
     count = torch.bincount(known.long(), minlength=classes).float()
     return torch.where(count > 0, len(known) / (classes * count.clamp(min=1)), 0)
 
-# %% ../nbs/11_multitask.ipynb #00000008
+# %% ../nbs/11_multitask.ipynb #00000020
 def _pairs(labels: Int[Tensor, " B"]) -> tuple[Bool[Tensor, "B B"], Bool[Tensor, "B B"]]:
     "Which items each anchor is compared with, and which of them share its label; unknown labels (-100) take no part."
     known = labels != -100
@@ -62,10 +62,10 @@ def supervised_contrastive(z: Float[Tensor, "B H"], labels: Int[Tensor, " B"], t
         z = torch.where(empty, 0, z / length.clamp(min=1e-12))
         scores = (z @ z.T / temperature).masked_fill(~others, torch.finfo(torch.float32).min)
         log_share = scores - scores.logsumexp(1, keepdim=True)
-        each = torch.where(positive, log_share, 0).sum(1) / positive.sum(1).clamp(min=1)
-        return -each.sum() / positive.any(1).sum().clamp(min=1)
+        each = torch.where(positive, -log_share, 0).sum(1) / positive.sum(1).clamp(min=1)
+        return each.sum() / positive.any(1).sum().clamp(min=1)
 
-# %% ../nbs/11_multitask.ipynb #00000009
+# %% ../nbs/11_multitask.ipynb #00000025
 class ProjectionHead(nn.Module):
     """Linear, ReLU, linear: [B, H] -> [B, size], the space of the contrastive loss (Chen et al. 2020); not used after training."""
     def __init__(self, width: int, size: int = 128):
@@ -86,7 +86,7 @@ def contrastive(prediction: str = "contrast", labels: str = "emotion", temperatu
         return {"loss": supervised_contrastive(output.predictions[prediction], target, temperature), "anchors": _pairs(target)[1].any(1).float().mean()}
     return objective
 
-# %% ../nbs/11_multitask.ipynb #0000000a
+# %% ../nbs/11_multitask.ipynb #00000037
 def linear_probe(train: Float[Tensor, "N H"], labels: Int[Tensor, " N"], test: Float[Tensor, "M H"], truth: Int[Tensor, " M"], C: float = 1.0) -> dict[str, float]:
     """What a linear classifier can read from a frozen embedding: `class_metrics` on `test` of a logistic regression fitted on `train`.
 
