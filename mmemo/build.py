@@ -153,7 +153,7 @@ def objective(recipe: Recipe) -> Callable:
     (first, weight), *others = made.values()
     return multitask(made) if others or weight != 1 else first
 
-def plan(recipe: Recipe, seed: int = 0) -> Plan: return Plan(**recipe.plan | {"seed": seed})
+def plan(recipe: Recipe, seed: int = 0) -> Plan: return Plan(**recipe.plan.model_dump(), seed=seed)
 
 def walk_recipe(recipe: Recipe, items: int = 2, tokens: int = 64, steps: int = 100, depth: int = 1) -> Walk:
     "The walk of a recipe's model at its true size, on the meta device: nothing is downloaded and nothing is computed. The last item is shorter."

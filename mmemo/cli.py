@@ -101,7 +101,7 @@ def list_recipes() -> None:
         for name, about in recipes().items():
             sizes = [load_recipe(name, scale) for scale in ("smoke", "laptop", "full")]
             rows.append([name, about, "\n".join(f"{r.scale}: {r.encoders.text.weights if r.encoders.text else 'no text'}, width {r.fusion.width}, "
-                                                f"{r.plan.get('epochs', 10)} epochs of {r.corpus.items:,} items" for r in sizes)])
+                                                f"{r.plan.epochs} epochs of {r.corpus.items:,} items" for r in sizes)])
     show_table(dict(title="recipes", columns=["recipe", "what", "sizes (items: known-answer corpus)"], rows=rows, wrap=["what", "sizes (items: known-answer corpus)"]))
 
 @app.command()

@@ -8,22 +8,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 import importlib.util, os
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 from .batch import MODALITIES, ConfigError
 from .factors import EMOTIONS, SENTIMENTS, Knobs
 from .plan import Plan
 from .synthetic import AUS, COVAREP
 
 # %% auto #0
-__all__ = ['LIMIT', 'Whole', 'Share', 'Above', 'Features', 'TASKS', 'RECORDED', 'SIZES', 'FOLDER', 'read_yaml', 'known', 'Part',
-           'CorpusPart', 'LoraPart', 'Projection', 'Transformer', 'MeanPart', 'TcnPart', 'EncodersPart', 'Concat',
-           'CrossModal', 'HeadPart', 'Loss', 'Contrastive', 'EvaluationPart', 'Recipe', 'explain', 'resize',
-           'load_recipe', 'recipes']
+__all__ = ['LIMIT', 'Whole', 'Share', 'Above', 'Features', 'TASKS', 'RECORDED', 'PlanPart', 'SIZES', 'FOLDER', 'read_yaml',
+           'known', 'Part', 'CorpusPart', 'LoraPart', 'Projection', 'Transformer', 'MeanPart', 'TcnPart',
+           'EncodersPart', 'Concat', 'CrossModal', 'HeadPart', 'Loss', 'Contrastive', 'EvaluationPart', 'Recipe',
+           'explain', 'resize', 'load_recipe', 'recipes']
 
-# %% ../nbs/20_recipe.ipynb #00000005
+# %% ../nbs/20_recipe.ipynb #0000000a
 LIMIT = 64_000                                             # bytes; a recipe is a page of text
 
 class _Loader(yaml.SafeLoader):
@@ -58,6 +58,7 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(found, dict): raise ConfigError(f"{path}: holds {'nothing' if found is None else type(found).__name__}; a recipe is keys and values")
     return found
 
+# %% ../nbs/20_recipe.ipynb #0000000c
 def known(name: Any, choices: Iterable, what: str = "key") -> Any:
     "`name`, if it is one of the `choices`. Raises `ConfigError` with the nearest of them, or all."
     choices = [str(c) for c in choices]
@@ -102,8 +103,7 @@ class Projection(Part):
         return self
 
 class Transformer(Projection):
-    kind: Literal["transformer"]
-    weights: Annotated[str, Field(min_length=1)]
+    kind: Literal["transformer"]; weights: Annotated[str, Field(min_length=1)]
     max_length: Whole                             # tokens
     tuning: Literal["frozen", "lora", "full"]
     lora: LoraPart | None = None
@@ -144,8 +144,7 @@ class EncodersPart(Part):
     def names(self) -> tuple[str, ...]: return tuple(m for m in MODALITIES if getattr(self, m) is not None)
 
 class Concat(Part):
-    kind: Literal["concat", "normalized_concat"]
-    width: Whole; dropout: Share
+    kind: Literal["concat", "normalized_concat"]; width: Whole; dropout: Share
 
 class CrossModal(Part):
     kind: Literal["cross_modal"]
@@ -159,13 +158,11 @@ class CrossModal(Part):
         if len({frozenset(p) for p in self.pairs}) < len(self.pairs): raise ConfigError("pairs: one is given twice; each works in both directions")
         return self
 
-class HeadPart(Part):
-    kind: Literal["regression", "classes"]; classes: int | None = None
+class HeadPart(Part): kind: Literal["regression", "classes"]; classes: int | None = None
 
 class Loss(Part):
     kind: Literal["mse", "rmse", "cross_entropy"]
-    task: str
-    weight: Annotated[float, Field(ge=0)] = 1.0
+    task: str; weight: Annotated[float, Field(ge=0)] = 1.0
 
 class Contrastive(Loss):
     kind: Literal["contrastive"]
@@ -173,11 +170,14 @@ class Contrastive(Loss):
 
 class EvaluationPart(Part): resamples: Annotated[int, Field(ge=100)]; xray: bool
 
+# %% ../nbs/20_recipe.ipynb #0000000e
 TASKS = {"phq8": 1, "emotion": len(EMOTIONS), "sentiment": len(SENTIMENTS)}        # 1 is a number, more are classes
 RECORDED = {"rmse": "mse", "cross_entropy": "accuracy", "contrastive": "anchors"}  # what a loss records besides itself
 
+PlanPart = create_model("PlanPart", __base__=Part, **{f.name: (get_type_hints(Plan)[f.name], f.default) for f in fields(Plan) if f.name != "seed"})
+
 class Recipe(Part):
-    "The whole of one experiment, at one scale. `plan` holds fields of `mmemo.plan.Plan`. Raises pydantic's `ValidationError`."
+    "The whole of one experiment, at one scale; the seed belongs to the run. Raises pydantic's `ValidationError`."
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
     scale: str = "full"
     about: str; source: str
@@ -186,7 +186,7 @@ class Recipe(Part):
     fusion: Annotated[Concat | CrossModal, Field(discriminator="kind")]
     heads: dict[str, HeadPart]
     objective: dict[str, Annotated[Loss | Contrastive, Field(discriminator="kind")]]
-    plan: dict[str, Any]
+    plan: PlanPart
     evaluation: EvaluationPart
     @model_validator(mode="after")
     def _together(self) -> Recipe:
@@ -209,9 +209,8 @@ class Recipe(Part):
         return self._planned()
 
     def _planned(self) -> Recipe:
-        for key in self.plan: known(key, [f.name for f in fields(Plan)], "key of plan")
-        try: plan = Plan(**self.plan)
-        except ConfigError as error: raise ConfigError(f"plan.{str(error).replace('=', ': ', 1)}{_hint(self.plan.get(str(error).split('=')[0]))}") from None
+        try: plan = Plan(**self.plan.model_dump())
+        except ConfigError as error: raise ConfigError(f"plan.{str(error).replace('=', ': ', 1)}") from None
         if plan.monitor not in self.recorded: raise ConfigError(f"plan.monitor: {plan.monitor!r} is not recorded; choose {', '.join(self.recorded)}")
         heads = [*self.heads, *(n for n, loss in self.objective.items() if loss.kind == "contrastive")]
         stems = [*(f"encoders.{m}." for m in self.encoders.names), "fusion.", *(f"heads.{n}." for n in heads)]
@@ -230,7 +229,7 @@ class Recipe(Part):
         "The recipe as YAML: a recipe file of its own."
         return yaml.safe_dump(self.model_dump(), sort_keys=False, width=110, allow_unicode=True)
 
-# %% ../nbs/20_recipe.ipynb #00000006
+# %% ../nbs/20_recipe.ipynb #00000010
 def _hint(value: Any) -> str:
     "YAML's trap: 1e-3 is a text there, and 1.0e-3 a number."
     for text in value.values() if isinstance(value, Mapping) else [value]:
@@ -257,6 +256,7 @@ def explain(error: ValidationError, raw: Any) -> str:
     said = "is missing" if given is None else f"{given!r:.60} cannot be"
     return f"{where}: {said}: choose {context['expected']}{' or a list of names' * where.endswith('columns')}" + (f"; did you mean {near[0]!r}?" if near else "")
 
+# %% ../nbs/20_recipe.ipynb #00000012
 SIZES = ("weights", "max_length", "rank", "width", "steps", "items", "epochs", "batch_size", "lr", "resamples")   # a rate belongs to a width
 
 def resize(form: Mapping, sizes: Any, at: str) -> dict:

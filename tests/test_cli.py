@@ -3,10 +3,12 @@ import json
 
 import nbformat
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from mmemo.batch import ConfigError, DataError
 from mmemo.cli import app, execute, missing_numbers, provenance, run_notebooks, write_metrics
+from mmemo.recipe import load_recipe
 
 
 @pytest.fixture
@@ -58,3 +60,33 @@ def test_provenance_says_where_a_number_comes_from():
 
 def test_help_names_the_command():
     assert "run" in CliRunner().invoke(app, ["--help"]).output and "--scale" in CliRunner().invoke(app, ["run", "--help"]).output
+
+
+def test_recipes_are_listed_shown_and_walked(tmp_path):
+    listed = CliRunner().invoke(app, ["list"])
+    assert listed.exit_code == 0 and all(name in listed.output for name in ("fine_tune", "fine_tune_v1", "configurable_multimodal", "bert-base-uncased"))
+    (tmp_path / "own.yaml").write_text(CliRunner().invoke(app, ["show", "fine_tune_v1", "--scale", "laptop"]).stdout)
+    assert load_recipe(tmp_path / "own.yaml", "laptop") == load_recipe("fine_tune_v1", "laptop")
+    walked = CliRunner().invoke(app, ["walk", "fine_tune", "--scale", "smoke", "--tokens", "9", "--steps", "31", "--items", "3"])
+    assert walked.exit_code == 0 and "B=3 L=9 H=192" in walked.output and "B=3 T=31 F=74" in walked.output
+
+
+@pytest.mark.parametrize("words, said", [
+    (["show", "fine_tun"], "did you mean 'fine_tune'"), (["train", "fine_tune", "--scale", "huge"], "unknown scale 'huge'; choose full, smoke, laptop"),
+    (["walk", "not/there.yaml"], "cannot be read"), (["evaluate", "not/there"], "is this the folder of a run"),
+    (["train", "fine_tune", "--scale", "full", "--out", "x"], "weights 'bert-base-uncased' could not be had")])
+def test_what_cannot_be_is_one_line_and_exit_code_1(words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 1 and said in result.output and len(result.output.strip().splitlines()) == 1 and result.output.startswith("error: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_is_trained_and_measured_again_from_its_folder(tmp_path):
+    form = load_recipe("fine_tune", "smoke").model_dump()
+    form["corpus"].update(items=32, knobs={"items_per_speaker": 1}); form["evaluation"].update(resamples=100, xray=False); form["plan"]["epochs"] = 1
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(form))
+    trained = CliRunner().invoke(app, ["train", str(tmp_path / "own.yaml"), "--scale", "smoke", "--seed", "3", "--out", str(tmp_path / "run")])
+    again = CliRunner().invoke(app, ["evaluate", str(tmp_path / "run")])
+    assert trained.exit_code == again.exit_code == 0 and "phq8 rmse" in again.stdout and again.stdout in trained.stdout
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["seed"] == 3
