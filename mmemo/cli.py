@@ -21,7 +21,7 @@ from .recipe import load_recipe, recipes
 __all__ = ['app', 'run_notebooks', 'execute', 'show_table', 'manners', 'main', 'run', 'list_recipes', 'show', 'walk', 'results',
            'train', 'evaluate']
 
-# %% ../nbs/20b_cli.ipynb #00000008
+# %% ../nbs/20b_cli.ipynb #a0000247
 _PACKAGE = Path(importlib.util.find_spec("mmemo").origin).parent
 
 def run_notebooks() -> dict[str, Path]:
@@ -55,7 +55,7 @@ def show_table(table: Mapping) -> None:
         wraps = column in table.get("wrap", ())
         shown.add_column(column, justify="right" if i and not wraps else "left", no_wrap=not wraps)
     for row in table["rows"]: shown.add_row(*map(str, row))
-    Console(width=None if sys.stdout.isatty() else 150).print(shown)
+    Console(width=None if sys.stdout.isatty() else 150, force_jupyter=False).print(shown)
 
 # %% ../nbs/20b_cli.ipynb #0000000a
 app = typer.Typer(help="mmemo: multimodal emotion models, every claim measured.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
