@@ -55,7 +55,8 @@ def show_table(table: Mapping) -> None:
         wraps = column in table.get("wrap", ())
         shown.add_column(column, justify="right" if i and not wraps else "left", no_wrap=not wraps)
     for row in table["rows"]: shown.add_row(*map(str, row))
-    Console(width=None if sys.stdout.isatty() else 150, force_jupyter=False).print(shown)
+    tty = sys.stdout.isatty()
+    Console(width=None if tty else 150, force_terminal=tty, force_jupyter=False).print(shown)
 
 # %% ../nbs/20b_cli.ipynb #0000000a
 app = typer.Typer(help="mmemo: multimodal emotion models, every claim measured.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -115,7 +116,7 @@ def walk(recipe: str = _RECIPE, scale: str = _FULL, items: int = typer.Option(2,
     "The shapes, parameters and costs of a recipe's model at its true size; nothing is downloaded, nothing computed."
     with manners(): typer.echo(str(walk_recipe(load_recipe(recipe, scale), items, tokens, steps, depth)))
 
-# %% ../nbs/20b_cli.ipynb #0000000c
+# %% ../nbs/20b_cli.ipynb #a00003cb
 def results(metrics: Mapping) -> dict:
     "The table of a run's metrics: one row a number, with its 95 % interval over speakers."
     rows = [[f"{part} {name}", *(f"{v:.3f}" for v in value)] for part, values in metrics.items() if isinstance(values, Mapping)
@@ -129,13 +130,14 @@ def _quiet() -> None:
 @app.command()
 def train(recipe: str = _RECIPE, data: str = typer.Option(KNOWN, help="known-answer, or a DAIC-WOZ folder"),
           scale: str = typer.Option("laptop", help="smoke, laptop or full"), seed: int = typer.Option(0, min=0, help="of the corpus and of training"),
-          out: str = typer.Option("", help="folder of the run [default: _runs/RECIPE-SCALE-SEED]")) -> None:
+          out: str = typer.Option("", help="folder of the run [default: _runs/RECIPE-SCALE-SEED]"),
+          progress: bool = typer.Option(True, help="show a progress bar")) -> None:
     "Train and measure a recipe. The same command again goes on where a stopped run was."
     with manners():
         _quiet()
         chosen = load_recipe(recipe, scale)
         folder = Path(out or f"_runs/{chosen.name}-{chosen.scale}-{seed}")
-        metrics = train_recipe(chosen, folder, data, seed, progress=True)[1]
+        metrics = train_recipe(chosen, folder, data, seed, progress)[1]
     show_table(results(metrics))
     for name in ("metrics.json", "model.safetensors", "recipe.json"): typer.echo(str(folder / name))
 
