@@ -35,7 +35,8 @@ class Clock(nn.Module):
     Raises `ConfigError` for a width that is not above 0."""
     def __init__(self, heads: int, width: float = 0.05):
         super().__init__()
-        if not (math.isfinite(width) and width > 0): raise ConfigError(f"clock={width} cannot be: a window is some seconds wide, such as 0.05, or None for no clock")
+        if not (math.isfinite(width) and width > 0):
+            raise ConfigError(f"clock={width} cannot be: a window is some seconds wide, such as 0.05, or None for no clock")
         self.log_width = nn.Parameter(torch.log(width * 2.0 ** torch.arange(heads)))
 
     def forward(self, query: Float[Tensor, "B Q"], key: Float[Tensor, "B K"]) -> Float[Tensor, "B heads Q K"]:
@@ -52,6 +53,7 @@ class CrossAttention(nn.Module):
         if heads < 1 or width % heads: raise ConfigError(f"width={width} cannot be divided among heads={heads}")
         self.heads, self.clock, self.dropout = heads, clock, nn.Dropout(dropout)
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        for layer in (self.value, self.out): nn.init.xavier_uniform_(layer.weight)          # torch's default would shrink what is found to a ninth
 
     def forward(self, query: Stream, key: Stream) -> tuple[Stream, Float[Tensor, "B heads Q K"]]:
         query, key = _real(query, query.x), _real(key, key.x)
@@ -128,9 +130,11 @@ class CrossModalFusion(nn.Module):
                  clock: float | None = 0.05, dropout: float = 0.1):
         super().__init__()
         ways = [way for pair in pairs for way in (tuple(pair), tuple(pair)[::-1])]
-        if unknown := {n for way in ways for n in way} - set(widths): raise ConfigError(f"pairs name {sorted(unknown)}; the streams are {', '.join(widths)}")
+        if unknown := {n for way in ways for n in way} - set(widths):
+            raise ConfigError(f"pairs name {sorted(unknown)}; the streams are {', '.join(widths)}")
         self.project = nn.ModuleDict({n: nn.Sequential(nn.Linear(w, width), nn.LayerNorm(width)) for n, w in widths.items()})
-        self.blocks = nn.ModuleDict({f"{a}→{b}": CrossBlock(width, heads, dropout, None if clock is None else Clock(heads, clock)) for a, b in ways})
+        own_clock = lambda: None if clock is None else Clock(heads, clock)
+        self.blocks = nn.ModuleDict({f"{a}→{b}": CrossBlock(width, heads, dropout, own_clock()) for a, b in ways})
         self.fuse = DynamicFusion(dict.fromkeys(widths, width), width, dropout)
 
     def forward(self, streams: Mapping[str, Stream]) -> Fused:
@@ -145,8 +149,9 @@ class CrossModalFusion(nn.Module):
 
 # %% ../nbs/10_attention.ipynb #0000002e
 def draw_attention(weights: Float[Tensor, "Q K"], words: Sequence[str], times: Tensor, cue: int | None = None,
-                   curve: tuple[Tensor, Tensor, str] | None = None, windows: Iterable[float] = (), half: float = 0.1, pool: Tensor | None = None, axes=None):
-    """Where each word looks: a heat map of `weights` over `times` [K] (increasing seconds), row `cue` marked. Returns (axes of the curve, axes of the map).
+                   curve: tuple[Tensor, Tensor, str] | None = None, windows: Iterable[float] = (), half: float = 0.1,
+                   pool: Tensor | None = None, axes=None):
+    """Where each word looks: a heat map of `weights` over `times` [K] (increasing seconds), row `cue` marked. Returns the axes of curve and map.
 
     `curve` (seconds, values, label) is drawn above on the same clock, with windows of ± `half` seconds around the times `windows`;
     `pool` [Q], how much of each word is kept afterwards, stands at the right. Raises `ShapeError` where words or times do not fit the weights."""
@@ -161,7 +166,8 @@ def draw_attention(weights: Float[Tensor, "Q K"], words: Sequence[str], times: T
     edges = torch.cat([times[:1], middle, times[-1:]])
     shades = LinearSegmentedColormap.from_list("attention", ["white", COLOURS["fusion"]])
     mesh = heat.pcolormesh(edges.numpy(), torch.arange(Q + 1).numpy() - .5, weights.detach().numpy(), cmap=shades, vmin=0)
-    heat.set_yticks(range(Q), words, fontsize=8, color=COLOURS["text"]); heat.set(xlabel="seconds", ylim=(Q - .5, -.5)); heat.tick_params(axis="y", length=0)
+    heat.set_yticks(range(Q), words, fontsize=8, color=COLOURS["text"]); heat.tick_params(axis="y", length=0)
+    heat.set(xlabel="seconds", ylim=(Q - .5, -.5))
     if cue is not None:
         heat.get_yticklabels()[cue].set(fontweight="bold", color=COLOURS["fusion"])
         heat.axhspan(cue - .5, cue + .5, fill=False, ec=COLOURS["fusion"], lw=1)
