@@ -19,9 +19,10 @@ from .recipe import load_recipe, recipes
 
 # %% auto #0
 __all__ = ['app', 'run_notebooks', 'execute', 'show_table', 'manners', 'main', 'run', 'list_recipes', 'show', 'walk', 'results',
-           'train', 'evaluate']
+           'train', 'evaluate', 'missing_numbers', 'provenance', 'write_metrics']
 
 # %% ../nbs/20b_cli.ipynb #a0000247
+_all_ = ["missing_numbers", "provenance", "write_metrics"]                      # for run notebooks
 _PACKAGE = Path(importlib.util.find_spec("mmemo").origin).parent
 
 def run_notebooks() -> dict[str, Path]:
