@@ -6,7 +6,7 @@ BIN := .venv/bin
 export JUPYTER_PREFER_ENV_PATH := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup run test lab check docs readme clean
+.PHONY: help setup run full claims test lab check docs readme clean
 help:            ## what there is to make
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
 
@@ -21,6 +21,12 @@ setup: .venv/ready ## a virtual environment with pinned packages
 
 run: setup       ## the main job: the ladder on the known-answer corpus (SCALE=smoke|laptop|full, SEED=0)
 	$(BIN)/mmemo run ladder --scale $(SCALE) --seed $(SEED)
+
+full: setup      ## the ladder at published sizes, its promises asserted (needs a GPU and bert-base-uncased)
+	$(BIN)/mmemo run ladder --scale full --seed $(SEED) --out _runs/ladder_full
+
+claims: setup    ## what systems of this kind promise, defined and measured
+	$(BIN)/mmemo run claims --scale $(SCALE) --seed $(SEED)
 
 test: setup      ## unit tests, and every notebook executed at smoke scale
 	$(BIN)/python -m pytest -n auto --dist worksteal

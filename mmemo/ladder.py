@@ -5,38 +5,51 @@
 # %% ../nbs/11a_ladder.ipynb #00000004
 from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
+import copy
 from dataclasses import dataclass, replace
 import torch
 from torch import nn
 from .attention import CrossModalFusion
-from .batch import Batch, ConfigError
+from .batch import Batch, ConfigError, Stream
 from .checkpoint import History
 from .factors import EMOTIONS, INFORMATION, SENTIMENTS
 from .lora import lora, merged
 from .model import (ClassHead, ConcatFusion, Frozen, Multimodal, Project, RegressionHead, Standardize, TextEncoder, WordEmbeddings,
                          precompute, static_front, static_model)
 from .multitask import ProjectionHead, class_weights, contrastive, multitask
-from .normalized import NormalizedConcat, NormalizedProject, rmse
+from .normalized import NormalizedConcat, normalized_model, rmse
 from .plan import Plan
 from .temporal import TCN, Resample
 from .train import cross_entropy, fit, mse
 
 # %% auto #0
-__all__ = ['VIEWS', 'RUNGS', 'front', 'prepare', 'Rung', 'climb', 'tuned_text']
+__all__ = ['VIEWS', 'RUNGS', 'Beside', 'front', 'prepare', 'Rung', 'Bend', 'climb', 'tuned_text']
 
-# %% ../nbs/11a_ladder.ipynb #00000007
+# %% ../nbs/11a_ladder.ipynb #00000008
 VIEWS = {"pooled": "a bag of frozen word embeddings; means of voice and face",
-         "tuned": "token ids, for a text encoder that learns; means of voice and face",
-         "sequence": "token vectors of the tuned encoder, frozen by now; voice and face as sequences of equal windows"}
+         "ids": "token ids, for a text encoder that learns; means of voice and face",
+         "tuned": "the mean of the tuned encoder's token vectors, frozen by now; means of voice and face",
+         "sequence": "each token's tuned vector beside its plain word embedding; voice and face as sequences of equal windows"}
+
+class Beside(nn.Module):
+    "Two encoders of the same steps, side by side. Stream -> Stream [B, T, H of one + H of the other]."
+    def __init__(self, one: nn.Module, other: nn.Module):
+        super().__init__()
+        self.one, self.other = one, other
+
+    def forward(self, stream: Stream) -> Stream:
+        first = self.one(stream)
+        return first.with_x(torch.cat([first.x, self.other(stream).x], -1))
 
 def front(view: str, name: str, train: Batch, text: TextEncoder, steps: int = 50) -> Frozen | None:
-    "The frozen beginning of stream `name` in a `view`, with statistics of the training items; None where there is none."
+    "The frozen beginning of stream `name` in a `view`, with statistics of the training items; None where there is none. `text` is left as it is."
     if view not in VIEWS: raise ConfigError(f"there is no view {view!r}; choose {', '.join(VIEWS)}")
-    if name != "text" and view != "sequence": return static_front(train, name)
-    if name == "text" and view == "tuned": return None
-    if name == "text" and view == "pooled": return static_front(train, name, WordEmbeddings(text))
-    first = Frozen(text) if name == "text" else Resample(steps)
-    return Frozen(nn.Sequential(first, Standardize.fit(train, name, first)))
+    text = copy.deepcopy(text)                                               # freezing must not reach the caller's encoder
+    if view == "sequence":
+        first = Frozen(Beside(text, WordEmbeddings(text))) if name == "text" else Resample(steps)
+        return Frozen(nn.Sequential(first, Standardize.fit(train, name, first)))
+    if name == "text" and view == "ids": return None
+    return static_front(train, name, None if name != "text" else WordEmbeddings(text) if view == "pooled" else text)
 
 def prepare(parts: Mapping[str, Batch], view: str, text: TextEncoder, names: Sequence[str] = ("text", "audio", "video"), steps: int = 50) -> dict[str, Batch]:
     "The `parts` of a corpus (train, valid, test) with the streams `names` brought into a `view`; all statistics come from `train`."
@@ -46,7 +59,7 @@ def prepare(parts: Mapping[str, Batch], view: str, text: TextEncoder, names: Seq
             parts = {key: precompute(first.to(device), part, name) for key, part in parts.items()}
     return parts
 
-# %% ../nbs/11a_ladder.ipynb #689e7386
+# %% ../nbs/11a_ladder.ipynb #0000000b
 @dataclass(frozen=True)
 class Rung:
     "One model of the ladder: what it `adds`, which factors it can hear, its view of the data, how it is built, and how it is trained."
@@ -64,18 +77,22 @@ def _points(train: Batch, width: int) -> dict[str, nn.Module]:
     y = train.targets["phq8"]
     return {"phq8": RegressionHead(width, float(y.mean()), float(y.std()))}
 
-def _sizes(train: Batch) -> dict[str, int]: return {name: s.x.shape[-1] for name, s in train.streams.items() if name != "text"}
+def _sizes(train: Batch) -> dict[str, int]: return {name: s.x.shape[-1] for name, s in train.streams.items()}
 
 def _static(train, text, width): return static_model(train, _points(train, width), width)
 
-def _lora(train, text, width, step=Project, join=ConcatFusion):
-    encoders = {"text": nn.Sequential(lora(text, r=8, alpha=32), step(text.width, width)), **{n: step(F, width) for n, F in _sizes(train).items()}}
-    return Multimodal(encoders, join(dict.fromkeys(encoders, width), width), _points(train, width))
+class Bend(nn.Module):
+    "ReLU at every step. Stream -> Stream. A mean of bent values tells what single tokens say; a mean of straight ones only what their mean says."
+    def forward(self, stream: Stream) -> Stream: return stream.with_x(stream.x.relu())
 
-def _normalized(train, text, width): return _lora(train, text, width, NormalizedProject, NormalizedConcat)
+def _lora(train, text, width):
+    encoders = {"text": nn.Sequential(lora(text, r=8, alpha=32), Project(text.width, width), Bend()), **{n: Project(F, width) for n, F in _sizes(train).items() if n != "text"}}
+    return Multimodal(encoders, ConcatFusion(dict.fromkeys(encoders, width), width), _points(train, width))
+
+def _normalized(train, text, width): return normalized_model(train, _points(train, width), width, dropout=0.5)
 
 def _temporal(train, text, width, join=NormalizedConcat):
-    encoders = {"text": Project(text.width, width), **{n: TCN(F, width, dilations=(1, 2, 4, 8, 16)) for n, F in _sizes(train).items()}}
+    encoders = {n: Project(F, width) if n == "text" else TCN(F, width, dilations=(1, 2, 4, 8, 16)) for n, F in _sizes(train).items()}
     return Multimodal(encoders, join(dict.fromkeys(encoders, width), width), _points(train, width))
 
 def _attention(train, text, width): return _temporal(train, text, width, CrossModalFusion)
@@ -91,19 +108,20 @@ def _tasks(train: Batch) -> Callable:
     return multitask({"phq8": (rmse("phq8"), 1.0), "emotion": (weigh("emotion", EMOTIONS), 0.3), "sentiment": (weigh("sentiment", SENTIMENTS), 0.3),
                       "contrast": (contrastive(labels="emotion"), 0.1)})
 
-_low = Plan(epochs=4, batch_size=64, lr={"*lora_*": 3e-3, "*": 1e-3}, schedule="onecycle", weight_decay=0.1)
-_high = Plan(epochs=5, batch_size=32, lr=2e-3, schedule="onecycle", weight_decay=0.1)
-_best = dict(monitor="phq8", direction="min")
+_low = Plan(epochs=8, batch_size=64, lr=3e-4, schedule="onecycle", weight_decay=0.1)
+_tune = Plan(epochs=5, batch_size=32, lr=3e-3, schedule="onecycle", beta2=0.98)
+_high = Plan(epochs=5, batch_size=32, lr=3e-3, schedule="onecycle", weight_decay=0.1, beta2=0.98)
 
 RUNGS = {rung.name: rung for rung in (
-    Rung("static", "means and a bag of words", INFORMATION["static"], "pooled", 128, _static, lambda train: mse("phq8"), replace(_low, epochs=8, lr=3e-4)),
-    Rung("lora", "a text encoder that is tuned", INFORMATION["lora"], "tuned", 128, _lora, lambda train: mse("phq8"), _low),
-    Rung("normalized", "LayerNorm, RMSE, early stopping", INFORMATION["lora"], "tuned", 128, _normalized, lambda train: rmse("phq8"), replace(_low, patience=3, monitor="mse", direction="min")),
-    Rung("temporal", "convolutions over time", INFORMATION["temporal"], "sequence", 32, _temporal, lambda train: rmse("phq8"), _high),
+    Rung("static", "means and a bag of words", INFORMATION["static"], "pooled", 128, _static, lambda train: mse("phq8"), _low),
+    Rung("lora", "a text encoder that is tuned", INFORMATION["lora"], "ids", 128, _lora, lambda train: mse("phq8"), _tune),
+    Rung("normalized", "LayerNorm, RMSE, early stopping", INFORMATION["lora"], "tuned", 128, _normalized, lambda train: rmse("phq8"),
+         replace(_low, epochs=6, lr=3e-3, patience=3, monitor="mse", direction="min")),
+    Rung("temporal", "convolutions over time", INFORMATION["temporal"], "sequence", 32, _temporal, lambda train: rmse("phq8"), replace(_high, epochs=4)),
     Rung("attention", "words ask the voice, on one clock", INFORMATION["attention"], "sequence", 32, _attention, lambda train: rmse("phq8"), _high),
     Rung("multitask", "emotion, sentiment, contrast", INFORMATION["attention"], "sequence", 32, _multitask, _tasks, _high))}
 
-# %% ../nbs/11a_ladder.ipynb #108612b5
+# %% ../nbs/11a_ladder.ipynb #00000010
 def climb(rung: Rung, parts: Mapping[str, Batch], text: TextEncoder, seed: int = 0, width: int | None = None,
           progress: bool = False, **changes) -> tuple[Multimodal, History]:
     "Train one rung on the `parts` of its view, as wide as it is unless told otherwise, with its plan (and `changes` to it); the model and its history."
@@ -113,5 +131,5 @@ def climb(rung: Rung, parts: Mapping[str, Batch], text: TextEncoder, seed: int =
     return model, history
 
 def tuned_text(model: Multimodal) -> TextEncoder:
-    "The text encoder that a rung has tuned, its adapter merged: what the rungs above begin with."
+    "The text encoder that the LoRA rung has tuned, its adapter merged: what the rungs above begin with."
     return merged(model.encoders["text"][0])

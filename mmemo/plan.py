@@ -121,6 +121,7 @@ class Plan:
     weight_decay: float = 0.01                 # never on biases and norms
     optimiser: str = "adamw"
     momentum: float = 0.9                      # of sgd
+    beta2: float = 0.999                       # of adamw and adam: the memory of squared gradients
     schedule: str = "constant"
     warmup: float = 0.1
     plateau_factor: float = 0.1
@@ -149,7 +150,7 @@ class Plan:
             rules[name] = lambda v: v is None or whole(v, 1), "None or a whole number from 1"
         for name in ("seed", "workers"): rules[name] = lambda v: whole(v, 0), "a whole number from 0"
         for name in ("weight_decay", "warmup"): rules[name] = real, "a number from 0"
-        for name in ("momentum", "plateau_factor"): rules[name] = lambda v: real(v) and v < 1, "a number from 0 to below 1"
+        for name in ("momentum", "beta2", "plateau_factor"): rules[name] = lambda v: real(v) and v < 1, "a number from 0 to below 1"
         rules["clip"] = lambda v: v is None or real(v) and v > 0, "None or a number above 0"
         rules["lr"] = lambda v: len(rates) > 0 and all(map(real, rates)), "a number from 0, or {parameter-name pattern: number}"
         for name, (fits, right) in rules.items():

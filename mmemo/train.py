@@ -138,7 +138,8 @@ class Trainer:
         self.net = engine.prepare_model(model) if self.ranks > 1 else model.to(self.device)
         made = groups(model, plan)
         self.names, self.parameters = [n for g in made for n in g.pop("names")], [p for g in made for p in g["params"]]
-        kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": partial(torch.optim.SGD, momentum=plan.momentum)}
+        betas = {"betas": (0.9, plan.beta2)}
+        kinds = {"adamw": partial(torch.optim.AdamW, **betas), "adam": partial(torch.optim.Adam, **betas), "sgd": partial(torch.optim.SGD, momentum=plan.momentum)}
         self.optimiser = kinds[plan.optimiser](made, fused=self.device.type in ("cpu", "cuda"))
         self.optimiser.zero_grad()
         self.scaler = torch.amp.GradScaler(self.device.type) if plan.precision == "fp16" else None

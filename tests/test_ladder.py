@@ -24,9 +24,11 @@ def views(text):
 
 def test_views_have_the_shapes_that_rungs_begin_with(views):
     train = {view: parts["train"].streams for view, parts in views.items()}
+    assert list(train) == list(VIEWS)
     assert [train["pooled"][n].x.shape[1:] for n in train["pooled"]] == [(1, 192), (1, 74), (1, 14)]
-    assert train["tuned"]["text"].x.dtype == torch.long and train["tuned"]["audio"].x.shape[1:] == (1, 74)
-    assert train["sequence"]["text"].x.shape[2] == 192 and train["sequence"]["audio"].x.shape[1:] == (12, 74)
+    assert train["ids"]["text"].x.dtype == torch.long and train["ids"]["audio"].x.shape[1:] == (1, 74)
+    assert train["tuned"]["text"].x.shape[1:] == (1, 192)
+    assert train["sequence"]["text"].x.shape[2] == 384 and train["sequence"]["audio"].x.shape[1:] == (12, 74)
 
 
 def test_statistics_come_from_the_training_items_alone(text):
@@ -64,7 +66,7 @@ def test_every_learning_parameter_gets_a_gradient_and_no_frozen_one(views, text)
 
 def test_each_rung_adds_its_idea(views, text):
     built = {name: rung.build(views[rung.view]["train"], text, 16) for name, rung in RUNGS.items()}
-    assert not is_peft_inside(built["static"]) and is_peft_inside(built["lora"]) and is_peft_inside(built["normalized"])
+    assert not is_peft_inside(built["static"]) and is_peft_inside(built["lora"]) and not is_peft_inside(built["normalized"])
     assert isinstance(built["normalized"].fusion, NormalizedConcat) and isinstance(built["attention"].fusion, CrossModalFusion)
     assert set(built["multitask"].heads) - set(built["attention"].heads) == {"emotion", "sentiment", "contrast"}
     hears = [set(rung.hears) for rung in RUNGS.values()]
@@ -75,8 +77,8 @@ def is_peft_inside(model): return any(isinstance(m, TextEncoder) and is_peft(m) 
 
 
 def test_the_upper_rungs_begin_with_what_the_lower_one_tuned(views, text):
-    model, _ = climb(RUNGS["normalized"], views["tuned"], text, width=16, epochs=1)
-    tuned, ids = tuned_text(model).eval(), views["tuned"]["test"].streams["text"]
+    model, _ = climb(RUNGS["lora"], views["ids"], text, width=16, epochs=1)
+    tuned, ids = tuned_text(model).eval(), views["ids"]["test"].streams["text"]
     assert not is_peft(tuned) and trainable(text)[1] == trainable(tuned)[1]
     with torch.no_grad():
         torch.testing.assert_close(tuned(ids).x, model.encoders["text"][0].eval()(ids).x, atol=1e-4, rtol=1e-4)
@@ -84,4 +86,11 @@ def test_the_upper_rungs_begin_with_what_the_lower_one_tuned(views, text):
 
 
 def test_an_unknown_view_is_named(views, text):
-    with pytest.raises(ConfigError, match="'raw'; choose pooled, tuned, sequence"): front("raw", "audio", views["tuned"]["train"], text)
+    with pytest.raises(ConfigError, match="'raw'; choose pooled, ids, tuned, sequence"): front("raw", "audio", views["tuned"]["train"], text)
+
+
+def test_freezing_does_not_reach_the_callers_encoder(text):
+    fresh = TextEncoder.pretrained("mmemo-tiny")
+    data = known_answer(60, seed=5)
+    for view in VIEWS: front(view, "text", data, fresh)
+    assert all(p.requires_grad for p in fresh.parameters())

@@ -58,3 +58,11 @@ def test_run_notebook_takes_its_parameters_and_leaves_its_numbers(path, tmp_path
     assert nb.metadata.papermill.parameters.seed == 3
     numbers = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert numbers["seed"] == 3 and numbers["scale"] == "smoke" and numbers["steps"] > 0
+
+
+def test_the_full_ladder_runs_with_its_sizes_cut(tmp_path):
+    "The path of `make full`: words are tokenised for the weights asked for, every rung has one width; only the sizes and weights are small."
+    execute(ROOT / "nbs" / "runs" / "ladder.ipynb", tmp_path / "ladder.ipynb", scale="full", cut=True, seed=1, out=str(tmp_path / "out"))
+    numbers = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert numbers["scale"] == "full" and numbers["cut"] is True and len(numbers["rungs"]) == 6 and len(numbers["promises"]) > 15
+    assert all(r["seeds"] == 2 and r["rmse"] > 0 for r in numbers["rungs"])

@@ -13,6 +13,7 @@ from torch.optim import lr_scheduler as torch_schedule
 
 from mmemo.batch import ConfigError
 from mmemo.plan import Plan, cut, factor, groups, load, order, own_noise, plateaus, seed_of, set_noise
+from mmemo.train import Trainer, mse
 
 
 def torch_rates(make, total):
@@ -142,3 +143,9 @@ def test_load_gives_the_batches_in_order_and_draws_nothing(workers):
 def test_every_parameter_is_in_one_group():
     model = tiny()
     assert sorted(n for g in groups(model, Plan()) for n in g["names"]) == sorted(n for n, _ in model.named_parameters())
+
+
+def test_the_memory_of_squared_gradients_reaches_the_optimiser():
+    for kind in ("adamw", "adam"):
+        assert Trainer(tiny(), mse("y"), Plan(optimiser=kind, beta2=0.98), 8).optimiser.param_groups[0]["betas"] == (0.9, 0.98)
+    with pytest.raises(ConfigError, match="beta2=1.0 cannot be: choose a number from 0 to below 1"): Plan(beta2=1.0)
