@@ -152,12 +152,13 @@ def write_daicwoz(data: Batch, root, defects: Collection[str] = (), sessions: Se
 
     The answer begins START seconds in, with the transcript's row `xxx`; before that, and in missing frames, COVAREP rows are zero and success
     is 0. Always as in the real thing: `participant_ID` in the test table, leading spaces in CLNF headers, `query (text)` after 363. More
-    `defects`: see DEFECTS. `sessions` names the folders; by default those that the defects need, then 300, 301, ... `hog=False` leaves out the
+    `defects`: see DEFECTS. `sessions` names the folders; by default those that the defects need, then 300, 301, ... without those that have a known defect. `hog=False` leaves out the
     largest file (18 kB a frame). Returns {item id: session}.
     Raises `ConfigError` for an unknown defect or too few items for it, `DataError` for a score that is no PHQ-8."""
     if unknown := set(defects) - set(DEFECTS): raise ConfigError(f"unknown defects {sorted(unknown)}; choose from {', '.join(DEFECTS)}")
     first = sorted(pid for name in defects for pid in NEEDED.get(name, ()))
-    others = [i for i in (*SESSIONS, *range(493, 493 + len(data))) if i not in first]
+    marked = {i for own in NEEDED.values() for i in own}                   # a reader mends these by their number, so without the defect they would be spoilt
+    others = [i for i in (*SESSIONS, *range(493, 493 + len(data))) if i not in marked]
     names = list(sessions) if sessions is not None else sorted((first + others)[:len(data)])
     if len(set(names)) != len(data): raise ConfigError(f"{len(data)} items need {len(data)} different sessions, {len(set(names))} were given")
     if lacking := set(first) - set(names):

@@ -225,3 +225,12 @@ def test_clip_holds_the_film_and_the_sound(tmp_path):
     assert film.shape == (len(frames), 112, 112, 3) and np.abs(film.astype(int) - frames.permute(0, 2, 3, 1).numpy()).mean() < 6
     assert abs(len(sound) - len(voice)) < 2100 and np.corrcoef(sound[:len(voice)], voice[:len(sound)])[0, 1] > .9
     wave, rate = soundfile.read(tmp_path / "dia0_utt0.wav", dtype="float32"); assert rate == RATE and np.abs(wave - voice).max() <= 1 / 32768
+
+
+def test_a_session_with_a_known_defect_is_used_only_with_it(tmp_path):
+    "A reader mends sessions by their number: 318 gets 34 seconds added, whether or not it needs them."
+    from mmemo.lookalike import NEEDED
+    data = known_answer(24, seed=2)
+    plain, shifted = (set(write_daicwoz(data, tmp_path / name, defects, hog=False).values()) for name, defects in (("a", ()), ("b", ("transcript_offset",))))
+    assert len(plain) == len(shifted) == 24 and not plain & {i for own in NEEDED.values() for i in own}
+    assert shifted & {i for own in NEEDED.values() for i in own} == set(NEEDED["transcript_offset"])
