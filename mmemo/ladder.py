@@ -17,7 +17,7 @@ from .lora import lora, merged
 from .model import (ClassHead, ConcatFusion, Frozen, Multimodal, Project, RegressionHead, Standardize, TextEncoder, WordEmbeddings,
                          precompute, static_front, static_model)
 from .multitask import ProjectionHead, class_weights, contrastive, multitask
-from .normalized import NormalizedConcat, normalized_model, rmse
+from .normalized import NormalizedConcat, NormalizedProject, normalized_model, rmse
 from .plan import Plan
 from .temporal import TCN, Resample
 from .train import cross_entropy, fit, mse
@@ -28,7 +28,7 @@ __all__ = ['VIEWS', 'RUNGS', 'Beside', 'front', 'prepare', 'Rung', 'Bend', 'clim
 # %% ../nbs/11a_ladder.ipynb #00000008
 VIEWS = {"pooled": "a bag of frozen word embeddings; means of voice and face",
          "ids": "token ids, for a text encoder that learns; means of voice and face",
-         "tuned": "the mean of the tuned encoder's token vectors, frozen by now; means of voice and face",
+         "tuned": "token vectors of the tuned encoder, frozen by now; means of voice and face",
          "sequence": "each token's tuned vector beside its plain word embedding; voice and face as sequences of equal windows"}
 
 class Beside(nn.Module):
@@ -48,8 +48,8 @@ def front(view: str, name: str, train: Batch, text: TextEncoder, steps: int = 50
     if view == "sequence":
         first = Frozen(Beside(text, WordEmbeddings(text))) if name == "text" else Resample(steps)
         return Frozen(nn.Sequential(first, Standardize.fit(train, name, first)))
-    if name == "text" and view == "ids": return None
-    return static_front(train, name, None if name != "text" else WordEmbeddings(text) if view == "pooled" else text)
+    if name == "text" and view != "pooled": return None if view == "ids" else Frozen(nn.Sequential(Frozen(text), Standardize.fit(train, name, Frozen(text))))
+    return static_front(train, name, WordEmbeddings(text) if name == "text" else None)
 
 def prepare(parts: Mapping[str, Batch], view: str, text: TextEncoder, names: Sequence[str] = ("text", "audio", "video"), steps: int = 50) -> dict[str, Batch]:
     "The `parts` of a corpus (train, valid, test) with the streams `names` brought into a `view`; all statistics come from `train`."
@@ -91,11 +91,11 @@ def _lora(train, text, width):
 
 def _normalized(train, text, width): return normalized_model(train, _points(train, width), width, dropout=0.5)
 
-def _temporal(train, text, width, join=NormalizedConcat):
-    encoders = {n: Project(F, width) if n == "text" else TCN(F, width, dilations=(1, 2, 4, 8, 16)) for n, F in _sizes(train).items()}
+def _temporal(train, text, width, step=NormalizedProject, join=NormalizedConcat):
+    encoders = {n: step(F, width) if n == "text" else TCN(F, width, dilations=(1, 2, 4, 8, 16)) for n, F in _sizes(train).items()}
     return Multimodal(encoders, join(dict.fromkeys(encoders, width), width), _points(train, width))
 
-def _attention(train, text, width): return _temporal(train, text, width, CrossModalFusion)
+def _attention(train, text, width): return _temporal(train, text, width, Project, CrossModalFusion)
 
 def _multitask(train, text, width):
     model = _attention(train, text, width)

@@ -229,7 +229,6 @@ def test_clip_holds_the_film_and_the_sound(tmp_path):
 
 def test_a_session_with_a_known_defect_is_used_only_with_it(tmp_path):
     "A reader mends sessions by their number: 318 gets 34 seconds added, whether or not it needs them."
-    from mmemo.lookalike import NEEDED
     data = known_answer(24, seed=2)
     plain, shifted = (set(write_daicwoz(data, tmp_path / name, defects, hog=False).values()) for name, defects in (("a", ()), ("b", ("transcript_offset",))))
     assert len(plain) == len(shifted) == 24 and not plain & {i for own in NEEDED.values() for i in own}
