@@ -118,6 +118,6 @@ def measure(rung, parts, text) -> dict[str, float]:
 
 data = known_answer(2000, seed=0)
 raw, text = {"train": split_of(data, "train")}, TextEncoder.pretrained("mmemo-tiny")
-tuned = prepare(raw, "tuned", text, ("audio", "video"))
-views = {"tuned": tuned, "pooled": prepare(tuned, "pooled", text, ("text",)), "sequence": prepare(raw, "sequence", text)}
+ids = prepare(raw, "ids", text, ("audio", "video"))
+views = {"ids": ids, "sequence": prepare(raw, "sequence", text), **{view: prepare(ids, view, text, ("text",)) for view in ("pooled", "tuned")}}
 print(json.dumps({name: measure(RUNGS[name], views[RUNGS[name].view], text) for name in args.rungs.split(",")}))
