@@ -28,7 +28,7 @@ from .checkpoint import History
 from .daicwoz import read_daicwoz
 from .evaluate import bootstrap, predict, xray
 from .factors import Knobs
-from .lora import lora
+from .lora import lora, trainable
 from .model import (ClassHead, ConcatFusion, Frozen, MeanPool, Multimodal, Project, RegressionHead, Standardize, TextEncoder, Tokenizer,
                          fingerprint, from_weights, resolve_weights)
 from .multitask import ProjectionHead, contrastive, multitask
@@ -166,7 +166,7 @@ def walk_recipe(recipe: Recipe, items: int = 2, tokens: int = 64, steps: int = 1
                for n in recipe.encoders.names}
     return walk(model, Batch(streams), depth)
 
-# %% ../nbs/20a_build.ipynb #00000011
+# %% ../nbs/20a_build.ipynb #a00005b0
 _STARTED, _PACKAGE = time.time(), Path(importlib.util.find_spec("mmemo").origin).parent
 
 def provenance(**known) -> dict:
@@ -185,15 +185,19 @@ def missing_numbers(value, where: str = "metrics") -> list[str]:
     if isinstance(value, (list, tuple)): return [p for i, v in enumerate(value) for p in missing_numbers(v, f"{where}[{i}]")]
     return [where] if value is None or (isinstance(value, float) and not math.isfinite(value)) else []
 
+def _write_json(path: Path, value: Mapping) -> None:
+    "Whole or not at all."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part"); part.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"); os.replace(part, path)
+
 def write_metrics(out: str | os.PathLike, metrics: Mapping) -> Path:
     "`metrics.json` in the folder `out`, whole or not at all. Raises `DataError` naming a number that is missing, and where no training step was taken."
     if gone := missing_numbers(metrics): raise DataError(f"the run lost {len(gone)} of its numbers, the first is {gone[0]}")
     if not metrics.get("steps", 0) > 0: raise DataError("the run took no training step (metrics.steps must be above 0): there is nothing to measure")
-    path = Path(out) / "metrics.json"; path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part"); part.write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n"); os.replace(part, path)
+    _write_json(path := Path(out) / "metrics.json", metrics)
     return path
 
-# %% ../nbs/20a_build.ipynb #00000014
+# %% ../nbs/20a_build.ipynb #a00006d3
 def measured(recipe: Recipe, parts: Mapping[str, Batch]) -> str:
     "The split that is measured: test, or valid where nobody published the test labels. Raises `DataError` where neither has labels."
     for split in ("test", "valid"):
@@ -236,9 +240,9 @@ def train_recipe(recipe: Recipe, folder: str | os.PathLike, source: str | os.Pat
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     save_file(state, part := folder / "model.part"); os.replace(part, folder / "model.safetensors")
     sizes = {k: len(v) for k, v in parts.items()}
-    count = lambda learns: sum(p.numel() for p in model.parameters() if p.requires_grad or not learns)
+    learns, every = trainable(model)
     metrics = provenance(recipe=recipe.name, scale=recipe.scale, seed=seed, data=KNOWN if str(source) == KNOWN else "daicwoz", fingerprint=_print_of(parts), items=sizes,
-                         trainable=count(True), parameters=count(False), steps=len(history.steps), epochs=len(history.epochs), split=split)
+                         trainable=learns, parameters=every, steps=len(history.steps), epochs=len(history.epochs), split=split)
     metrics |= measure(recipe, model, parts[split])
     write_metrics(folder, metrics)
     return history, metrics
@@ -259,10 +263,6 @@ def read_run(folder: str | os.PathLike) -> tuple[Recipe, dict]:
         except (OSError, ValueError) as error: raise DataError(f"{folder / name}: cannot be read ({error}); is this the folder of a run of `mmemo train`?") from None
     try: return Recipe.model_validate(kept["recipe.json"]), kept["run.json"]
     except ValidationError as error: raise DataError(f"{folder / 'recipe.json'}: {explain(error, kept['recipe.json'])}") from None
-
-def _write_json(path: Path, value: Mapping) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part"); part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"); os.replace(part, path)
 
 def _scales(model: Multimodal) -> dict[str, list[float]]: return {k: [h.mean, h.scale] for k, h in model.heads.items() if isinstance(h, RegressionHead)}
 

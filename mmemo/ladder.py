@@ -44,12 +44,13 @@ class Beside(nn.Module):
 def front(view: str, name: str, train: Batch, text: TextEncoder, steps: int = 50) -> Frozen | None:
     "The frozen beginning of stream `name` in a `view`, with statistics of the training items; None where there is none. `text` is left as it is."
     if view not in VIEWS: raise ConfigError(f"there is no view {view!r}; choose {', '.join(VIEWS)}")
-    text = copy.deepcopy(text)                                               # freezing must not reach the caller's encoder
-    if view == "sequence":
-        first = Frozen(Beside(text, WordEmbeddings(text))) if name == "text" else Resample(steps)
-        return Frozen(nn.Sequential(first, Standardize.fit(train, name, first)))
-    if name == "text" and view != "pooled": return None if view == "ids" else Frozen(nn.Sequential(Frozen(text), Standardize.fit(train, name, Frozen(text))))
-    return static_front(train, name, WordEmbeddings(text) if name == "text" else None)
+    if name == "text" and view == "ids": return None
+    if view == "pooled" or name != "text" and view != "sequence": return static_front(train, name, WordEmbeddings(text) if name == "text" else None)
+    if name != "text": first = Resample(steps)
+    else:
+        first = Frozen(copy.deepcopy(text))                                  # freezing must not reach the caller's encoder
+        if view == "sequence": first = Beside(first, WordEmbeddings(text))
+    return Frozen(nn.Sequential(first, Standardize.fit(train, name, first)))
 
 def prepare(parts: Mapping[str, Batch], view: str, text: TextEncoder, names: Sequence[str] = ("text", "audio", "video"), steps: int = 50) -> dict[str, Batch]:
     "The `parts` of a corpus (train, valid, test) with the streams `names` brought into a `view`; all statistics come from `train`."

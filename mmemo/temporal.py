@@ -97,10 +97,14 @@ class TCN(nn.Sequential):
         super().__init__(*(TCNBlock(features if i == 0 else width, width, kernel, d, causal, dropout) for i, d in enumerate(dilations)))
         self.receptive_field = receptive_field(kernel, dilations)
 
-# %% ../nbs/09_temporal.ipynb #c5ef4fd3
+# %% ../nbs/09_temporal.ipynb #00000028
+def _reads(kernel: int, causal: bool) -> range:
+    "The taps of one convolution, in dilations from the step itself."
+    return range(1 - kernel, 1) if causal else range(-(kernel // 2), kernel // 2 + 1)
+
 def taps(kernel: int = 3, dilations: Sequence[int] = (1, 2, 4), convolutions: int = 2, causal: bool = False) -> list[list[int]]:
     "The steps that one output step is made of, layer by layer from itself down to the input, as offsets from its own place."
-    reads = range(1 - kernel, 1) if causal else range(-(kernel // 2), kernel // 2 + 1)
+    reads = _reads(kernel, causal)
     layers = [[0]]
     for dilation in reversed(dilations):
         for _ in range(convolutions): layers.append(sorted({at + dilation * tap for at in layers[-1] for tap in reads}))
@@ -111,7 +115,7 @@ def draw_receptive_field(kernel: int = 3, dilations: Sequence[int] = (1, 2, 4), 
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(7, 2.6), constrained_layout=True)[1]
     layers, each = taps(kernel, dilations, convolutions, causal), [d for d in reversed(dilations) for _ in range(convolutions)]
-    reads = range(1 - kernel, 1) if causal else range(-(kernel // 2), kernel // 2 + 1)
+    reads = _reads(kernel, causal)
     size, top = receptive_field(kernel, dilations, convolutions), len(each)
     for i, (layer, dilation) in enumerate(zip(layers, each)):
         lines = [((at, top - i), (at + dilation * tap, top - i - 1)) for at in layer for tap in reads]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from einops import rearrange
 from hypothesis import given, settings, strategies as st
+from streams import padded
 from torch import nn
 
 from mmemo.attention import (AttentionPool, Clock, CrossAttention, CrossBlock, CrossModalFusion, DynamicFusion, attention_mass, draw_attention,
@@ -26,11 +27,6 @@ def stream(B=5, T=7, F=8, rate=10, seed=0, least=1):
 
 def streams(B=5, seed=0):
     return {n: stream(B, T, F, rate, seed + T) for (n, F), T, rate in zip(WIDTHS.items(), (7, 11, 9), (3, 10, 8))}
-
-
-def padded(s, by, fill=0.0, when=0.0):
-    return Stream(torch.cat([s.x, torch.full((len(s), by, s.x.shape[2]), fill)], 1), torch.cat([s.mask, torch.zeros(len(s), by, dtype=torch.bool)], 1),
-                  torch.cat([s.t, torch.full((len(s), by), when)], 1))
 
 
 def lost(s, row):
@@ -262,7 +258,7 @@ def test_what_two_streams_tell_is_added_up():
 @pytest.mark.parametrize("clock", [0.05, None])
 def test_padding_never_changes_a_prediction(clock):
     data, fuse = streams(), random_weights(fusion(clock=clock))
-    plain, longer = fuse(data), fuse({n: padded(s, by) for by, (n, s) in enumerate(data.items(), 2)})
+    plain, longer = fuse(data), fuse({n: padded(s, by, 0.0) for by, (n, s) in enumerate(data.items(), 2)})
     assert torch.allclose(plain.vector, longer.vector, atol=1e-5)
     assert torch.allclose(plain.maps["text→audio"], longer.maps["text→audio"][:, :, :7, :11], atol=1e-6) and longer.maps["text→audio"][..., 11:].eq(0).all()
 

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from streams import padded
 from torch import nn
 
 from mmemo.batch import Batch, DataError, ShapeError, Stream, WeightsError, masked_mean
@@ -24,11 +25,6 @@ def small(B=3, T=5, F=4, seed=0):
     g = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, T + 1, (B, 1), generator=g)
     return Stream.of(torch.randn(B, T, F, generator=g), torch.arange(T) < lengths, rate=10)
-
-
-def padded(s: Stream, by: int) -> Stream:
-    x = torch.cat([s.x, torch.full((len(s), by, *s.x.shape[2:]), 3, dtype=s.x.dtype)], 1)
-    return Stream(x, torch.cat([s.mask, torch.zeros(len(s), by, dtype=torch.bool)], 1), torch.cat([s.t, torch.zeros(len(s), by)], 1))
 
 
 def model_for(s, dropout=0.0):

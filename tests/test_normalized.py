@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from streams import learned, padded
 from torch import nn
 
 from mmemo.batch import Batch, ConfigError, ShapeError, Stream, masked_mean
@@ -25,19 +26,6 @@ def streams(B=5, seed=0, widths=WIDTHS):
         lengths = torch.randint(1, T + 1, (B, 1), generator=g)
         made[name] = Stream.of(torch.randn(B, T, F, generator=g), torch.arange(T) < lengths, rate=10)
     return made
-
-
-def learned(module, seed=1):
-    "A module whose norms are not at their starting point."
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in module.parameters(): p.copy_(torch.randn(p.shape, generator=g) * .5)
-    return module.eval()
-
-
-def padded(s, by, fill=3.0):
-    x = torch.cat([s.x, torch.full((len(s), by, s.x.shape[2]), fill)], 1)
-    return Stream(x, torch.cat([s.mask, torch.zeros(len(s), by, dtype=torch.bool)], 1), torch.cat([s.t, torch.zeros(len(s), by)], 1))
 
 
 # ------------------------------------------------------------------ encoder and fusion

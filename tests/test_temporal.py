@@ -1,9 +1,12 @@
 """Uniform sampling, masked dilated convolutions and their receptive field."""
+from functools import partial
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+import streams
 from torch import nn
 from torch.nn import functional as F
 
@@ -12,6 +15,8 @@ from mmemo.model import ConcatFusion, Multimodal, RegressionHead, precompute
 from mmemo.shapes import walk
 from mmemo.temporal import TCN, Resample, TCNBlock, TimeConv, draw_receptive_field, receptive_field, taps
 
+padded, learned = partial(streams.padded, fill=99.0), partial(streams.learned, scale=0.4)
+
 
 def stream(B=4, T=23, features=5, seed=0, lost=.3):
     "Items of different lengths with lost frames; the values under mask False are not zero."
@@ -19,18 +24,6 @@ def stream(B=4, T=23, features=5, seed=0, lost=.3):
     length = torch.randint(T // 2, T + 1, (B, 1), generator=g)
     mask = (torch.arange(T) < length) & (torch.rand(B, T, generator=g) >= lost)
     return Stream(torch.randn(B, T, features, generator=g), mask, (torch.arange(T) / 10 + .05).repeat(B, 1))
-
-
-def padded(s, by, fill=99.0):
-    return Stream(F.pad(s.x, (0, 0, 0, by), value=fill), F.pad(s.mask, (0, by)), F.pad(s.t, (0, by)))
-
-
-def learned(module, seed=1):
-    "Weights that are nowhere zero, as after training."
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in module.parameters(): p.copy_(torch.randn(p.shape, generator=g) * .4)
-    return module.eval()
 
 
 def same(a, b):
