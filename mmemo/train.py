@@ -222,13 +222,13 @@ class Trainer:
 def fit(model: nn.Module, objective: Callable[[Any, Batch], dict[str, Tensor]], train, valid=None, plan: Plan = Plan(),
         folder: str | Path | None = None, resume: bool = True, progress: bool = True,
         metrics: Mapping[str, Callable] | None = None, sampler: Callable[[int], Sequence[int]] | None = None,
-        tensorboard: bool = True) -> History:
+        at_epoch: Callable[[nn.Module, int], None] | None = None, tensorboard: bool = True) -> History:
     """Train `model` to make `objective(model(batch), batch)["loss"]` small on `train`, watching `valid`; the run's `History`.
 
     A data set has a length and gives a `Batch` for `data[list of rows]`; one with `set_epoch` is told the epoch. `sampler(epoch)`
-    gives the rows of an epoch in their order and must depend on nothing else. With a `folder`: log, TensorBoard, checkpoints, and
-    a killed run that is started again goes on as if nothing had happened; `resume=False` deletes what an earlier run left there.
-    `metrics` {name: function(predictions, targets)} see all of `valid`. With `plan.patience` the model ends with its best weights.
+    gives the rows of an epoch in their order, `at_epoch(model, epoch)` may set something in the model before it (a dropout rate);
+    both must depend on nothing else. With a `folder`: log, TensorBoard, checkpoints, and a killed run that is started again goes
+    on as if nothing had happened; `resume=False` deletes what an earlier run left there. `metrics` {name: function(predictions, targets)} see all of `valid`. With `plan.patience` the model ends with its best weights.
     Raises `ConfigError`, `CheckpointError`, `NonFiniteError`."""
     if valid is None and (plan.patience or plan.schedule == "plateau" or plan.monitor != "loss"):
         raise ConfigError("patience, schedule='plateau' and monitor look at the validation data: give valid")
@@ -253,14 +253,14 @@ def fit(model: nn.Module, objective: Callable[[Any, Batch], dict[str, Tensor]], 
     try:
         run_record = {"type": "run", "step": at["step"], "monitor": plan.monitor, "direction": history.direction}
         report.add(run_record | {"about": provenance(run)})
-        with own_modes(model), own_noise(run.device): best = _epochs(run, train, valid, metrics, rows, sizes, at, report)
+        with own_modes(model), own_noise(run.device): best = _epochs(run, train, valid, metrics, rows, sizes, at, report, at_epoch)
     finally: report.close()
     run.engine.wait_for_everyone()                           # the first process may still be saving
     if best: model.load_state_dict(best)
     elif plan.patience and history.best: load_weights(model, folder / "checkpoints" / f"step-{history.best['step']:08d}")
     return history
 
-def _epochs(run: Trainer, train, valid, metrics, rows: Callable, sizes: list[int], at: dict, report: Report) -> dict | None:
+def _epochs(run: Trainer, train, valid, metrics, rows: Callable, sizes: list[int], at: dict, report: Report, at_epoch) -> dict | None:
     "The epochs from `at` on; the best weights, where they are wanted and there is no folder to hold them."
     plan, history, step, done, best = run.plan, report.history, at["step"], at["update"], None
     def save(epoch: int, update: int):
@@ -269,6 +269,7 @@ def _epochs(run: Trainer, train, valid, metrics, rows: Callable, sizes: list[int
         if plan.patience and history.stale >= plan.patience: break
         updates, fallen = cut(rows(epoch), plan), plateaus(history.values(), plan.plateau_patience)
         if hasattr(train, "set_epoch"): train.set_epoch(epoch)
+        if at_epoch: at_epoch(run.model, epoch)
         mine = [run.share(batch)[0] for pieces in updates[done:] for batch in pieces]
         batches = load(train, mine, plan.workers, run.device, seed_of(plan.seed, epoch))
         run.net.train()

@@ -212,6 +212,16 @@ def test_a_sampler_of_growing_epochs_resumes_too(tmp_path):
     assert_same_run(whole, (model, fit(model, mse("y"), TRAIN, VALID, plan, tmp_path, sampler=curriculum, **quiet)))
 
 
+def test_what_is_set_before_each_epoch_is_set_after_a_crash_too(tmp_path):
+    def harder(model, epoch): model.drop.p = 0.1 + 0.2 * epoch
+    plan = Plan(epochs=3, batch_size=8, checkpoint_steps=1)
+    whole = plain_run(plan, at_epoch=harder)
+    assert not same(whole[0], plain_run(plan)[0])
+    with pytest.raises(Killed): fit(tiny(), Kill(14), TRAIN, VALID, plan, tmp_path, at_epoch=harder, **quiet)
+    model = tiny(seed=9)
+    assert_same_run(whole, (model, fit(model, mse("y"), TRAIN, VALID, plan, tmp_path, at_epoch=harder, **quiet)))
+
+
 class Noisy:
     "A data set with noise of its own: a function of (epoch, item), and draws from the global generators."
     def __init__(self): self.epoch = 0
