@@ -14,13 +14,13 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from .attention import CrossBlock, CrossModalFusion, DynamicFusion
-from .batch import ConfigError, ShapeError, Stream, masked_mean
+from .batch import ConfigError, ShapeError, Stream, masked_mean, masked_std
 from .model import ConcatFusion, Fused
 from .normalized import NormalizedConcat
 
 # %% auto #0
 __all__ = ['FUSIONS', 'Summaries', 'ProductFusion', 'TensorFusion', 'LowRankFusion', 'GatedFusion', 'AdaptiveFusion',
-           'BottleneckFusion', 'CrossAttentionFusion', 'get_fusion', 'same_budget', 'ModalityDropout']
+           'BottleneckFusion', 'CrossAttentionFusion', 'Ramp', 'get_fusion', 'same_budget', 'ModalityDropout']
 
 # %% ../nbs/12_fusion.ipynb #00000006
 class Summaries(nn.Module):
@@ -164,6 +164,16 @@ class CrossAttentionFusion(CrossModalFusion):
         super().__init__(widths, width, heads, chosen, clock, dropout)
 
 # %% ../nbs/12_fusion.ipynb #0000000e
+class Ramp(nn.Module):
+    """Each step's values beside themselves times the step's place in time, so that a mean over steps also tells which way a curve runs. Stream [B, T, F] -> Stream [B, T, 2F].
+
+    The place is in spreads of the item's own real times about their middle. It stands for a temporal encoder where one should cost nothing."""
+    def forward(self, stream: Stream) -> Stream:
+        middle = masked_mean(stream.t, stream.mask).unsqueeze(1)
+        place = (stream.t - middle) / masked_std(stream.t, stream.mask).unsqueeze(1)
+        return stream.with_x(torch.cat([stream.x, stream.x * place.unsqueeze(-1)], -1).masked_fill(~stream.mask.unsqueeze(-1), 0))
+
+# %% ../nbs/12_fusion.ipynb #0000000f
 FUSIONS = {"concat": ConcatFusion, "normalized_concat": NormalizedConcat, "dynamic": DynamicFusion, "gated": GatedFusion, "adaptive": AdaptiveFusion,
            "product": ProductFusion, "tensor": TensorFusion, "low_rank": LowRankFusion, "bottleneck": BottleneckFusion, "cross_attention": CrossAttentionFusion}
 
@@ -199,7 +209,7 @@ def same_budget(name: str, widths: Mapping[str, int], budget: int, **options) ->
         low, high = (middle, high) if count(middle) <= budget else (low, middle)
     return step * min(low, high, key=lambda k: abs(count(k) - budget))
 
-# %% ../nbs/12_fusion.ipynb #0000000f
+# %% ../nbs/12_fusion.ipynb #00000010
 class ModalityDropout(nn.Module):
     """A fusion that, while it is trained, loses each modality of an item with probability `p`, but never the last one (Neverova et al. 2016).
 

@@ -10,7 +10,7 @@ from torch import nn
 from mmemo.attention import CrossModalFusion, DynamicFusion
 from mmemo.batch import Batch, ConfigError, ShapeError, Stream
 from mmemo.fusion import (FUSIONS, AdaptiveFusion, BottleneckFusion, CrossAttentionFusion, GatedFusion, LowRankFusion, ModalityDropout, ProductFusion,
-                          Summaries, TensorFusion, get_fusion, same_budget)
+                          Ramp, Summaries, TensorFusion, get_fusion, same_budget)
 from mmemo.model import Fused, Multimodal, Project, RegressionHead
 from mmemo.shapes import walk
 
@@ -315,3 +315,17 @@ def test_modality_dropout_is_off_in_evaluation_and_at_zero_and_has_bounds():
     assert torch.equal(still(given).vector, fuse(given).vector)
     for p in (-.1, 1.0):
         with pytest.raises(ConfigError, match="cannot be"): ModalityDropout(fuse, p)
+
+
+# ------------------------------------------------------------------ the encoder that costs nothing
+def test_ramp_tells_which_way_a_curve_runs_and_ignores_padding():
+    t = torch.arange(8.0)
+    up = torch.stack([t - 3.5, 3.5 - t, torch.ones(8)]).unsqueeze(-1)
+    s = Stream.of(up, rate=4)
+    found = Ramp()(s)
+    assert found.x.shape == (3, 8, 2) and torch.equal(found.x[..., :1], up)
+    slope = found.x.mean(1)[:, 1]
+    assert torch.allclose(slope, torch.tensor([t.std(correction=0), -t.std(correction=0), 0.0]), atol=1e-4)
+    assert torch.allclose(Ramp()(padded(s, 3, when=9.0)).x[:, :8], found.x, atol=1e-5) and Ramp()(padded(s, 3)).x[:, 8:].eq(0).all()
+    nothing = Ramp()(Stream(torch.full((2, 3, 4), torch.nan), torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, 3)))
+    assert nothing.x.eq(0).all()
