@@ -5,6 +5,7 @@
 # %% ../nbs/01a_render.ipynb #5b30bbfe
 from __future__ import annotations
 import re, zlib
+from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
@@ -165,12 +166,13 @@ def _draw(p: np.ndarray, look: int, size: int, over: int = 4) -> np.ndarray:
     draw.polygon(at(p[48:60]), fill="#bd5a52"); draw.polygon(at(p[60:68]), fill="#5a2323")
     return np.asarray(image.reduce(over))
 
-def render_frames(item: Batch, size: int = 112, fps: float = VIDEO_RATE) -> UInt8[Tensor, "T C size size"]:
-    "A drawn face [T, 3, size, size] that follows the item's action units, `fps` frames a second; a frame without a face is a grey card."
+def render_frames(item: Batch, size: int = 112, fps: float = VIDEO_RATE, times: Sequence[float] | None = None) -> UInt8[Tensor, "T C size size"]:
+    """A drawn face [T, 3, size, size] that follows the item's action units, `fps` frames a second or at the given `times` (seconds); a frame without
+    a face is a grey card."""
     points, mask, _ = landmarks(item)
     look = int(np.random.default_rng(zlib.crc32(item.meta["speaker"][0].encode())).integers(120))
-    T = round(len(mask) / VIDEO_RATE * fps)
-    nearest = ((np.arange(T) + .5) / fps * VIDEO_RATE).astype(int).clip(max=len(mask) - 1)
+    t = (np.arange(round(len(mask) / VIDEO_RATE * fps)) + .5) / fps if times is None else np.asarray(times)
+    nearest = (t * VIDEO_RATE).astype(int).clip(max=len(mask) - 1)
     card = np.full((size, size, 3), 128, np.uint8)
     return torch.from_numpy(np.stack([_draw(points[i], look, size) if mask[i] else card for i in nearest])).permute(0, 3, 1, 2).contiguous()
 
