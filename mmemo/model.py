@@ -12,7 +12,6 @@ import importlib.util
 import os
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from .batch import Batch, DataError, ShapeError, Stream, WeightsError, collate, masked_mean
 from .readers import text_stream
@@ -204,30 +203,22 @@ def fingerprint(*parts) -> str:
         if isinstance(part, nn.Module): part = {"class": repr(part), **part.state_dict()}
         for key, value in (part.items() if isinstance(part, Mapping) else [("", part)]):
             digest.update(key.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes() + str(tuple(value.shape)).encode() if isinstance(value, Tensor) else str(value).encode())
+            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes() + str(tuple(value.shape)).encode() if isinstance(value, Tensor) else str(value).encode())
     return digest.hexdigest()[:16]
 
 @torch.no_grad()
-def precompute(encoder: nn.Module, data: Batch, name: str, cache: str | os.PathLike | None = None, batch_size: int = 64) -> Batch:
-    """`data` with stream `name` replaced by the output of the frozen `encoder`, computed once for each distinct input.
-
-    With a `cache` folder the features are kept in a safetensors file named after the inputs and the weights, written whole or not at all."""
+def precompute(encoder: nn.Module, data: Batch, name: str, batch_size: int = 64) -> Batch:
+    "`data` with stream `name` replaced by the output of the frozen `encoder`, computed once for each distinct input."
     stream, encoder = data.streams[name], encoder.eval()
-    path = Path(cache) / f"{name}-{fingerprint(encoder, stream.x, stream.mask, stream.t)}.safetensors" if cache is not None else None
-    if path is not None and path.is_file(): return data.replace(**{name: Stream(**load_file(path))})
     seen: dict[bytes, int] = {}                                                           # each distinct input and the number it is known by
-    rows = (b"".join(v[i].numpy().tobytes() for v in (stream.x, stream.mask, stream.t)) for i in range(len(stream)))
+    rows = (b"".join(v[i].flatten().view(torch.uint8).numpy().tobytes() for v in (stream.x, stream.mask, stream.t)) for i in range(len(stream)))
     which = torch.tensor([seen.setdefault(hashlib.sha256(row).digest(), len(seen)) for row in rows])
     first = torch.full((len(seen),), len(stream)).scatter_reduce_(0, which, torch.arange(len(stream)), "amin")
     first = first[stream.mask[first].sum(1).argsort(stable=True)]                       # alike lengths together: little padding
     parts = [encoder(stream[r].to(device_of(encoder))).to(stream.device) for r in first.split(batch_size)]
     known = collate([Batch({name: p}) for p in parts]).streams[name]
     rows = torch.empty_like(first).scatter_(0, which[first], torch.arange(len(first)))[which]
-    done = Stream(known.x[rows], known.mask[rows], known.t[rows])
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: getattr(done, k).contiguous() for k in ("x", "mask", "t")}, part := path.with_suffix(f".{os.getpid()}.part")); os.replace(part, path)
-    return data.replace(**{name: done})
+    return data.replace(**{name: Stream(known.x[rows], known.mask[rows], known.t[rows])})
 
 # %% ../nbs/04_model.ipynb #70c7f146
 class ConcatFusion(nn.Module):

@@ -64,7 +64,7 @@ def ravdess_static(folder, seeds: Sequence[int] = (0, 1, 2), smoke: bool = False
     return dict(title="RAVDESS, 8 emotions, five actor folds, no statistic of a test actor", metric="accuracy ± sd over seeds", scores=scores, steps=steps, seeds=len(seeds))
 
 # %% ../nbs/06c_real.ipynb #2a68c9a8
-def meld_static(folder, seeds: Sequence[int] = (0, 1, 2), smoke: bool = False, weights: Sequence[str] = ("mmemo-tiny",), task: str = "emotion", cache=None) -> dict:
+def meld_static(folder, seeds: Sequence[int] = (0, 1, 2), smoke: bool = False, weights: Sequence[str] = ("mmemo-tiny",), task: str = "emotion") -> dict:
     """Weighted F1 of `task` (emotion or sentiment) on MELD's official test split (mean and sd over seeds): a frozen text encoder, mean over tokens, a small
     network, for each name in `weights`.
 
@@ -87,7 +87,7 @@ def meld_static(folder, seeds: Sequence[int] = (0, 1, 2), smoke: bool = False, w
     scores = {"majority": [majority, 0.0], "TF-IDF": [classical, 0.0]}
     for name in weights:
         told = data.replace(text=Tokenizer(name).stream(data.meta["words"], data.meta["spans"]))
-        told, found = precompute(nn.Sequential(TextEncoder.pretrained(name), MeanPool()), told, "text", cache), []
+        told, found = precompute(nn.Sequential(TextEncoder.pretrained(name), MeanPool()), told, "text"), []
         for seed in seeds:
             plan = Plan(epochs=1 if smoke else 12, batch_size=64, lr=1e-3, schedule="onecycle", weight_decay=0.1, seed=seed)
             guess, n = static_classes(told[where["train"]], told[where["test"]], task, len(classes), plan, width=256)
