@@ -10,20 +10,20 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from time import monotonic
 from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 import mmemo
 from .batch import Batch, ConfigError, MmemoError
-from .checkpoint import (Checkpoint, History, Log, checkpoints, clear, dumps, load_weights, newest, optimiser_tensors,
+from .checkpoint import (Checkpoint, History, checkpoints, clear, dumps, load_weights, newest, optimiser_tensors,
                               prune, read_log, restore_optimiser, save_checkpoint, step_of)
 from .plan import (FREE, Plan, casting, cut, factor, groups, load, order, own_modes, own_noise, plateaus, seed_of,
                         set_noise)
+from .report import Report, check_track
 
 # %% auto #0
-__all__ = ['NonFiniteError', 'mse', 'cross_entropy', 'evaluate_loss', 'Report', 'Trainer', 'fit', 'provenance']
+__all__ = ['NonFiniteError', 'mse', 'cross_entropy', 'evaluate_loss', 'Trainer', 'fit', 'provenance']
 
 # %% ../nbs/05_train.ipynb #942e882c
 class NonFiniteError(MmemoError, FloatingPointError):
@@ -82,48 +82,6 @@ def _tally(sums: dict, found: Mapping[str, float | None], items: int) -> None:
         if key == "loss" or value is not None and math.isfinite(value):
             total, seen = sums.get(key, (0.0, 0))
             sums[key] = total + value * items, seen + items
-
-# %% ../nbs/05_train.ipynb #43a8e233
-class Report:
-    "Where records go: the history always; log, TensorBoard and progress bar (at most ten times a second) where they are wanted."
-    def __init__(self, history: History, log: Log | None = None, board=None, bar=None):
-        self.history, self.log, self.board, self.bar = history, log, board, bar
-        self.shown, self.waiting = 0.0, 0                        # when something was last shown; updates since then
-
-    @classmethod
-    def open(cls, history: History, folder: Path | None, mark: dict | None, step: int, total: int, progress: bool, tensorboard: bool):
-        "The report of a run that goes on from `step` (log up to `mark`)."
-        log, board, bar = Log(folder / "log.jsonl", mark) if folder else None, None, None
-        if folder and tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-            board = SummaryWriter(folder / "tb", purge_step=step + 1)
-        if progress:
-            from tqdm.auto import tqdm
-            bar = tqdm(total=total, initial=step, unit="update", dynamic_ncols=True)
-        return cls(history, log, board, bar)
-
-    def add(self, record: dict) -> None:
-        self.history.add(record)
-        if self.log: self.log.write(record)
-        if record["type"] == "step":
-            self.waiting += 1
-            if monotonic() - self.shown > .1: self.show(record)
-        elif record["type"] == "epoch": self.show(record)
-
-    def show(self, record: dict) -> None:
-        flat = {f"{part}/{k}": v for part in ("train", "valid") for k, v in record.get(part, {}).items()}
-        flat = flat or {k: record[k] for k in ("loss", "lr", "norm")} | record.get("parts", {})
-        flat = {k: v for k, v in flat.items() if v is not None}
-        if self.board:
-            for key, value in flat.items(): self.board.add_scalar(key if "/" in key else f"update/{key}", value, record["step"])
-        if self.bar is not None:
-            self.bar.set_postfix({"epoch": record["epoch"]} | {k: f"{v:.4g}" for k, v in flat.items()}, refresh=False)
-            self.bar.update(self.waiting)
-        self.shown, self.waiting = monotonic(), 0
-
-    def close(self) -> None:
-        for part in (self.log, self.board, self.bar):
-            if part is not None: part.close()
 
 # %% ../nbs/05_train.ipynb #99b5ffee
 class Trainer:
@@ -194,7 +152,7 @@ class Trainer:
         values = torch.tensor([math.nan if v is None else v for v in found.values()], dtype=torch.float64, device=self.device)
         return dict(zip(found, map(_finite, broadcast(values).tolist())))
 
-    def save(self, history: History, log: Log, state: dict) -> None:
+    def save(self, history: History, log, state: dict) -> None:
         "A checkpoint; then the ones no longer wanted go: all but the newest `keep` and what was the best when those were made."
         folder = self.folder / "checkpoints"
         tensors = {"weights": self.model.state_dict(), "optimiser": optimiser_tensors(self.optimiser, self.names)}
@@ -222,17 +180,17 @@ class Trainer:
 def fit(model: nn.Module, objective: Callable[[Any, Batch], dict[str, Tensor]], train, valid=None, plan: Plan = Plan(),
         folder: str | Path | None = None, resume: bool = True, progress: bool = True,
         metrics: Mapping[str, Callable] | None = None, sampler: Callable[[int], Sequence[int]] | None = None,
-        at_epoch: Callable[[nn.Module, int], None] | None = None, tensorboard: bool = True) -> History:
+        at_epoch: Callable[[nn.Module, int], None] | None = None, track: Sequence = ("tensorboard",)) -> History:
     """Train `model` to make `objective(model(batch), batch)["loss"]` small on `train`, watching `valid`; the run's `History`.
 
     A data set has a length and gives a `Batch` for `data[list of rows]`; one with `set_epoch` is told the epoch. `sampler(epoch)`
     gives the rows of an epoch in their order, `at_epoch(model, epoch)` may set something in the model before it (a dropout rate);
-    both must depend on nothing else. With a `folder`: log, TensorBoard, checkpoints, and a killed run that is started again goes
-    on as if nothing had happened; `resume=False` deletes what an earlier run left there. `metrics` {name: function(predictions, targets)} see all of `valid`. With `plan.patience` the model ends with its best weights.
+    both must depend on nothing else. With a `folder`: log, checkpoints, what `track` names ("tensorboard", "wandb", or objects
+    with log(values, step=) and finish()), and a killed run that is started again goes on as if nothing had happened; `resume=False` deletes what an earlier run left there. `metrics` {name: function(predictions, targets)} see all of `valid`. With `plan.patience` the model ends with its best weights.
     Raises `ConfigError`, `CheckpointError`, `NonFiniteError`."""
     if valid is None and (plan.patience or plan.schedule == "plateau" or plan.monitor != "loss"):
         raise ConfigError("patience, schedule='plateau' and monitor look at the validation data: give valid")
-    folder = Path(folder) if folder else None
+    check_track(track, folder := Path(folder) if folder else None)
     run = Trainer(model, objective, plan, len(train), folder)
     rows = sampler or (lambda epoch: order(len(train), plan.seed, epoch))
     sizes = [len(cut(rows(epoch) if sampler else range(len(train)), plan)) for epoch in range(plan.epochs)]
@@ -249,12 +207,11 @@ def fit(model: nn.Module, objective: Callable[[Any, Batch], dict[str, Tensor]], 
         for line in read_log(folder / "log.jsonl", mark).splitlines(): history.add(json.loads(line))
     run.engine.wait_for_everyone()
     report = Report(history)
-    if run.rank == 0: report = Report.open(history, folder, mark, at["step"], sum(sizes), progress, tensorboard)
-    try:
-        run_record = {"type": "run", "step": at["step"], "monitor": plan.monitor, "direction": history.direction}
-        report.add(run_record | {"about": provenance(run)})
-        with own_modes(model), own_noise(run.device): best = _epochs(run, train, valid, metrics, rows, sizes, at, report, at_epoch)
-    finally: report.close()
+    about = provenance(run)
+    if run.rank == 0: report = Report.open(history, folder, mark, at["step"], sum(sizes), progress, track, {"plan": asdict(plan)} | about)
+    with report, own_modes(model), own_noise(run.device):
+        report.add({"type": "run", "step": at["step"], "monitor": plan.monitor, "direction": history.direction, "about": about})
+        best = _epochs(run, train, valid, metrics, rows, sizes, at, report, at_epoch)
     run.engine.wait_for_everyone()                           # the first process may still be saving
     if best: model.load_state_dict(best)
     elif plan.patience and history.best: load_weights(model, folder / "checkpoints" / f"step-{history.best['step']:08d}")

@@ -22,7 +22,7 @@ from mmemo.curriculum import (PACINGS, Curriculum, cross_fit, difficulty_by_clas
 from mmemo.plan import Plan, order
 from mmemo.train import cross_entropy, fit, mse
 
-quiet = dict(progress=False, tensorboard=False)
+quiet = dict(progress=False, track=())
 
 
 def batch_of(**targets):

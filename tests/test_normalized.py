@@ -174,7 +174,7 @@ def test_fit_trains_and_watches_the_mse(tmp_path):
     data = Batch({"audio": Stream.of(x, rate=1), "video": Stream.of(x[..., :3] * 2, rate=1)}, {"y": x[:, 0, 0] * 2})
     model = normalized_model(data, {"y": RegressionHead(8)}, width=8, dropout=0.0)
     plan = Plan(epochs=6, lr=1e-2, batch_size=16, patience=3, monitor="mse", direction="min")
-    history = fit(model, rmse("y"), data, data, plan, tmp_path / "run", progress=False, tensorboard=False)
+    history = fit(model, rmse("y"), data, data, plan, tmp_path / "run", progress=False, track=())
     assert history.best["valid"]["mse"] < 0.5 * history.epochs[0]["train"]["mse"]
     with torch.no_grad(): assert math.isclose(rmse("y")(model.eval()(data), data)["mse"].item(), history.best["valid"]["mse"], rel_tol=1e-4)
     assert f"step-{history.best['step']:08d}" in [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]

@@ -22,7 +22,7 @@ from mmemo.train import NonFiniteError, cross_entropy, evaluate_loss, fit, mse
 
 HERE = Path(__file__).parent
 TRAIN, VALID = items(44), items(20, seed=1)
-quiet = dict(progress=False, tensorboard=False)
+quiet = dict(progress=False, track=())
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def run(folder, plan: dict, out=None, slow: float = 0.0) -> None:
         if slow: time.sleep(slow)
         return inner(output, batch)
 
-    history = fit(model, objective, items(80), items(24, seed=1), Plan(**plan), folder, progress=False, tensorboard=False)
+    history = fit(model, objective, items(80), items(24, seed=1), Plan(**plan), folder, progress=False, track=())
     if out and int(os.environ.get("RANK", 0)) == 0:
         Path(out).write_text(json.dumps({"weights": digest(model), "losses": [s["loss"] for s in history.steps], "epochs": history.epochs}))
 
