@@ -254,9 +254,10 @@ class CrossCorpus(NamedTuple):
     "Scores [S, n, n] of models trained on one corpus (rows) and tested on each (columns), once a seed."
     names: tuple[str, ...]
     scores: np.ndarray
+    transductive: bool = False
 
 def cross_corpus(parts: Mapping[str, Batch], learn: Callable[[Batch, int], Callable[[Batch], float]], seeds: Sequence[int] = (0, 1, 2),
-                 share: float = 0.3, items: int | None = None, by: str = "speaker") -> CrossCorpus:
+                 share: float = 0.3, items: int | None = None, by: str = "speaker", transductive: bool = False) -> CrossCorpus:
     """Train on each corpus, test on each. `learn(train, seed)` gives a function from a test set to its score.
 
     Each corpus is split by speakers anew for each seed, a `share` of it for the test; a column's scores are of the same test items, the diagonal's
@@ -268,12 +269,12 @@ def cross_corpus(parts: Mapping[str, Batch], learn: Callable[[Batch, int], Calla
         split = {}
         for name, data in parts.items():
             train, test = speaker_split(data, (1 - share, share), by, seed)
-            split[name] = Protocol(data, np.random.default_rng(seed).permutation(train)[:items], [], test, (by,), name=name)
+            split[name] = Protocol(data, np.random.default_rng(seed).permutation(train)[:items], [], test, (by,), transductive, name=name)
         tests = [p["test"] for p in split.values()]
         for i, p in enumerate(split.values()):
             score = learn(p["train"], seed)
             scores[s, i] = [score(test) for test in tests]
-    return CrossCorpus(tuple(parts), scores)
+    return CrossCorpus(tuple(parts), scores, transductive)
 
 def draw_cross(found: CrossCorpus, ceilings: CrossCorpus | None = None, ax=None, digits: int = 2):
     "Heat map: mean ± sd of each cell, its ceiling below; the darker a cell, the further it is from the model that was trained at home."
@@ -288,6 +289,7 @@ def draw_cross(found: CrossCorpus, ceilings: CrossCorpus | None = None, ax=None,
         colour = "white" if shade[i, j] > .55 else "black"
         ax.text(j, i - .1 * (ceilings is not None), f"{mean[i, j]:.{digits}f} ± {sd[i, j]:.{digits}f}", ha="center", va="center", fontsize=9, color=colour)
         if ceilings is not None: ax.text(j, i + .22, f"ceiling {ceilings.scores[:, i, j].mean():.{digits}f}", ha="center", va="center", fontsize=7.5, color=colour)
-    ax.set(xticks=range(len(shade)), yticks=range(len(shade)), xticklabels=found.names, yticklabels=found.names, xlabel="tested on", ylabel="trained on")
+    ax.set(xticks=range(len(shade)), yticks=range(len(shade)), xticklabels=found.names, yticklabels=found.names, ylabel="trained on",
+           xlabel="tested on" + ", transductive" * found.transductive)
     ax.spines[:].set_visible(False); ax.tick_params(length=0)
     return ax

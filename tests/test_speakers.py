@@ -224,18 +224,18 @@ def test_speaker_targets_number_the_training_speakers_only():
     with pytest.raises(DataError, match="no training row"): speaker_targets(data.meta["speaker"], [])
 
 
-def test_an_adversary_takes_some_of_the_speaker_out_of_an_embedding():
-    data = people(S=4, each=60, T=1, offset=1.0); who = speaker_targets(data.meta["speaker"], range(len(data))); x = data.streams["audio"].x[:, 0, 0]
+def test_an_adversary_is_fooled_sooner_than_a_fresh_probe():
+    data = people(S=4, each=60, T=1, offset=1.0, seed=1); who = speaker_targets(data.meta["speaker"], range(len(data))); x = data.streams["audio"].x[:, 0, 0]
     data.targets["speaker"], data.targets["phq8"] = who, x - torch.stack([x[who == k].mean() for k in range(4)])[who]     # a label that is the same for all speakers
-    found, plan = {}, Plan(epochs=20, batch_size=32, lr={"heads.speaker*": 1e-2, "*": 1e-3})
-    for top in (0.0, 1.0):
-        torch.manual_seed(0); model = static_model(data, {"phq8": RegressionHead(16), "speaker": AdversaryHead(16, 4)}, 16, dropout=0.0)
+    found = {}
+    for top in (0.0, 0.1):
+        torch.manual_seed(1); model = static_model(data, {"phq8": RegressionHead(16), "speaker": AdversaryHead(16, 4)}, 16, dropout=0.0)
         history = fit(model, multitask({"phq8": (mse("phq8"), 1.0), "speaker": (cross_entropy("speaker"), 1.0)}), Batch(data.streams, data.targets), None,
-                      plan, progress=False, at_epoch=ramp(20, top))
-        found[top] = speaker_probe(model, data).accuracy, history.epochs[-1]["train"]["speaker accuracy"]
-    (loud, heard), (faint, fooled) = found[0.0], found[1.0]
-    assert heard > .6 and fooled < .45 and faint.value < loud.value - .03      # the adversary knows less, and so does a fresh probe ...
-    assert faint.low > .4                                                      # ... but far more than the adversary: being fooled is not being gone (chance is .25)
+                      Plan(epochs=15, batch_size=32, lr=3e-3), progress=False, at_epoch=ramp(15, top))
+        found[top] = speaker_probe(model, data).accuracy.value, history.epochs[-1]["train"]["speaker accuracy"]
+    (loud, heard), (still, fooled) = found[0.0], found[0.1]
+    assert fooled < heard - .15                                                # what the adversary itself says: the speaker is gone
+    assert still > fooled + .15 and still > loud - .15                         # what a probe says that never took part
 
 
 # ------------------------------------------------------------------ across corpora
@@ -260,6 +260,9 @@ def test_cross_corpus_trains_on_rows_and_tests_on_columns():
     want = np.abs(np.subtract.outer([0, 3, -1], [0, 3, -1])); assert np.allclose(found.scores.mean(0), want, atol=.6)
     again = cross_corpus(parts, learn, seeds=(0, 1), items=40); assert np.array_equal(found.scores, again.scores)
     with pytest.raises(DataError, match="speaker a-s0, a-s1, a-s2 and 5 more in a and in twin"): cross_corpus({"a": parts["a"], "twin": parts["a"]}, learn)
+    own = {name: normalise_by_speaker(data, ["audio"], by="corpus") for name, data in parts.items()}
+    with pytest.raises(DataError, match="statistics of each corpus"): cross_corpus(own, learn)
+    assert not found.transductive and cross_corpus(own, learn, seeds=(0,), transductive=True).transductive
 
 
 def test_matrix_is_drawn_with_its_ceilings():
@@ -267,6 +270,7 @@ def test_matrix_is_drawn_with_its_ceilings():
     found, ceilings = CrossCorpus(("x", "y"), np.array([[[1.0, 2], [3, 1]], [[1.2, 2], [3, 1]]])), CrossCorpus(("x", "y"), np.full((2, 2, 2), .5))
     ax = draw_cross(found, ceilings); text = [t.get_text() for t in ax.texts]
     assert text[0] == "1.10 ± 0.14" and text.count("ceiling 0.50") == 4 and [t.get_text() for t in ax.get_yticklabels()] == ["x", "y"]
+    assert ax.get_xlabel() == "tested on" and "transductive" in draw_cross(found._replace(transductive=True)).get_xlabel()
     assert len(draw_cross(CrossCorpus(("x", "y"), found.scores[:1])).texts) == 4; plt.close("all")
 
 
