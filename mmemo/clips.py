@@ -23,7 +23,7 @@ from .synthetic import AUDIO_RATE
 # %% auto #0
 __all__ = ['CLIP_FOLDERS', 'pick', 'Frames', 'render_media', 'rendered', 'Clip', 'decode_clip', 'read_clips']
 
-# %% ../nbs/15_clips.ipynb #00000006
+# %% ../nbs/15_clips.ipynb #0000000c
 def pick(mask: Bool[Tensor, "B T"], t: Float[Tensor, "B T"], steps: int) -> Int[Tensor, "B steps"]:
     """Which of each item's real frames stand for `steps` equal parts of its real time: those nearest to the parts' middles, in the order of time.
 
@@ -51,7 +51,7 @@ class Frames(nn.Module):
         if x.shape[-2:] != (self.size, self.size): x = resize(x, [self.size, self.size], antialias=True)
         return Stream(x.masked_fill(~mask[..., None, None, None], 0), mask, stream.t.gather(1, chosen) * mask)
 
-# %% ../nbs/15_clips.ipynb #00000007
+# %% ../nbs/15_clips.ipynb #00000013
 def render_media(data: Batch, frames: int = 16, size: int = 112) -> Batch:
     """Known-answer items as a camera and a microphone would have them: video [n, frames, 3, size, size] bytes, `frames` of the tracked ones evenly by
     the clock; audio [n, N] samples at 16 kHz, not real where frames of the voice were lost. A modality that was missing stays missing.
@@ -75,7 +75,7 @@ def rendered(data: Batch, frames: int = 16, size: int = 112, cache=None, progres
     parse = lambda report: (render_media(data[slice(i, i + chunk)], frames, size) for i in parts)
     return cached("rendered", parse, ".", [], {"data": key, "frames": frames, "size": size}, rates={"audio": RATE}, cache=cache, progress=progress, total=len(parts))
 
-# %% ../nbs/15_clips.ipynb #00000008
+# %% ../nbs/15_clips.ipynb #0000001d
 @dataclass(frozen=True)
 class Clip:
     "What could be read of a clip: `frames` [T, 3, size, size] bytes at `times` [T] seconds, `sound` [N] at 16 kHz, None where there is none; and `complaints`."
@@ -98,7 +98,7 @@ def _decode(path: Path, kind: str, limit: float, convert: Callable, complaints: 
                 until = frame.time
                 found += [(frame.time, part) for part in convert(frame)]
     except (av.FFmpegError, ValueError) as error:                        # ValueError: a codec or format of numbers that make no sense
-        complaints.append(f"{kind} cannot be read {'on' if found else 'at all'}: {getattr(error, 'strerror', None) or error}")
+        complaints.append(f"{kind} {'breaks off' if found else 'cannot be read'}: {getattr(error, 'strerror', None) or error}")
     else:
         if not found: complaints.append(f"{kind} has no frame")
     if damaged: complaints.append(f"{kind} has {damaged} damaged frames")
@@ -126,7 +126,7 @@ def decode_clip(path, frames: int = 16, size: int = 112, limit: float = 60.0) ->
         sound = np.concatenate([late, *(part for _, part in heard), *(part.to_ndarray().mean(0) for part in even.resample(None))])
     return Clip(pictures, times, sound, tuple(complaints))
 
-# %% ../nbs/15_clips.ipynb #00000009
+# %% ../nbs/15_clips.ipynb #00000020
 CLIP_FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
 
 def read_clips(folder, tokenizer: Callable = byte_tokens, frames: int = 16, size: int = 112, limit: float = 60.0, cache=None, progress: bool = True,

@@ -21,7 +21,7 @@ from .temporal import TimeConv
 # %% auto #0
 __all__ = ['HOW', 'LogMel', 'halve', 'WaveCNN', 'video_weights', 'Stage', 'R3D', 'ConcatNorm']
 
-# %% ../nbs/15_media.ipynb #00000006
+# %% ../nbs/15_media.ipynb #0000000c
 class LogMel(nn.Module):
     """Sound as a log-mel spectrogram, natural logarithm of the power. Stream of samples [B, N] at `rate` Hz -> Stream [B, L, mels], a step every `hop` samples.
 
@@ -44,7 +44,7 @@ class LogMel(nn.Module):
         power = (spectrum.real.square() + spectrum.imag.square()).mT[:, :mask.shape[1]]
         return Stream((power @ self.filters).clamp(min=self.floor).log().masked_fill(~mask.unsqueeze(-1), 0), mask, t)
 
-# %% ../nbs/15_media.ipynb #00000007
+# %% ../nbs/15_media.ipynb #00000011
 def halve(mask: Bool[Tensor, "B T"], t: Float[Tensor, "B T"]) -> tuple[Bool[Tensor, "B S"], Float[Tensor, "B S"]]:
     "Mask and times behind a stride of two: a step stands for two, is real where one of them is, and lies in the middle of the real ones."
     mask, t = (F.pad(v, (0, mask.shape[1] % 2)).reshape(len(v), -1, 2) for v in (mask, t))
@@ -75,7 +75,7 @@ class WaveCNN(nn.Module):
             x = x.relu().masked_fill(~real, 0)
         return Stream(x, mask, t)
 
-# %% ../nbs/15_media.ipynb #00000008
+# %% ../nbs/15_media.ipynb #00000014
 HOW = ("torchvision publishes its weights as a pickle, which runs whatever its author put into it; mmemo opens safetensors only. Convert it once, where you have a network: "
        "python -c \"from torchvision.models.video import r3d_18; from safetensors.torch import save_file; save_file(r3d_18(weights='KINETICS400_V1').state_dict(), 'r3d_18.safetensors')\" "
        "and give the path of r3d_18.safetensors, or weights='random'")
@@ -140,7 +140,7 @@ class R3D(nn.Module):
         seen = self.layers(stream.with_x(hide(rearrange(self.stem(x), "B C T H W -> B T C H W"))))
         return seen.with_x(seen.x.mean((3, 4)))
 
-# %% ../nbs/15_media.ipynb #00000009
+# %% ../nbs/15_media.ipynb #0000001a
 class ConcatNorm(nn.Module):
     """Mean of each stream, side by side, one linear map, BatchNorm, ReLU, dropout. {name: Stream [B, T, H_m]} -> Fused vector [B, H].
 

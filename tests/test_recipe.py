@@ -9,11 +9,13 @@ from torch.nn import functional as F
 
 from mmemo import daicwoz
 from mmemo.batch import Batch, CheckpointError, ConfigError, DataError, Stream, WeightsError
-from mmemo.build import blank, build, columns, data, evaluate_run, measure, measured, objective, plan, train_recipe, walk_recipe
+from mmemo.build import blank, build, objective, plan, walk_recipe
 from mmemo.evaluate import predict
+from mmemo.experiment import Said, evaluate_run, measured, train_recipe
 from mmemo.lookalike import write_daicwoz
 from mmemo.model import Standardize
-from mmemo.recipe import FOLDER, SIZES, Recipe, load_recipe, recipes
+from mmemo.recipe import FOLDER, SIZES, Recipe, load_recipe, load_suite, merge, recipes
+from mmemo.sources import columns, data
 from mmemo.synthetic import AUS, known_answer
 from mmemo.train import fit
 
@@ -36,13 +38,14 @@ def shrunk(name, items=32, items_per_speaker=1, epochs=1):
 # ---- what stands in the files
 
 def test_shipped_recipes_can_be_read_and_written_at_every_scale(tmp_path):
-    assert tuple(recipes()) == NAMES
-    for name in NAMES:
-        for scale in SCALES:
-            recipe = load_recipe(name, scale)
-            assert recipe.name == name and recipe.scale == scale and "standardised" in recipe.about
-            (tmp_path / "own.yaml").write_text(recipe.text())
-            assert load_recipe(tmp_path / "own.yaml", scale) == recipe
+    assert set(recipes()) >= {*NAMES, "frozen_two_head", "emotion2vec_text", "multimodal_baseline", "audio_only", "text_only", "fusion_ablation"}
+    for name in recipes():
+        for experiment in load_suite(name).experiments:
+            for scale in SCALES:
+                recipe = load_recipe(name, scale, experiment)
+                assert recipe.name in (name, f"{name}-{experiment}") and recipe.scale == scale and recipe.about and recipe.source
+                (tmp_path / "own.yaml").write_text(recipe.text())
+                assert load_recipe(tmp_path / "own.yaml", scale) == recipe
 
 
 def test_at_full_they_are_the_published_systems():
@@ -55,7 +58,7 @@ def test_at_full_they_are_the_published_systems():
     assert plan(steady).epochs == 50 and plan(steady).patience and plan(steady).monitor == "mse" and steady.objective["phq8"].kind == "rmse"
     assert steady.fusion.kind == "normalized_concat" and all(getattr(steady.encoders, m).norm and getattr(steady.encoders, m).dropout == 0.2 for m in ("text", "audio", "video")) and steady.fusion.dropout == 0.2
     e, p = both.encoders, plan(both, seed=7)
-    assert e.text.weights == "distilbert-base-uncased" and e.text.tuning == "full" and both.fusion.kind == "cross_modal" and both.fusion.clock
+    assert e.text.weights == "distilbert-base-uncased" and e.text.tuning == "full" and both.fusion.kind == "cross_attention" and both.fusion.clock
     assert all(part.kind == "tcn" and (part.kernel, part.dilations, part.steps, part.width) == (3, [1, 2, 4], 100, 512) for part in (e.audio, e.video))
     assert {loss.kind for loss in both.objective.values()} == {"mse", "cross_entropy", "contrastive"} and (p.optimiser, p.schedule, p.warmup, p.seed) == ("adamw", "onecycle", 0.1, 7)
     for r in (plain, steady, both):
@@ -83,9 +86,9 @@ def test_package_data_ships_the_recipes():
 @pytest.mark.parametrize("was, becomes, said", [
     ("tuning: full", "tuning: ful", "encoders.text.tuning: 'ful' cannot be: choose 'frozen', 'lora' or 'full'; did you mean 'full'?"),
     ("tuning: full", "tuning: lora", "encoders.text: tuning is 'lora', but lora is missing: give rank"),
-    ("kind: tcn", "kind: tnc", "encoders.audio.kind: 'tnc' cannot be: choose 'mean', 'tcn'; did you mean 'tcn'?"),
+    ("kind: tcn", "kind: tnc", "encoders.audio.kind: 'tnc' cannot be: choose 'mean', 'tcn', 'utterance', 'wave_cnn'; did you mean 'tcn'?"),
     ("kind: tcn, ", "", "encoders.audio.kind: is missing: choose mean, tcn"),
-    ("  kind: cross_modal\n", "", "fusion.kind: is missing: choose concat, normalized_concat, cross_modal"),
+    ("  kind: cross_attention\n", "", "fusion.kind: is missing: choose concat, normalized_concat, batchnorm_concat"),
     ("width: 512}", "widht: 512}", "encoders.audio: unknown key 'widht'; did you mean 'width'?"),
     ("weights: distilbert-base-uncased, ", "", "encoders.text.weights: is missing"),
     ("max_length: 512", "max_length: true", "encoders.text.max_length: True cannot be: it must be a valid integer"),
@@ -194,7 +197,7 @@ def test_padding_order_and_missing_modalities(small):
 def test_gradients_reach_what_learns_and_nothing_else(small):
     recipe, parts, model = small
     batch = parts["train"][list(range(12))]
-    model.zero_grad(); objective(recipe)(model(batch), batch)["loss"].backward()
+    model.zero_grad(); objective(recipe, parts["train"])(model(batch), batch)["loss"].backward()
     for name, p in model.named_parameters(): assert (p.grad is not None) == p.requires_grad, name
     frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
     assert bool(frozen) == (recipe.encoders.text.tuning == "lora") and not any("lora_" in n for n in frozen)
@@ -217,16 +220,16 @@ def test_the_objective_is_the_sum_that_the_recipe_says():
     torch.manual_seed(0)
     model, batch = build(recipe, parts["train"], pretrained=False).eval(), parts["train"][list(range(9))]
     out = model(batch)
-    found = objective(recipe)(out, batch)
+    found = objective(recipe, parts["train"])(out, batch)
     torch.testing.assert_close(found["phq8"], F.mse_loss(out.predictions["phq8"], batch.targets["phq8"]))
     torch.testing.assert_close(found["emotion"], F.cross_entropy(out.predictions["emotion"], batch.targets["emotion"]))
     torch.testing.assert_close(found["loss"], found["phq8"] + found["emotion"] + 0.1 * found["contrastive"])
     assert set(found) == set(recipe.recorded) and out.predictions["contrastive"].shape == (9, 16)
     unknown = Batch(batch.streams, {**batch.targets, "emotion": torch.full((9,), -100)})
-    torch.testing.assert_close(objective(recipe)(out, unknown)["loss"], found["phq8"])
+    torch.testing.assert_close(objective(recipe, parts["train"])(out, unknown)["loss"], found["phq8"])
     for name in ("fine_tune", "fine_tune_v1"):
-        assert set(objective(shrunk(name))(out, batch)) == set(shrunk(name).recorded)
-    torch.testing.assert_close(objective(shrunk("fine_tune_v1"))(out, batch)["loss"], found["phq8"].sqrt())
+        assert set(objective(shrunk(name), parts["train"])(out, batch)) == set(shrunk(name).recorded)
+    torch.testing.assert_close(objective(shrunk("fine_tune_v1"), parts["train"])(out, batch)["loss"], found["phq8"].sqrt())
 
 
 # ---- a folder and the memory give the same numbers
@@ -252,8 +255,8 @@ def test_a_daicwoz_folder_and_the_corpus_it_was_written_from_give_equal_numbers(
         for parts in (mine, theirs):
             torch.manual_seed(0)
             model = build(recipe, parts["train"])
-            fit(model, objective(recipe), parts["train"], parts["valid"], plan(recipe, 3), progress=False)
-            found.append(measure(recipe, model, parts["test"]))
+            fit(model, objective(recipe, parts["train"]), parts["train"], parts["valid"], plan(recipe, 3), progress=False)
+            found.append(Said.by(recipe, model, parts["test"]).measure(recipe))
         assert found[0].keys() == found[1].keys() == {"phq8"}
         for metric, value in found[0]["phq8"].items(): assert found[1]["phq8"][metric] == pytest.approx(value, abs=1e-4), (name, metric)
 
@@ -285,7 +288,7 @@ def run(tmp_path_factory):
 def test_a_run_leaves_what_a_repetition_needs(run):
     recipe, folder, history, metrics = run
     assert json.loads((folder / "metrics.json").read_text())["phq8"]["rmse"] == list(metrics["phq8"]["rmse"])
-    assert metrics["steps"] == len(history.steps) == 2 * 5 and metrics["epochs"] == 2 and metrics["seed"] == 4 and metrics["items"] == {"train": 40, "valid": 8, "test": 16}
+    assert metrics["steps"] == len(history["split"].steps) == 2 * 5 and metrics["epochs"] == 2 and metrics["seed"] == 4 and metrics["items"] == {"train": 40, "valid": 8, "test": 16}
     assert {"rmse", "mae", "ccc", "rmse of the mean"} == set(metrics["phq8"]) and "accuracy" in metrics["emotion"] and metrics["fingerprint"] and metrics["versions"]["torch"]
     assert Recipe.model_validate(json.loads((folder / "recipe.json").read_text())) == recipe and (folder / "model.safetensors").is_file()
     assert not list(folder.glob("*.part")) and not list(folder.rglob("*.pt")) and not list(folder.rglob("*.pkl"))
@@ -294,13 +297,13 @@ def test_a_run_leaves_what_a_repetition_needs(run):
 def test_a_run_measured_from_its_folder_gives_the_same_numbers(run):
     _, folder, _, metrics = run
     again = evaluate_run(folder)
-    assert all(again[part] == metrics[part] for part in ("phq8", "emotion")) and again["split"] == "test" and again["items"] == 16
+    assert all(again[part] == metrics[part] for part in ("phq8", "emotion")) and again["protocol"] == "test" and again["items"] == 16
 
 
 def test_calling_again_takes_no_further_step_and_another_run_is_refused(run):
     recipe, folder, history, metrics = run
     more, same = train_recipe(recipe, folder, seed=4)
-    assert [s["loss"] for s in more.steps] == [s["loss"] for s in history.steps] and same["phq8"] == metrics["phq8"]
+    assert [s["loss"] for s in more["split"].steps] == [s["loss"] for s in history["split"].steps] and same["phq8"] == metrics["phq8"]
     with pytest.raises(ConfigError, match=r"holds another run \(seed differ"): train_recipe(recipe, folder, seed=5)
     with pytest.raises(ConfigError, match=r"holds another run \(plan differ"): train_recipe(Recipe.model_validate(recipe.model_dump() | {"plan": recipe.plan.model_dump() | {"epochs": 9}}), folder, seed=4)
 

@@ -1,0 +1,151 @@
+"""Experiments: protocols cut the items, what is frozen is computed once and never moves, predictions and numbers survive."""
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import nn
+
+from mmemo.batch import ConfigError, DataError
+from mmemo.build import build, course, lean, objective, taught
+from mmemo.evaluate import predict
+from mmemo.experiment import evaluate_run, folds, load_run, train_recipe
+from mmemo.model import Frozen
+from mmemo.plan import Plan
+from mmemo.recipe import Recipe, load_recipe
+from mmemo.sources import data, items
+from mmemo.train import fit
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMEMO_CACHE", str(tmp_path_factory.mktemp("cache"))); yield
+
+
+def small(name="multimodal_baseline", experiment=None, items=80, items_per_speaker=10, protocol=None, **knobs):
+    form = load_recipe(name, "smoke", experiment).model_dump()
+    form["corpus"].update(items=items); form["corpus"]["knobs"].update(items_per_speaker=items_per_speaker, **knobs)
+    if form["encoders"]["video"]: form["encoders"]["video"].update(frames=4, size=16)
+    form["evaluation"].update({"resamples": 100} | ({"protocol": protocol} if protocol else {})); form["plan"].update(epochs=2)
+    return Recipe.model_validate(form)
+
+
+def test_every_protocol_keeps_speakers_apart_and_tests_everybody_once():
+    whole = items(small())
+    for protocol, by in (("leave_one_session_out", "session"), ("leave_one_speaker_out", "speaker")):
+        made = folds(small(protocol=protocol), whole)
+        tested = [i for f in made.values() for i in f.tests["test"].meta["id"]]
+        assert sorted(tested) == sorted(whole.meta["id"]) and list(made) == sorted(set(whole.meta[by]))
+        for fold in made.values():
+            sides = [set(part.meta[by]) for part in (fold.train, fold.valid, fold.tests["test"])]
+            assert all(sides) and not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+    several = small(protocol="cross_corpus", items=96, items_per_speaker=2, corpora=2)
+    made = folds(several, items(several))
+    assert list(made) == ["corpus0", "corpus1"] and all(set(f.train.meta["corpus"]) == {name} and {k: set(t.meta["corpus"]) for k, t in f.tests.items()} == {"corpus0": {"corpus0"}, "corpus1": {"corpus1"}} for name, f in made.items())
+    with pytest.raises(DataError, match="at least two corpora"): folds(several, whole)
+    with pytest.raises(Exception, match="corpus.knobs.corpora"): small(protocol="cross_corpus", corpora=1)
+
+
+@pytest.mark.parametrize("name", ["frozen_two_head", "emotion2vec_text"])
+def test_frozen_means_frozen(name, tmp_path):
+    "No parameter and no statistic of what is frozen moves; whatever learns does; and the lean model is the whole one."
+    recipe = small(name, items=16, items_per_speaker=1)
+    parts = data(recipe, seed=2)
+    torch.manual_seed(0)
+    model = build(recipe, parts["train"])
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    frozen = {f"{m}.{k}" for m, module in model.named_modules() if isinstance(module, Frozen) for k in module.state_dict()}
+    assert any("running_mean" in k for k in frozen) == (name == "frozen_two_head")
+    small_one, computed = lean(model, parts)
+    whole = predict(model, parts["test"])["emotion"]
+    torch.testing.assert_close(predict(small_one, computed["test"])["emotion"], whole, atol=1e-5, rtol=1e-4)
+    plan = Plan(epochs=3, batch_size=5, lr=.01, optimiser="adam")
+    fit(small_one, objective(recipe, parts["train"]), computed["train"], computed["valid"], plan, progress=False)
+    direct = build(recipe, parts["train"]); direct.load_state_dict(before)
+    fit(direct, objective(recipe, parts["train"]), parts["train"], parts["valid"], plan, progress=False)     # with the frozen pieces inside the loop
+    for one in (model, direct):
+        moved = {k for k, v in one.state_dict().items() if not torch.equal(v, before[k])}
+        assert not moved & frozen
+        learned = {k for k, p in one.named_parameters() if p.requires_grad}
+        assert learned <= moved, learned - moved
+    for k, v in direct.state_dict().items(): torch.testing.assert_close(v, model.state_dict()[k], atol=2e-4, rtol=2e-3)
+
+
+def test_frozen_two_head_is_the_published_system():
+    recipe = load_recipe("frozen_two_head")
+    with torch.device("meta"): model = build(recipe, pretrained=False)
+    shapes = {k: tuple(p.shape) for k, p in model.named_parameters() if p.requires_grad}
+    assert shapes == {"encoders.text.project.linear.weight": (128, 768), "encoders.audio.project.linear.weight": (128, 128), "encoders.video.project.linear.weight": (128, 512),
+                      "fusion.linear.weight": (256, 384), "fusion.norm.weight": (256,), "heads.emotion.weight": (7, 256), "heads.sentiment.weight": (3, 256)} | {
+                      k: v for k, v in shapes.items() if k.endswith("bias")}
+    assert isinstance(model.fusion.norm, nn.BatchNorm1d)
+    assert list(recipe.plan.lr.values()) == [8e-6, 8e-5, 8e-5, 5e-4, 5e-4] and recipe.plan.optimiser == "adam" and recipe.plan.schedule == "plateau"
+    assert all(loss.class_weights == "inverse" and loss.label_smoothing > 0 for loss in recipe.objective.values())
+
+
+def test_curriculum_and_adversary_of_a_recipe():
+    recipe = small(experiment="everything")
+    parts = data(recipe)
+    told = taught(recipe, parts)
+    names = sorted(set(parts["train"].meta["speaker"]))
+    assert [names[i] for i in told["train"].targets["speaker"].tolist()] == list(parts["train"].meta["speaker"]) and (told["test"].targets["speaker"] == -100).all()
+    given, options = course(recipe, told, lambda rows: None)
+    assert len(options["sampler"](0)) < len(parts["train"]) == len(options["sampler"](recipe.curriculum.epochs))
+    assert 0 <= given["train"].targets["difficulty"].min() < given["train"].targets["difficulty"].max() <= 1 and (given["valid"].targets["difficulty"] == .5).all()
+    model = build(recipe, parts["train"])
+    rates = lambda: {m.p for k, m in model.named_modules() if isinstance(m, nn.Dropout) and k.startswith(("fusion", "heads"))}
+    options["at_epoch"](model, 0); assert rates() == {.1} and model.heads["speaker"].strength == 0
+    options["at_epoch"](model, recipe.curriculum.epochs); assert rates() == {.6} and model.heads["speaker"].strength > .9
+    batch = given["train"][list(range(12))]
+    assert set(objective(recipe, given["train"])(model(batch), batch)) == set(recipe.recorded)
+
+
+def test_difficulty_by_confidence_asks_models_that_have_not_seen_the_item(tmp_path):
+    form = small(experiment="curriculum", protocol="split", items=160, items_per_speaker=5).model_dump(); form["curriculum"].update(difficulty="confidence", dropout=None)
+    _, metrics = train_recipe(Recipe.model_validate(form), tmp_path / "run")
+    assert metrics["steps"] > 0 and metrics["emotion"]["uar"].value >= 0
+    form["curriculum"]["difficulty"] = "true"
+    parts = data(recipe := Recipe.model_validate(form))
+    for part in parts.values(): part.meta.pop("difficulty")
+    with pytest.raises(DataError, match="true needs the items' difficulty"): course(recipe, parts, lambda rows: None)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    recipe, folder = small(experiment="speakers", items=60), tmp_path_factory.mktemp("run")
+    return recipe, folder, *train_recipe(recipe, folder, seed=1)
+
+
+def test_a_run_of_folds_keeps_predictions_and_can_be_measured_again(run):
+    recipe, folder, histories, metrics = run
+    table = pq.read_table(folder / "predictions.parquet").to_pydict()
+    whole = items(recipe, seed=1)
+    assert sorted(table["id"]) == sorted(whole.meta["id"]) and set(table["fold"]) == set(histories) == set(metrics["folds"]) and len(table["emotion said"][0]) == 4
+    hits = sum(max(range(4), key=said.__getitem__) == right for said, right in zip(table["emotion said"], table["emotion"])) / len(whole)
+    assert metrics["emotion"]["accuracy"].value == pytest.approx(hits) and metrics["protocol"] == "leave one session out" and "COVAREP" in metrics["notes"][0]
+    again = evaluate_run(folder)
+    for metric, value in again["emotion"].items(): assert value == pytest.approx(metrics["emotion"][metric], abs=1e-6)
+    with pytest.raises(ConfigError, match="none of them is the one to measure on another corpus"): evaluate_run(folder, "somewhere")
+    with pytest.raises(DataError, match="has no fold 'x'; there are session000"): load_run(folder, "x")
+
+
+def test_a_second_call_takes_no_step_and_a_killed_fold_goes_on(run):
+    recipe, folder, histories, metrics = run
+    first = next(iter(histories))
+    (folder / "metrics.json").unlink(); (folder / "folds" / first / "model.safetensors").unlink()
+    more, same = train_recipe(recipe, folder, seed=1)
+    assert {k: [s["loss"] for s in h.steps] for k, h in more.items()} == {k: [s["loss"] for s in h.steps] for k, h in histories.items()}
+    assert same["emotion"] == metrics["emotion"] and json.loads((folder / "metrics.json").read_text())["folds"]
+
+
+def test_cross_corpus_numbers_are_a_matrix(tmp_path):
+    recipe = small("text_only", "plain", protocol="cross_corpus", items=192, items_per_speaker=2, corpora=2)
+    _, metrics = train_recipe(recipe, tmp_path / "run")
+    assert set(metrics["matrix"]) == set(metrics["matrix"]["corpus0"]) == {"corpus0", "corpus1"} and {"emotion within", "emotion across"} <= set(metrics)
+
+
+def test_transductive_runs_say_so(tmp_path):
+    form = small(items=60).model_dump(); form["speakers"] = {"normalise": True}
+    _, metrics = train_recipe(Recipe.model_validate(form), tmp_path / "run")
+    assert "transductive" in metrics["protocol"]
