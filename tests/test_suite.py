@@ -11,6 +11,7 @@ from mmemo import suite as suite_module
 from mmemo.batch import ConfigError, DataError
 from mmemo.cli import app
 from mmemo.evaluate import compare
+from mmemo.experiment import train_recipe
 from mmemo.recipe import load_recipe, load_suite, merge
 from mmemo.suite import answers, by_experiment, cells, comparison, pick, read_runs, run_suite, table
 
@@ -38,11 +39,12 @@ def done(tmp_path_factory):
     (folder / "tiny.yaml").write_text(TINY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MMEMO_CACHE", str(folder / "cache"))
-        first = CliRunner().invoke(app, ["train", str(folder / "tiny.yaml"), "--experiment", "2", "--scale", "full", "--seeds", "1", "--out", str(folder / "run"), "--no-progress"])
-        assert first.exit_code == 0, first.output
-        before = (folder / "run/gated/seed-0/metrics.json").stat().st_mtime_ns
-        run_suite(folder / "tiny.yaml", folder / "run", "full", jobs=2, progress=False)
-        assert (folder / "run/gated/seed-0/metrics.json").stat().st_mtime_ns == before                    # what was done is not done again
+        [one] = cells(folder / "tiny.yaml", folder / "run", "full", ["2"], seeds=1)
+        train_recipe(one.recipe, one.folder, seed=one.seed)
+        before = (one.folder / "metrics.json").stat().st_mtime_ns
+        result = CliRunner().invoke(app, ["train", str(folder / "tiny.yaml"), "--all", "--scale", "full", "--jobs", "2", "--out", str(folder / "run"), "--no-progress"])
+        assert result.exit_code == 0 and "gated" in result.output and "report.html" in result.output, result.output
+        assert (one.folder / "metrics.json").stat().st_mtime_ns == before                                 # what was done is not done again
         yield folder
 
 
