@@ -86,7 +86,7 @@ class Stream:
     def __getitem__(self, items) -> Stream:
         "Rows `items` (a list, tensor or slice), with the padding that none of them needs cut off."
         mask = self.mask[items]
-        T = last_real(mask)
+        if (T := last_real(mask)) == self.steps: return Stream(self.x[items], mask, self.t[items])
         return Stream(self.x[items, :T], mask[:, :T], self.t[items, :T])
 
     def to(self, *args, **kwargs) -> Stream:
@@ -111,6 +111,8 @@ def _as_values(mask: Tensor, x: Tensor) -> Tensor:
 
 def last_real(mask: Bool[Tensor, "B T"]) -> int:
     "Number of steps up to the last real one of any item; at least 1, so that no axis is ever empty."
+    if mask.shape[1] < 2: return 1
+    if mask[:, -1].any(): return mask.shape[1]                                             # mostly so, and soon seen
     real = torch.nonzero(mask.any(0))
     return int(real[-1]) + 1 if len(real) else 1
 

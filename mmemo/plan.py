@@ -4,7 +4,7 @@
 
 # %% ../nbs/05_plan.ipynb #42a040bf
 from __future__ import annotations
-import hashlib, math, random
+import ctypes, hashlib, math, random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from torch import nn
 from .batch import Batch, ConfigError
 
 # %% auto #0
-__all__ = ['CHOICES', 'FREE', 'seed_of', 'order', 'cut', 'own_noise', 'set_noise', 'own_modes', 'casting', 'load', 'factor',
-           'plateaus', 'Plan', 'groups']
+__all__ = ['CHOICES', 'FREE', 'seed_of', 'order', 'cut', 'own_noise', 'set_noise', 'own_modes', 'keep_memory', 'casting', 'load',
+           'factor', 'plateaus', 'Plan', 'groups']
 
 # %% ../nbs/05_plan.ipynb #55c043be
 def seed_of(*numbers: int) -> int:
@@ -56,6 +56,14 @@ def own_modes(model: nn.Module):
     try: yield
     finally:
         for module, mode in modes: module.training = mode
+
+def keep_memory() -> bool:
+    """Let this process keep the memory that it frees, for the next step wants the same again. True where that could be said (glibc).
+
+    Otherwise every tensor of some megabytes is fetched from the system anew, page by page, which may take longer than computing it."""
+    try: malloc = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError): return False
+    return bool(malloc(-3, 2 ** 30) and malloc(-1, 2 ** 31 - 1))               # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD: bytes
 
 def casting(precision: str, device: torch.device):
     "The autocast context of a precision."

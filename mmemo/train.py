@@ -18,7 +18,7 @@ import mmemo
 from .batch import Batch, ConfigError, MmemoError
 from .checkpoint import (Checkpoint, History, checkpoints, clear, dumps, load_weights, newest, optimiser_tensors,
                               prune, read_log, restore_optimiser, save_checkpoint, step_of)
-from .plan import (FREE, Plan, casting, cut, factor, groups, load, order, own_modes, own_noise, plateaus, seed_of,
+from .plan import (FREE, Plan, casting, cut, factor, groups, keep_memory, load, order, own_modes, own_noise, plateaus, seed_of,
                         set_noise)
 from .report import Report, check_track
 
@@ -99,7 +99,8 @@ class Trainer:
         betas = {"betas": (0.9, plan.beta2)}
         kinds = {"adamw": partial(torch.optim.AdamW, **betas), "adam": partial(torch.optim.Adam, **betas), "sgd": partial(torch.optim.SGD, momentum=plan.momentum)}
         self.optimiser = kinds[plan.optimiser](made, fused=self.device.type in ("cpu", "cuda"))
-        self.optimiser.zero_grad()
+        for p in self.parameters: p.grad = None
+        if self.device.type == "cpu": keep_memory()
         self.scaler = torch.amp.GradScaler(self.device.type) if plan.precision == "fp16" else None
 
     def share(self, rows: Sequence[int]) -> tuple[Sequence[int], float]:
@@ -122,7 +123,7 @@ class Trainer:
             for key, value in parts.items():
                 found[key] = found.get(key, 0) + value.detach() * weight if weight != 1 else value.detach()
         if self.scaler is not None: self.scaler.unscale_(self.optimiser)
-        norm = vector_norm(torch.stack([vector_norm(p.grad, dtype=torch.float32) for p in self.parameters if p.grad is not None]))
+        norm = vector_norm(torch.stack(torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None], 2, torch.float32)))
         if self.ranks > 1:
             found = dict(zip(found, self.engine.reduce(torch.stack([v.float() for v in found.values()]), "sum")))
         norm_value, values = float(norm), {k: float(v) for k, v in found.items()}
@@ -131,7 +132,7 @@ class Trainer:
         for group in self.optimiser.param_groups: group["lr"] = group["base"] * scale
         if self.scaler is None: self.optimiser.step()
         else: self.scaler.step(self.optimiser); self.scaler.update()
-        self.optimiser.zero_grad()
+        for p in self.parameters: p.grad = None                        # zero_grad() would tell the profiler too, which takes as long as a layer
         rest = {k: _finite(v) for k, v in values.items() if k != "loss"}
         record = {"type": "step", **at, "items": items, "loss": values["loss"], "norm": _finite(norm_value)}
         return record | {"lr": max(g["lr"] for g in self.optimiser.param_groups)} | ({"parts": rest} if rest else {})
