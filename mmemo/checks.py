@@ -7,10 +7,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 import copy
 import math
-from typing import Any
+import weakref
+from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from .batch import Batch, ConfigError, Stream
@@ -18,7 +20,7 @@ from .plan import Plan, own_modes, own_noise
 from .train import fit
 
 # %% auto #0
-__all__ = ['unmoved', 'longer', 'padding_matters', 'memory_growth', 'hides_nan', 'examine']
+__all__ = ['unmoved', 'longer', 'padding_matters', 'Growth', 'memory_growth', 'hides_nan', 'examine']
 
 # %% ../nbs/12c_pitfalls.ipynb #00000006
 def unmoved(model: nn.Module, objective: Callable[[Any, Batch], dict[str, Tensor]], batch: Batch,
@@ -59,6 +61,27 @@ def padding_matters(model: nn.Module, batch: Batch, by: int = 5) -> dict[str, fl
     return moved
 
 # %% ../nbs/12c_pitfalls.ipynb #00000008
+class Growth(NamedTuple):
+    "What one step leaves behind for good: bytes of tensors, and nodes of autograd's graph."
+    bytes: float
+    nodes: float
+
+class _Node: "Lives as long as the node of the graph that it was given to."
+
+class _Graph(TorchFunctionMode):
+    "Knows the nodes of autograd's graph that functions called inside it have made, as long as they live."
+    def __init__(self):
+        super().__init__()
+        self.nodes = weakref.WeakSet()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **kwargs or {})
+        for part in tree_leaves(out):
+            if isinstance(part, Tensor) and part.grad_fn is not None and "seen" not in part.grad_fn.metadata:
+                part.grad_fn.metadata["seen"] = node = _Node()
+                self.nodes.add(node)
+        return out
+
 class _Live(TorchDispatchMode):
     "Knows every piece of memory that an operation inside it has made, and which of them are still in use."
     def __init__(self):
@@ -77,17 +100,17 @@ class _Live(TorchDispatchMode):
         self.made = {key: (ref, size) for key, (ref, size) in self.made.items() if not ref.expired()}
         return sum(size for _, size in self.made.values())
 
-def memory_growth(step: Callable[[], Any], steps: int = 8, warm: int = 3) -> float:
-    """Bytes of tensors, those held by autograd's graph among them, that each call of `step` leaves behind for good. Right is 0.
+def memory_growth(step: Callable[[], Any], steps: int = 8, warm: int = 3) -> Growth:
+    """Bytes of tensors (those that autograd's graph holds among them) and nodes of the graph that each call of `step` leaves behind. Right is 0 and 0.
 
-    The first `warm` calls do not count: in them optimisers make their moments."""
+    Nodes are counted by their outputs in Python: a lower bound. The first `warm` calls do not count: in them optimisers make their moments."""
     if steps < 2 or warm < 0: raise ConfigError(f"{steps=}, {warm=} cannot be: growth needs two steps or more")
-    with _Live() as live:
+    with _Live() as live, _Graph() as graph:
         levels = []
         for _ in range(warm + steps):
             step()
-            levels.append(live.bytes())
-    return (levels[-1] - levels[warm]) / (steps - 1)
+            levels.append((live.bytes(), len(graph.nodes)))
+    return Growth(*((b - a) / (steps - 1) for a, b in zip(levels[warm], levels[-1])))
 
 # %% ../nbs/12c_pitfalls.ipynb #00000009
 def hides_nan(metric: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Any], predictions: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> float | None:
@@ -111,7 +134,7 @@ def examine(model: nn.Module, objective: Callable[[Any, Batch], dict[str, Tensor
     def step() -> None:
         with own_noise(): objective(probe(batch), batch)["loss"].backward()
         probe.zero_grad()
-    if (growth := memory_growth(step)) > 0: found["memory"] = f"grows by {growth / 1024:.0f} KiB with every step"
+    if any(growth := memory_growth(step)): found["memory"] = f"grows by {growth.bytes / 1024:.1f} KiB and {growth.nodes:.0f} nodes of the graph with every step"
     for name, metric in (metrics or {}).items():
         if (score := hides_nan(metric, output.predictions, batch.targets)) is not None: found[f"metric {name}"] = f"gives {score:.3g} to a model that predicts NaN"
     return found

@@ -111,14 +111,23 @@ def loop(keep, dropout=0.1):
 
 
 def test_memory_of_a_sound_loop_is_flat():
-    assert memory_growth(loop(lambda kept, output: kept.append(float(output.mean().detach())))) == 0
+    assert memory_growth(loop(lambda kept, output: kept.append(float(output.mean().detach())))) == (0, 0)
 
 
 def test_memory_grows_by_what_is_kept():
-    assert memory_growth(loop(lambda kept, output: kept.append(output.detach())), steps=5) == 6 * 4
+    assert memory_growth(loop(lambda kept, output: kept.append(output.detach())), steps=5) == (6 * 4, 0)
     held = []
     x = torch.randn(10, 10, requires_grad=True)
-    assert memory_growth(lambda: held.append((x.exp() * 2).sum())) == 10 * 10 * 4 + 4       # exp is held for a backward pass that never comes, and the sum
+    assert memory_growth(lambda: held.append((x.exp() * 2).sum())) == (10 * 10 * 4 + 4, 3)       # exp is held for a backward pass that never comes, and the sum
+
+
+def test_an_output_that_is_kept_keeps_the_graph_behind_it():
+    "After the backward pass no tensor but the output is left; the nodes are."
+    growth = memory_growth(loop(lambda kept, output: kept.append(output)))
+    assert growth.bytes == 6 * 4 and growth.nodes > 10
+
+
+def test_growth_needs_two_steps():
     with pytest.raises(ConfigError, match="steps=1"): memory_growth(lambda: None, 1)
 
 
