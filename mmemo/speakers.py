@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from .batch import COLOURS, Batch, ConfigError, DataError, Stream
+from .batch import COLOURS, Batch, ConfigError, DataError
 from .corpora import check_split, leave_one_out, speaker_split
 from .evaluate import Interval, predict
 from .model import precompute, static_front
