@@ -146,7 +146,7 @@ def broken(tmp_path, kind):
 
 @pytest.mark.parametrize("kind, video, audio, says", [
     ("missing", False, False, "there is no such file"), ("folder", False, False, "there is no such file"), ("empty", False, False, "the file is empty"),
-    ("no video at all", False, False, "video cannot be read: Invalid data"), ("torn", False, False, "video cannot be read at all"),
+    ("no video at all", False, False, "video cannot be read: Invalid data"), ("torn", False, False, "video cannot be read"),
     ("silent", True, False, "no audio stream"), ("blind", False, True, "no video stream")])
 def test_what_can_be_wrong_with_a_clip(tmp_path, kind, video, audio, says):
     clip = broken(tmp_path, kind)
