@@ -19,7 +19,7 @@ from .tables import MAX_BYTES, read_arrays, read_sound, refuse_pickle
 __all__ = ['TARGETS', 'Features', 'read_features', 'write_features', 'attach', 'identity', 'FeatureCache', 'egemaps',
            'utterance_features']
 
-# %% ../nbs/15a_features.ipynb #00000006
+# %% ../nbs/15a_features.ipynb #0000000a
 class Features(dict):
     "Utterance features {id: vector [F]}, all of one width, and a `report` of what was odd in their file."
     def __init__(self, vectors: Mapping[str, Tensor] = {}, report: Iterable[str] = ()):
@@ -51,7 +51,7 @@ class Features(dict):
 
 def _some(ids: Sequence[str]) -> str: return ", ".join(ids[:3]) + ", ..." * (len(ids) > 3)
 
-# %% ../nbs/15a_features.ipynb #00000007
+# %% ../nbs/15a_features.ipynb #0000000b
 TARGETS = {"label", "labels", "target", "y", "emotion", "sentiment", "phq8", "valence", "arousal", "split", "fold", "speaker", "session"}
 
 def read_features(path) -> Features:
@@ -159,7 +159,7 @@ def _write(path: Path, data: bytes) -> None:
     finally:
         if part.exists(): part.unlink()
 
-# %% ../nbs/15a_features.ipynb #00000008
+# %% ../nbs/15a_features.ipynb #0000000f
 def attach(data: Batch, name: str, features: Mapping[str, Tensor], by: str = "id") -> Batch:
     """`data` with the features as stream `name` [B, 1, F], joined by the meta field `by`; an item that the table does not know is a missing modality.
 
@@ -175,7 +175,7 @@ def attach(data: Batch, name: str, features: Mapping[str, Tensor], by: str = "id
     t = data.meta["seconds"].unsqueeze(1) / 2 if isinstance(data.meta.get("seconds"), Tensor) else masked_mean(first.t, first.mask).unsqueeze(1)
     return data.replace(**{name: Stream(torch.stack([features.get(i, empty) for i in ids]).unsqueeze(1), known, t)})
 
-# %% ../nbs/15a_features.ipynb #00000009
+# %% ../nbs/15a_features.ipynb #00000019
 def identity(encoder: nn.Module) -> dict[str, str]:
     """What an encoder's output depends on besides its input: fingerprints of its structure, its settings and its weights.
 
@@ -189,7 +189,7 @@ def identity(encoder: nn.Module) -> dict[str, str]:
     tensors = {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}                           # with those that no state_dict has
     return {"structure": fingerprint(repr(encoder)), "settings": fingerprint(settings), "weights": fingerprint(tensors)}
 
-# %% ../nbs/15a_features.ipynb #0000000a
+# %% ../nbs/15a_features.ipynb #0000001c
 class FeatureCache:
     """A `precompute` that remembers: `cache(encoder, data, name)` asks the frozen encoder once for each distinct input, ever, and keeps its answers in `folder`.
 
@@ -271,7 +271,7 @@ def _padded(rows: list[tuple]) -> Stream:
     T = max(1, *(len(mask) for _, mask, _ in rows))
     return Stream(*(torch.stack([torch.cat([v, v.new_zeros(T - len(v), *v.shape[1:])]) for v in part]) for part in zip(*rows)))
 
-# %% ../nbs/15a_features.ipynb #0000000b
+# %% ../nbs/15a_features.ipynb #00000027
 def egemaps(sounds: Iterable, progress: bool = True) -> Features:
     """The 88 eGeMAPS functionals (Eyben et al. 2016) of recordings: sound files (the id is the file's name), or {id: file or waveform [N] at 16 kHz}.
 

@@ -214,10 +214,10 @@ def report(folder: Path, suite: Suite, runs: Sequence[Cell], source: str = KNOWN
     where = {KNOWN: "the known-answer corpus", "daicwoz": "DAIC-WOZ", "meld": "MELD"}[kind_of(source)]
     head = f"# {suite.name}\n\n{suite.about}\n\nMeasured on {where}, scale {runs[0].recipe.scale}, {runs[0].recipe.evaluation.protocol.replace('_', ' ')}.\n\n{asks}\n" + "".join(f"\n> {n}\n" for n in known_notes)
     text, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
-    book = nbformat.v4.new_notebook(cells=[text(head), code("from mmemo.suite import *\nsuite, runs = read_runs('.')\nas_frame(table(runs))"),
-        text("## Which is better?\n\nThe first row is what the others are compared with. A difference whose interval contains 0 is not shown."), code("draw_suite(runs);")]
-        + [text("## What is taken for what?"), code("draw_confusions(runs);")] * answers(list(by_experiment(runs).values())[0]).classes
-        + [text("## How they learned"), code("draw_curves(runs);")], metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}})
+    book = nbformat.v4.new_notebook(cells=[text(head), code("from mmemo import suite\nabout, runs = suite.read_runs('.')\nsuite.as_frame(suite.table(runs))"),
+        text("## Which is better?\n\nThe first row is what the others are compared with. A difference whose interval contains 0 is not shown."), code("suite.draw_suite(runs);")]
+        + [text("## What is taken for what?"), code("suite.draw_confusions(runs);")] * answers(list(by_experiment(runs).values())[0]).classes
+        + [text("## How they learned"), code("suite.draw_curves(runs);")], metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}})
     NotebookClient(book, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, extra_arguments=["--log-level=ERROR"]).execute()
     for cell in book.cells:
         if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
