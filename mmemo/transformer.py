@@ -89,7 +89,7 @@ def attend(q: Float[Tensor, "N heads Q D"], k: Float[Tensor, "N heads K D"], v: 
     if q.device.type == "cpu" and q.dtype == torch.float32 and (dropout or k.shape[2] <= 128):
         levels = min(round(dropout * 256), 255)
         return _InCache.apply(q, k, v * (256 / (256 - levels)), bias, levels), None
-    return F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), dropout, scale=1.0), None
+    return F.scaled_dot_product_attention(q, k, v, bias.clamp(min=torch.finfo(q.dtype).min).to(q.dtype), dropout, scale=1.0), None
 
 # %% ../nbs/12b_transformer.ipynb #00000014
 class Encoders(nn.Module):

@@ -302,6 +302,16 @@ def test_two_streams_or_more():
     with pytest.raises(ConfigError, match="pool='max' cannot be: choose last, mean"): CrossModalTransformer(WIDTHS, 8, pool="max")
 
 
+def test_half_precision_and_shapes_without_numbers():
+    data, ours = streams(), fusion(maps=False)
+    gone = {**data, "audio": lost(data["audio"], slice(None))}
+    with torch.autocast("cpu", torch.bfloat16): vector = ours(gone).vector
+    vector.float().square().sum().backward()
+    assert finite(ours) and (vector.float() - ours(gone).vector).abs().max() < .1 * ours(gone).vector.abs().max()
+    with torch.device("meta"): bare = CrossModalTransformer(WIDTHS, 8, 2, 2)
+    assert bare({n: s.to("meta") for n, s in data.items()}).vector.shape == (5, 48)
+
+
 # ------------------------------------------------------------------ the LSTM over real steps
 def test_last_state_is_the_lstm_over_each_items_real_steps():
     s, net = stream(6, 8, 5), LastState(5, 7, 3)
