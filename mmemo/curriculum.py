@@ -19,14 +19,14 @@ from .train import cross_entropy
 __all__ = ['PACINGS', 'ranks', 'difficulty_by_label', 'difficulty_by_class', 'difficulty_by_confidence', 'cross_fit', 'pace',
            'Curriculum', 'scaled_cross_entropy', 'dropout_after']
 
-# %% ../nbs/13_curriculum.ipynb #0000000d
+# %% ../nbs/13_curriculum.ipynb #00000011
 def ranks(values: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
     "Ranks [N] from 0 (smallest) to 1 (largest), their mean always 1/2; equal values share their mean rank, NaN counts as the largest."
     if len(values) == 1: return torch.tensor([0.5])
     _, place, count = torch.unique(values.nan_to_num(math.inf, math.inf, -math.inf), return_inverse=True, return_counts=True)
     return ((count.cumsum(0) - (count + 1) / 2)[place] / (len(values) - 1)).float()
 
-# %% ../nbs/13_curriculum.ipynb #00000010
+# %% ../nbs/13_curriculum.ipynb #00000014
 def difficulty_by_label(values: Float[Tensor, "N *D"], labels: Int[Tensor, " N"], centres: Float[Tensor, "C *D"] | None = None) -> Float[Tensor, " N"]:
     """Difficulty [N] in 0..1: how far an item's continuous annotation lies from the centre of its class, by rank (an item like its class is easy).
 
@@ -59,7 +59,7 @@ def difficulty_by_confidence(scores: Float[Tensor, "N C"], labels: Int[Tensor, "
     right = torch.from_numpy(probabilities(scores.detach().cpu())).gather(1, labels.cpu().clamp(min=0).unsqueeze(1))[:, 0]
     return ranks(torch.where(labels.cpu() >= 0, -right, torch.nan))
 
-# %% ../nbs/13_curriculum.ipynb #00000012
+# %% ../nbs/13_curriculum.ipynb #00000016
 def cross_fit(train: Callable[[list[int]], nn.Module], data, task: str, folds: int = 3, by: Sequence | None = None, seed: int = 0) -> Float[Tensor, "N C"]:
     """Scores [N, C] of every item of `data` by a model that has not seen it: `train(rows)` gives a model trained on these rows only, once a fold.
 
@@ -75,7 +75,7 @@ def cross_fit(train: Callable[[list[int]], nn.Module], data, task: str, folds: i
         parts.append(predict(train([i for i, name in enumerate(names) if fold[name] != k]), data[held])[task]); places += held
     return torch.cat(parts)[torch.argsort(torch.tensor(places))]
 
-# %% ../nbs/13_curriculum.ipynb #00000017
+# %% ../nbs/13_curriculum.ipynb #0000001b
 PACINGS = ("linear", "sqrt", "log", "step")
 
 def pace(epoch: int, epochs: int, kind: str = "sqrt", start: float = 0.3) -> float:
@@ -92,7 +92,7 @@ def pace(epoch: int, epochs: int, kind: str = "sqrt", start: float = 0.3) -> flo
     part = {"linear": done, "log": math.log1p(epoch) / math.log(epochs), "step": 3 * epoch // epochs / 2}[kind]
     return start + (1 - start) * part
 
-# %% ../nbs/13_curriculum.ipynb #0000001d
+# %% ../nbs/13_curriculum.ipynb #00000021
 class Curriculum:
     """A sampler for `fit`: rows of an epoch, the easiest share of the items in random order; a pure function of the epoch, so a resumed run is exact.
 
@@ -128,7 +128,7 @@ class Curriculum:
         rows = [i for seed in seeds for i in order(self.items, seed, epoch) if i in chosen]
         return rows[:self.items]
 
-# %% ../nbs/13_curriculum.ipynb #00000024
+# %% ../nbs/13_curriculum.ipynb #00000028
 def scaled_cross_entropy(task: str, difficulty: str = "difficulty", strength: float = 2 / 3, **options) -> Callable:
     """Objective: `cross_entropy` of `task` in which an item counts 1 + strength (d - 1/2) times, d in 0..1 being its target `difficulty`.
 
@@ -148,7 +148,7 @@ def scaled_cross_entropy(task: str, difficulty: str = "difficulty", strength: fl
         return found | {"loss": (each * scale).sum() / torch.where(total > 0, total, 1), "plain": found["loss"].detach()}
     return objective
 
-# %% ../nbs/13_curriculum.ipynb #00000026
+# %% ../nbs/13_curriculum.ipynb #0000002a
 def dropout_after(epochs: int = 15, low: float = 0.1, high: float = 0.6, where: str = "*") -> Callable[[nn.Module, int], None]:
     """An `at_epoch` for `fit`: the rate of every `nn.Dropout` whose name matches `where` is `low` before epoch `epochs`, and `high` from it on.
 

@@ -22,7 +22,7 @@ from .sources import KNOWN, kind_of, with_tables
 __all__ = ['Cell', 'pick', 'cells', 'run_suite', 'Answers', 'answers', 'chief', 'comparison', 'by_experiment', 'table',
            'draw_suite', 'draw_confusions', 'draw_curves', 'read_runs', 'report', 'as_frame']
 
-# %% ../nbs/20e_suite.ipynb #00000007
+# %% ../nbs/20e_suite.ipynb #00000008
 @dataclass(frozen=True)
 class Cell:
     "One run of a suite: an experiment with a seed (the corpus is that of `corpus_seed`, the same for all), and its folder."
@@ -51,16 +51,16 @@ def cells(name: str | os.PathLike, folder: str | os.PathLike, scale: str = "lapt
     given = {e: with_tables(r, {k: v for k, v in tables.items() if k in r.encoders.names}) for e, r in named.items()}
     return [Cell(e, s, seed, recipe, Path(folder) / e / f"seed-{s}") for s in range(seed, seed + (seeds or suite.seeds)) for e, recipe in given.items()]
 
-# %% ../nbs/20e_suite.ipynb #0000000a
+# %% ../nbs/20e_suite.ipynb #0000000b
 def run_suite(name: str | os.PathLike, folder: str | os.PathLike, scale: str = "laptop", source: str | os.PathLike = KNOWN, chosen: Iterable[str] = (),
               seed: int = 0, seeds: int | None = None, jobs: int = 1, progress: bool = True, track: Sequence[str] = ("tensorboard",),
-              tables: Mapping[str, str] = {}) -> Path:
-    """Run the experiments of a suite and compare them: `folder` receives EXPERIMENT/seed-K, report.ipynb, report.html and metrics.json; the report's path.
+              tables: Mapping[str, str] = {}, with_report: bool = True) -> list[Cell]:
+    """Run the experiments of a suite and compare them; the runs. `folder` receives EXPERIMENT/seed-K, suite.json, metrics.json, report.ipynb and report.html.
 
     `chosen` names or numbers of experiments (all). Called again, it goes on where it was. `jobs` processes share the runs.
     Raises `ConfigError`; `DataError` naming the runs that failed."""
     from tqdm.auto import tqdm
-    folder, source = Path(folder), str(source)
+    folder, source = Path(folder), str(source); kind_of(source)
     wanted = cells(name, folder, scale, chosen, seed, seeds, tables)
     if jobs < 1: raise ConfigError(f"jobs={jobs} cannot be: choose a number of processes from 1")
     left, failed = [c for c in wanted if not c.done(source)], {}
@@ -69,7 +69,12 @@ def run_suite(name: str | os.PathLike, folder: str | os.PathLike, scale: str = "
             if problem: failed[f"{cell.experiment}, seed {cell.seed}"] = problem
             bar.set_postfix_str(cell.experiment, refresh=False); bar.update()
     if failed: raise DataError(f"{len(failed)} of {len(wanted)} runs failed: " + "; ".join(f"{k}: {v}" for k, v in failed.items()))
-    return report(folder, load_suite(name), wanted, source)
+    suite, facts = load_suite(name), [json.loads((c.folder / "metrics.json").read_text()) for c in wanted]
+    write_json(folder / "suite.json", {"suite": suite.model_dump(), "source": source, "corpus_seed": seed, "runs": [[c.experiment, c.seed] for c in wanted]})
+    write_metrics(folder, provenance(suite=suite.name, scale=scale, source=source, runs=len(wanted), steps=sum(f["steps"] for f in facts),
+                                     notes=sorted({n for f in facts for n in f["notes"]}), tables=[table(wanted)]))
+    if with_report: report(folder)
+    return wanted
 
 def _outcomes(left: list[Cell], source: str, jobs: int, progress: bool, track):
     "Pairs of a cell and what went wrong in it (None), as they come to an end."
@@ -89,7 +94,7 @@ def _one(cell: Cell, source: str, progress: bool, track) -> str | None:
     try: train_recipe(cell.recipe, cell.folder, source, cell.seed, progress, track, cell.corpus_seed)
     except (MmemoError, OSError, MemoryError) as error: return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
-# %% ../nbs/20e_suite.ipynb #0000000c
+# %% ../nbs/20e_suite.ipynb #0000000d
 @dataclass(frozen=True)
 class Answers:
     "The answers of all seeds of an experiment: `label` [N] and `said` [N] or [N, C] of a `task`, `speaker` and item `id` [N]."
@@ -148,7 +153,7 @@ def table(runs: Sequence[Cell]) -> dict:
     return dict(title=f"{len(grouped)} experiments, {len(runs) // len(grouped)} seeds each; {label.upper()} is compared", rows=rows,
                 columns=["experiment", *(f"{m} (mean ± sd)" for m in names), f"{label}, 95 % over people", f"{label} minus {rows[0][0]}"])
 
-# %% ../nbs/20e_suite.ipynb #0000000e
+# %% ../nbs/20e_suite.ipynb #0000000f
 def draw_suite(runs: Sequence[Cell], ax=None):
     "The chief metric of each experiment with its interval over people, and a dot for each seed."
     import matplotlib.pyplot as plt
@@ -195,7 +200,7 @@ def draw_curves(runs: Sequence[Cell]):
     axes.flat[0].plot([], color=COLOURS["text"], lw=.8, label="training"); axes.flat[0].plot([], color=COLOURS["audio"], label="validation"); axes.flat[0].legend(frameon=False, fontsize=7)
     return fig
 
-# %% ../nbs/20e_suite.ipynb #00000010
+# %% ../nbs/20e_suite.ipynb #00000011
 def read_runs(folder: str | os.PathLike) -> tuple[Suite, list[Cell]]:
     "The suite and the runs that a report in `folder` is about. Raises `DataError`."
     path = Path(folder) / "suite.json"
@@ -203,16 +208,15 @@ def read_runs(folder: str | os.PathLike) -> tuple[Suite, list[Cell]]:
     except (OSError, ValueError) as error: raise DataError(f"{path}: cannot be read ({error}); is this the folder of a suite?") from None
     return Suite(**kept["suite"]), [Cell(e, s, kept["corpus_seed"], read_run(home)[0], home) for e, s in kept["runs"] for home in [Path(folder) / e / f"seed-{s}"]]
 
-def report(folder: Path, suite: Suite, runs: Sequence[Cell], source: str = KNOWN) -> Path:
-    "suite.json, metrics.json, report.ipynb (executed) and report.html in `folder`; the notebook's path."
+def report(folder: str | os.PathLike) -> Path:
+    "report.ipynb (executed) and report.html about the runs of a suite in `folder`; the notebook's path."
     import nbformat
     from nbclient import NotebookClient
     from nbconvert import HTMLExporter
-    write_json(folder / "suite.json", {"suite": suite.model_dump(), "source": source, "corpus_seed": runs[0].corpus_seed, "runs": [[r.experiment, r.seed] for r in runs]})
-    known_notes = sorted({note for r in runs for note in json.loads((r.folder / "metrics.json").read_text())["notes"]})
+    folder, (suite, runs), kept = Path(folder), read_runs(folder), json.loads((Path(folder) / "metrics.json").read_text())
     asks = "\n".join(f"{i}. **{e}**: {suite.experiments[e]}" for i, e in enumerate(by_experiment(runs), 1))
-    where = {KNOWN: "the known-answer corpus", "daicwoz": "DAIC-WOZ", "meld": "MELD"}[kind_of(source)]
-    head = f"# {suite.name}\n\n{suite.about}\n\nMeasured on {where}, scale {runs[0].recipe.scale}, {runs[0].recipe.evaluation.protocol.replace('_', ' ')}.\n\n{asks}\n" + "".join(f"\n> {n}\n" for n in known_notes)
+    where = {KNOWN: "the known-answer corpus", "daicwoz": "DAIC-WOZ", "meld": "MELD"}[kind_of(kept["source"])]
+    head = f"# {suite.name}\n\n{suite.about}\n\nMeasured on {where}, scale {runs[0].recipe.scale}, {runs[0].recipe.evaluation.protocol.replace('_', ' ')}.\n\n{asks}\n" + "".join(f"\n> {n}\n" for n in kept["notes"])
     text, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
     book = nbformat.v4.new_notebook(cells=[text(head), code("from mmemo import suite\nabout, runs = suite.read_runs('.')\nsuite.as_frame(suite.table(runs))"),
         text("## Which is better?\n\nThe first row is what the others are compared with. A difference whose interval contains 0 is not shown."), code("suite.draw_suite(runs);")]
@@ -224,8 +228,6 @@ def report(folder: Path, suite: Suite, runs: Sequence[Cell], source: str = KNOWN
     html, _ = HTMLExporter(exclude_input=True).from_notebook_node(book)
     for name, content in (("report.ipynb", nbformat.writes(book)), ("report.html", html)):
         (part := folder / f"{name}.part").write_text(content, encoding="utf-8"); os.replace(part, folder / name)
-    steps = sum(json.loads((r.folder / "metrics.json").read_text())["steps"] for r in runs)
-    write_metrics(folder, provenance(suite=suite.name, scale=runs[0].recipe.scale, source=source, runs=len(runs), steps=steps, notes=known_notes, tables=[table(runs)]))
     return folder / "report.ipynb"
 
 def as_frame(found: Mapping):
