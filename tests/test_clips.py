@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from scipy.signal import correlate
 from streams import padded
 
-from mmemo.batch import Batch, ConfigError, DataError, ShapeError, Stream
+from mmemo.batch import ConfigError, DataError, ShapeError, Stream
 from mmemo.clips import RATE, Frames, decode_clip, pick, read_clips, render_media, rendered
 from mmemo.lookalike import write_clip, write_meld
 from mmemo.render import render_audio, render_frames
