@@ -17,7 +17,7 @@ from .batch import ConfigError, DataError, MmemoError
 from .build import walk_recipe
 from .experiment import evaluate_run, missing_numbers, provenance, train_recipe, write_metrics
 from .recipe import load_recipe, load_suite, recipes
-from .sources import KNOWN, with_tables
+from .sources import KNOWN, adapt
 from .suite import pick, run_suite
 
 # %% auto #0
@@ -144,6 +144,7 @@ def train(recipe: str = _RECIPE, data: str = typer.Option(KNOWN, help="known-ans
           seeds: int = typer.Option(0, min=0, help="of a suite: runs of each experiment [default: what the suite says]"),
           jobs: int = typer.Option(1, min=1, help="of a suite: processes that share the runs"),
           features: str = typer.Option("", help="a table of utterance features of the audio (safetensors, parquet, npz, npy; ids)"),
+          protocol: str = typer.Option("", help="split, leave_one_session_out, leave_one_speaker_out or cross_corpus [default: the recipe's]"),
           track: str = typer.Option("tensorboard", help="who follows the training: tensorboard, wandb, or both with a comma; empty: nobody"),
           progress: bool = typer.Option(True, help="show a progress bar")) -> None:
     "Train and measure a recipe, or the experiments of a suite with a report. The same command again goes on where a stopped run was."
@@ -155,11 +156,11 @@ def train(recipe: str = _RECIPE, data: str = typer.Option(KNOWN, help="known-ans
             if not experiment and not everything:
                 raise ConfigError(f"{suite.name} is a suite: say --all, or --experiment with one of " + ", ".join(f"{i} {e}" for i, e in enumerate(suite.experiments, 1)))
             folder = Path(out or f"_runs/{suite.name}-{scale}")
-            run_suite(recipe, folder, scale, data, [experiment] if experiment else (), seed, seeds or None, jobs, progress, trackers, tables)
+            run_suite(recipe, folder, scale, data, [experiment] if experiment else (), seed, seeds or None, jobs, progress, trackers, tables, protocol or None)
             metrics, kept = json.loads((folder / "metrics.json").read_text()), ("report.ipynb", "report.html", "metrics.json")
         else:
             if experiment or everything: raise ConfigError(f"{recipe} is one recipe and no suite: leave --experiment and --all out")
-            chosen = with_tables(load_recipe(recipe, scale), tables)
+            chosen = adapt(load_recipe(recipe, scale), tables, protocol or None)
             folder, kept = Path(out or f"_runs/{chosen.name}-{chosen.scale}-{seed}"), ("metrics.json", "predictions.parquet", "recipe.json")
             metrics = train_recipe(chosen, folder, data, seed, progress, trackers)[1]
     for note in metrics["notes"]: typer.secho(f"note: {note}", err=True)

@@ -38,9 +38,9 @@ from .speakers import MEASURED, leave_one_session_out, leave_one_speaker_out, no
 from .train import fit
 
 # %% auto #0
-__all__ = ['META', 'provenance', 'missing_numbers', 'write_json', 'write_metrics', 'Fold', 'measured', 'folds', 'shared_speakers',
-           'Said', 'write_predictions', 'numbers', 'train_recipe', 'protocol', 'home', 'facts_of', 'claim', 'read_run',
-           'load_run', 'evaluate_run']
+__all__ = ['MOST', 'META', 'provenance', 'missing_numbers', 'write_json', 'write_metrics', 'Fold', 'measured', 'folds',
+           'shared_speakers', 'Said', 'write_predictions', 'numbers', 'train_recipe', 'protocol', 'home', 'facts_of',
+           'claim', 'read_run', 'load_run', 'evaluate_run']
 
 # %% ../nbs/20d_experiment.ipynb #00000007
 _STARTED, _PACKAGE = time.time(), Path(importlib.util.find_spec("mmemo").origin).parent
@@ -89,6 +89,8 @@ def measured(recipe: Recipe, parts: Mapping[str, Batch]) -> str:
 
 def _known(target: Tensor) -> Tensor: return torch.isfinite(target) if target.is_floating_point() else target >= 0
 
+MOST = 60                                                     # folds of a protocol: more would be a slip and not an experiment
+
 def folds(recipe: Recipe, whole: Batch) -> dict[str, Fold]:
     "{name: Fold} of all items, by the recipe's protocol; no speaker is on two sides of a fold. Raises `DataError`, `ConfigError`."
     kind = recipe.evaluation.protocol
@@ -100,6 +102,8 @@ def folds(recipe: Recipe, whole: Batch) -> dict[str, Fold]:
         if len(corpora) < 2: raise DataError(f"cross_corpus needs at least two corpora, these items are all of {', '.join(corpora)}")
         parts = {name: [c[rows] for rows in speaker_split(c, (.6, .15, .25))] for name, c in corpora.items()}
         return {name: Fold(train, valid, {other: test for other, (*_, test) in parts.items()}) for name, (train, valid, _) in parts.items()}
+    by = kind.removeprefix("leave_one_").removesuffix("_out")
+    if (many := len(set(whole.meta[by]))) > MOST: raise ConfigError(f"{kind} would train {many} models, one a {by}, and {MOST} are the most; choose the protocol split")
     leave = leave_one_session_out if kind == "leave_one_session_out" else leave_one_speaker_out
     return {p.name.split()[1]: Fold(p["train"], p["valid"], {"test": p["test"]}) for p in leave(whole, transductive=_transductive(recipe))}
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 import math, os
 import torch
 from .batch import Batch, ConfigError, DataError, Stream, collate
@@ -15,6 +16,7 @@ from .daicwoz import read_daicwoz
 from .factors import EMOTIONS, Knobs
 from .features import attach, egemaps, read_features
 from .model import MeanPool, Tokenizer
+from .parts import EvaluationPart, known
 from .readers import read_meld
 from .recipe import Recipe
 from .render import RATE
@@ -22,7 +24,7 @@ from .synthetic import AUS, COVAREP, SPLITS, known_answer
 from .temporal import Resample
 
 # %% auto #0
-__all__ = ['KNOWN', 'COLUMNS', 'CALLED', 'columns', 'kind_of', 'stand_ins', 'raw', 'with_tables', 'items', 'by_split', 'data']
+__all__ = ['KNOWN', 'COLUMNS', 'CALLED', 'columns', 'kind_of', 'stand_ins', 'raw', 'adapt', 'items', 'by_split', 'data']
 
 # %% ../nbs/20b_sources.ipynb #00000007
 KNOWN = "known-answer"
@@ -54,14 +56,14 @@ def raw(recipe: Recipe) -> dict[str, int]:
     if video is not None and video.kind == "r3d": return {"frames": video.frames, "size": video.size}
     return {"frames": 1, "size": 8} if audio is not None and audio.kind == "wave_cnn" else {}
 
-def with_tables(recipe: Recipe, tables: Mapping[str, str]) -> Recipe:
-    "The recipe with the utterance features of streams read from `tables` {stream: file}. Raises `ConfigError` where a stream has no such encoder."
-    if not tables: return recipe
+def adapt(recipe: Recipe, tables: Mapping[str, str] = {}, protocol: str | None = None) -> Recipe:
+    "The recipe with the utterance features of streams read from `tables` {stream: file}, or under another protocol. Raises `ConfigError`."
     form = recipe.model_dump()
     for name, table in tables.items():
         if (part := form["encoders"].get(name)) is None or part["kind"] != "utterance": raise ConfigError(f"{recipe.name} has no encoder of utterance features for {name}: a table of them would not be read")
         part["table"] = str(table)
-    return Recipe.model_validate(form)
+    if protocol: form["evaluation"]["protocol"] = known(protocol, get_args(EvaluationPart.model_fields["protocol"].annotation), "protocol")
+    return Recipe.model_validate(form) if tables or protocol else recipe
 
 # %% ../nbs/20b_sources.ipynb #0000000a
 def items(recipe: Recipe, source: str | os.PathLike = KNOWN, seed: int = 0, progress: bool = False) -> Batch:

@@ -16,7 +16,7 @@ from .experiment import claim, facts_of, provenance, read_run, train_recipe, wri
 from .figures import draw_confusion
 from .parts import known
 from .recipe import Recipe, Suite, load_recipe, load_suite
-from .sources import KNOWN, kind_of, with_tables
+from .sources import KNOWN, adapt, kind_of
 
 # %% auto #0
 __all__ = ['Cell', 'pick', 'cells', 'run_suite', 'Answers', 'answers', 'chief', 'comparison', 'by_experiment', 'table',
@@ -44,24 +44,24 @@ def pick(suite: Suite, chosen: Iterable[str]) -> list[str]:
     return [numbered.get(c) or known(c, names, "experiment") for c in chosen] or names
 
 def cells(name: str | os.PathLike, folder: str | os.PathLike, scale: str = "laptop", chosen: Iterable[str] = (), seed: int = 0, seeds: int | None = None,
-          tables: Mapping[str, str] = {}) -> list[Cell]:
+          tables: Mapping[str, str] = {}, protocol: str | None = None) -> list[Cell]:
     "The runs of a suite, seed by seed, so that an interrupted suite has compared something. Raises `ConfigError`."
     suite = load_suite(name)
     named = {e: load_recipe(name, scale, e) for e in pick(suite, chosen)}
-    given = {e: with_tables(r, {k: v for k, v in tables.items() if k in r.encoders.names}) for e, r in named.items()}
+    given = {e: adapt(r, {k: v for k, v in tables.items() if k in r.encoders.names}, protocol) for e, r in named.items()}
     return [Cell(e, s, seed, recipe, Path(folder) / e / f"seed-{s}") for s in range(seed, seed + (seeds or suite.seeds)) for e, recipe in given.items()]
 
 # %% ../nbs/20e_suite.ipynb #0000000b
 def run_suite(name: str | os.PathLike, folder: str | os.PathLike, scale: str = "laptop", source: str | os.PathLike = KNOWN, chosen: Iterable[str] = (),
               seed: int = 0, seeds: int | None = None, jobs: int = 1, progress: bool = True, track: Sequence[str] = ("tensorboard",),
-              tables: Mapping[str, str] = {}, with_report: bool = True) -> list[Cell]:
+              tables: Mapping[str, str] = {}, protocol: str | None = None, with_report: bool = True) -> list[Cell]:
     """Run the experiments of a suite and compare them; the runs. `folder` receives EXPERIMENT/seed-K, suite.json, metrics.json, report.ipynb and report.html.
 
     `chosen` names or numbers of experiments (all). Called again, it goes on where it was. `jobs` processes share the runs.
     Raises `ConfigError`; `DataError` naming the runs that failed."""
     from tqdm.auto import tqdm
     folder, source = Path(folder), str(source); kind_of(source)
-    wanted = cells(name, folder, scale, chosen, seed, seeds, tables)
+    wanted = cells(name, folder, scale, chosen, seed, seeds, tables, protocol)
     if jobs < 1: raise ConfigError(f"jobs={jobs} cannot be: choose a number of processes from 1")
     left, failed = [c for c in wanted if not c.done(source)], {}
     with tqdm(total=len(wanted), initial=len(wanted) - len(left), desc=load_suite(name).name, unit="run", disable=not progress) as bar:

@@ -13,7 +13,7 @@ from mmemo.experiment import evaluate_run, folds, load_run, train_recipe
 from mmemo.model import Frozen
 from mmemo.plan import Plan
 from mmemo.recipe import Recipe, load_recipe
-from mmemo.sources import data, items
+from mmemo.sources import adapt, data, items
 from mmemo.train import fit
 
 
@@ -44,6 +44,9 @@ def test_every_protocol_keeps_speakers_apart_and_tests_everybody_once():
     made = folds(several, items(several))
     assert list(made) == ["corpus0", "corpus1"] and all(set(f.train.meta["corpus"]) == {name} and {k: set(t.meta["corpus"]) for k, t in f.tests.items()} == {"corpus0": {"corpus0"}, "corpus1": {"corpus1"}} for name, f in made.items())
     with pytest.raises(DataError, match="at least two corpora"): folds(several, whole)
+    with pytest.raises(ConfigError, match="would train [0-9]+ models, one a speaker"): folds(small(protocol="leave_one_speaker_out"), items(small(items=160, items_per_speaker=1)))
+    assert adapt(several, protocol="split").evaluation.protocol == "split"
+    with pytest.raises(ConfigError, match="unknown protocol 'leave_one_out'"): adapt(several, protocol="leave_one_out")
     with pytest.raises(Exception, match="corpus.knobs.corpora"): small(protocol="cross_corpus", corpora=1)
 
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from mmemo.batch import ConfigError, DataError
+from mmemo.experiment import train_recipe
 from mmemo.features import write_features
 from mmemo.lookalike import write_meld
 from mmemo.recipe import Recipe, load_recipe
-from mmemo.sources import data, items, kind_of, stand_ins, with_tables
+from mmemo.sources import adapt, data, items, kind_of, stand_ins
 from mmemo.synthetic import known_answer
 
 
@@ -42,11 +43,11 @@ def test_utterance_features_are_the_table_or_the_means_and_said(tmp_path):
     ids = means.meta["id"]
     table = {name: torch.full((5,), float(n)) for n, name in enumerate(ids[:-1])}
     write_features(tmp_path / "own.safetensors", table)
-    told = with_tables(recipe, {"audio": str(tmp_path / "own.safetensors")})
+    told = adapt(recipe, {"audio": str(tmp_path / "own.safetensors")})
     assert stand_ins(told) == {}
     with pytest.warns(UserWarning, match="1 of .* items are not in the table"): found = items(told)
     assert found.streams["audio"].x.shape == (len(ids), 1, 5) and found.streams["audio"].x[3, 0].tolist() == [3.0] * 5 and not found.streams["audio"].mask[-1].any()
-    with pytest.raises(ConfigError, match="no encoder of utterance features for audio"): with_tables(load_recipe("fine_tune"), {"audio": "x.npz"})
+    with pytest.raises(ConfigError, match="no encoder of utterance features for audio"): adapt(load_recipe("fine_tune"), {"audio": "x.npz"})
 
 
 @pytest.mark.filterwarnings("ignore:.*remarks on the data")
@@ -63,6 +64,8 @@ def test_rendered_media_and_a_meld_folder_of_clips_have_the_same_shapes(tmp_path
         assert train.streams["audio"].x.shape[1] <= 3 * 16_000 and train.streams["audio"].mask.any(1).any() and train.streams["text"].mask.any()
         assert set(train.targets) == {"emotion", "sentiment"} and (train.targets["emotion"] >= 0).all()
     assert sum(map(len, theirs.values())) == 11                                      # the broken clip is left out, the others stay
+    _, metrics = train_recipe(adapt(recipe), tmp_path / "run", tmp_path / "meld")
+    assert metrics["steps"] > 0 and metrics["data"] == "meld" and {"accuracy", "weighted_precision"} <= set(metrics["emotion"]) and (tmp_path / "run/training/tb").is_dir()
 
 
 def test_a_corpus_that_is_not_there_or_not_known_is_one_line(tmp_path):
