@@ -51,6 +51,7 @@ def test_lesson_runs_and_its_exercises_can_be_solved(path, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)
 def test_run_notebook_takes_its_parameters_and_leaves_its_numbers(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("MMEMO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MMEMO_DATA", str(tmp_path / "nothing"))
     known = papermill.inspect_notebook(str(path))
     assert {"scale", "seed", "out"} <= set(known), f"{path.name}: the parameters cell is lost"
