@@ -150,7 +150,8 @@ def table(runs: Sequence[Cell]) -> dict:
         rows.append([e, *(f"{np.mean([s[m].value for s in seeds]):.3f} ± {spread(m):.3f}" for m in names), f"[{whole[chief(a)].low:.3f}, {whole[chief(a)].high:.3f}]",
                      f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]" if difference else "-"])
     label = chief(next(iter(found.values())))
-    return dict(title=f"{len(grouped)} experiments, {len(runs) // len(grouped)} seeds each; {label.upper()} is compared", rows=rows,
+    several = lambda n, what: f"{n} {what}{'s' * (n != 1)}"
+    return dict(title=f"{several(len(grouped), 'experiment')}, {several(len(runs) // len(grouped), 'seed')} each; {label.upper()} is compared", rows=rows,
                 columns=["experiment", *(f"{m} (mean ± sd)" for m in names), f"{label}, 95 % over people", f"{label} minus {rows[0][0]}"])
 
 # %% ../nbs/20e_suite.ipynb #0000000f
@@ -181,7 +182,7 @@ def draw_confusions(runs: Sequence[Cell]):
     for ax, (e, own) in zip(axes.flat, grouped.items()):
         a = answers(own)
         names = own[0].recipe.corpus.emotions or EMOTIONS if a.task == "emotion" else SENTIMENTS
-        draw_confusion(confusion(a.said, a.label, len(names)), names, ax); ax.set_title(e, fontsize=9)
+        draw_confusion(confusion(a.said, a.label, len(names)), names, ax); ax.set_title(e, fontsize=9); ax.tick_params(axis="x", rotation=30)
     return fig
 
 def draw_curves(runs: Sequence[Cell]):
