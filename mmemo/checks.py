@@ -20,7 +20,7 @@ from .plan import Plan, own_modes, own_noise
 from .train import fit
 
 # %% auto #0
-__all__ = ['unmoved', 'Growth', 'memory_growth', 'hides_nan', 'examine']
+__all__ = ['unmoved', 'longer', 'padding_matters', 'Growth', 'memory_growth', 'hides_nan', 'examine']
 
 # %% ../nbs/12c_pitfalls.ipynb #0000000c
 def unmoved(model: nn.Module, objective: Callable[[Any, Batch], dict[str, Tensor]], batch: Batch,
@@ -39,7 +39,28 @@ def unmoved(model: nn.Module, objective: Callable[[Any, Batch], dict[str, Tensor
         return "its gradient is 0" if not slopes[name].any() else "it has a gradient, but nothing moves it"
     return {n: why(n) for n, p in trained.named_parameters() if before[n].requires_grad and torch.equal(p.detach().cpu(), before[n].detach().cpu())}
 
-# %% ../nbs/12c_pitfalls.ipynb #00000015
+# %% ../nbs/12c_pitfalls.ipynb #00000010
+def longer(stream: Stream, by: int, fill: float) -> Stream:
+    "The stream with `by` more steps that are not real, whose values are `fill`."
+    add = lambda v, value: torch.cat([v, torch.full((len(v), by, *v.shape[2:]), value, dtype=v.dtype, device=v.device)], 1)
+    return Stream(add(stream.x, fill), add(stream.mask, False), add(stream.t, 0.0))
+
+@torch.no_grad()
+def padding_matters(model: nn.Module, batch: Batch, by: int = 5) -> dict[str, float]:
+    """How far padding moves predictions: {stream: largest change of any prediction} when `by` steps that are not real are added to it.
+
+    Tried with zeros and with ones in the padding; inf where a prediction turns into NaN. Right is 0, up to rounding."""
+    if by < 1: raise ConfigError(f"by={by} cannot be: it is how many steps to add, from 1")
+    with own_modes(model):
+        model.eval()
+        plain, moved = model(batch).predictions, {}
+        for name, stream in batch.streams.items():
+            outs = [model(batch.replace(**{name: longer(stream, by, fill)})).predictions for fill in (0, 1)]
+            gaps = [(out[task].float() - p.float()).abs().max().item() for out in outs for task, p in plain.items()]
+            moved[name] = max(math.inf if math.isnan(g) else g for g in gaps)
+    return moved
+
+# %% ../nbs/12c_pitfalls.ipynb #00000016
 class Growth(NamedTuple):
     "What one step leaves behind for good: bytes of tensors, and nodes of autograd's graph."
     bytes: float
@@ -91,14 +112,14 @@ def memory_growth(step: Callable[[], Any], steps: int = 8, warm: int = 3) -> Gro
             levels.append((live.bytes(), len(graph.nodes)))
     return Growth(*((b - a) / (steps - 1) for a, b in zip(levels[warm], levels[-1])))
 
-# %% ../nbs/12c_pitfalls.ipynb #0000001a
+# %% ../nbs/12c_pitfalls.ipynb #0000001b
 def hides_nan(metric: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Any], predictions: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> float | None:
     "The finite score that `metric` gives to a model all of whose predictions are NaN; None where it refuses or says NaN itself, as it should."
     try: score = float(metric({k: torch.full_like(v, math.nan) for k, v in predictions.items()}, targets))
     except (ValueError, ArithmeticError, AssertionError, RuntimeError, IndexError): return None
     return score if math.isfinite(score) else None
 
-# %% ../nbs/12c_pitfalls.ipynb #0000001d
+# %% ../nbs/12c_pitfalls.ipynb #0000001e
 def examine(model: nn.Module, objective: Callable[[Any, Batch], dict[str, Tensor]], batch: Batch,
             metrics: Mapping[str, Callable] | None = None, tolerance: float = 1e-3) -> dict[str, str]:
     """All four checks of one model on one batch: {what: what is wrong with it}; empty where nothing is.

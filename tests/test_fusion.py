@@ -217,11 +217,11 @@ def test_bottleneck_tells_one_modality_of_another_from_the_second_round_on():
         assert torch.equal(a, b) != tells
 
 
-@pytest.mark.parametrize("names, ways", [(("audio",), set()), (("audio", "video"), {"audio→video", "video→audio"}),
-                                         (("text", "audio", "video"), {"text→audio", "audio→text", "text→video", "video→text"})], ids="+".join)
+@pytest.mark.parametrize("names, ways", [(("audio",), []), (("audio", "video"), ["audio→video", "video→audio"]),
+                                         (("text", "audio", "video"), ["text→audio", "audio→text", "text→video", "video→text"])], ids="+".join)
 def test_cross_attention_asks_the_pairs_there_are(names, ways):
     fuse = CrossAttentionFusion(of(names), 8)
-    assert set(fuse.blocks) == ways and isinstance(fuse, CrossModalFusion)
+    assert set(fuse.blocks) == set(ways) and isinstance(fuse, CrossModalFusion)
     if not ways:
         given = streams(names); own = {n: s.with_x(fuse.project[n](s.x)) for n, s in given.items()}
         assert isinstance(fuse.fuse, DynamicFusion) and torch.allclose(fuse.eval()(given).vector, fuse.fuse(own).vector, atol=1e-6)
