@@ -149,7 +149,7 @@ class Said:
 
 META = ("id", "speaker", "session", "corpus", "factors")
 
-#| export
+# %% ../nbs/20d_experiment.ipynb #0000000d
 def write_predictions(path: Path, said: Mapping[tuple[str, str], Said]) -> None:
     "A parquet table, a row an item: fold, test, id, speaker, session, corpus, each task's label, and what was said (a score for each class)."
     import pyarrow as pa, pyarrow.parquet as pq
@@ -173,7 +173,7 @@ def numbers(recipe: Recipe, said: Mapping[tuple[str, str], Said]) -> dict:
     if len(said) == 1: return found
     return found | {"folds": {fold: {task: {m: i.value for m, i in v.items()} for task, v in one.measure(recipe).items()} for (fold, _), one in said.items()}}
 
-# %% ../nbs/20d_experiment.ipynb #0000000e
+# %% ../nbs/20d_experiment.ipynb #0000000f
 def train_recipe(recipe: Recipe, folder: str | os.PathLike, source: str | os.PathLike = KNOWN, seed: int = 0, progress: bool = False,
                  track: Sequence[str] = ("tensorboard",), corpus_seed: int | None = None) -> tuple[dict[str, History], dict]:
     """Data, models, training, measurement: the history of each fold, and the metrics. Called again after a crash, it goes on where it was.
