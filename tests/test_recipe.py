@@ -304,7 +304,7 @@ def test_calling_again_takes_no_further_step_and_another_run_is_refused(run):
     recipe, folder, history, metrics = run
     more, same = train_recipe(recipe, folder, seed=4)
     assert [s["loss"] for s in more["split"].steps] == [s["loss"] for s in history["split"].steps] and same["phq8"] == metrics["phq8"]
-    with pytest.raises(ConfigError, match=r"holds another run \(seed differ"): train_recipe(recipe, folder, seed=5)
+    with pytest.raises(ConfigError, match=r"holds another run \(seed, corpus_seed differ"): train_recipe(recipe, folder, seed=5)
     with pytest.raises(ConfigError, match=r"holds another run \(plan differ"): train_recipe(Recipe.model_validate(recipe.model_dump() | {"plan": recipe.plan.model_dump() | {"epochs": 9}}), folder, seed=4)
 
 
