@@ -71,7 +71,7 @@ def environment(folder: Path) -> Path:
     "The peer's interpreter."
     from importlib.metadata import version
     python = folder / "env" / "bin" / "python"
-    if not (folder / "env.ready").exists():
+    if not (python.exists() and (folder / "env.ready").exists()):
         print("making an environment for MMSA 2.2.1 ...", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder / "env"], check=True)
         uv, wanted = Path(sys.executable).with_name("uv"), ["MMSA==2.2.1", f"torch=={version('torch').split('+')[0]}"]
