@@ -22,7 +22,7 @@ from .normalized import NormalizedProject, rmse
 from .plan import Plan
 from .recipe import Recipe
 from .shapes import Walk, walk
-from .sources import columns, data
+from .sources import columns
 from .speakers import AdversaryHead, ramp, speaker_targets
 from .temporal import TCN
 from .train import cross_entropy, mse

@@ -130,7 +130,7 @@ def chief(found: Answers) -> str:
 
 def comparison(all_answers: Mapping[str, Answers], resamples: int = 2000) -> dict[str, Comparison | None]:
     "Each experiment against the first one, by the chief metric; None for the first, and where other people were tested."
-    first, *_ = base = list(all_answers.values())
+    first = next(iter(all_answers.values()))
     same = lambda a: len(a.id) == len(first.id) and (a.id == first.id).all()
     return {k: compare(a.said, first.said, a.label, a.speaker, chief(a), resamples) if a is not first and same(a) else None for k, a in all_answers.items()}
 

@@ -199,7 +199,6 @@ class CrossModalTransformer(nn.Module):
         own, other = [self.project[n](streams[n]) for n in self.names], len(self.names) - 1
         mask, clock = [s.mask for s in own], [s.t.masked_fill(~s.mask, 0) for s in own]
         step = [s.x * math.sqrt(self.width) for s in own]
-        longest = max(s.steps for s in own)
         stack = lambda parts, T: torch.stack([p if p.shape[1] == T else F.pad(p, (0, 0) * (p.ndim - 2) + (0, T - p.shape[1])) for p in parts])
         def see(asks: list[int], asked: list[int], T: int) -> Tensor:
             "[G, B, Q, K]: may this step look there?"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmemo.batch import Batch, CheckpointError, ConfigError, Stream, WeightsError
+from mmemo.batch import CheckpointError, ConfigError, Stream, WeightsError
 from mmemo.evaluate import predict
 from mmemo.lora import LoRALinear, draw_update, inject, is_peft, linears, load_adapter, lora, merge, merged, save_adapter, trainable
 from mmemo.model import ConcatFusion, Multimodal, Project, RegressionHead, TextEncoder, fingerprint

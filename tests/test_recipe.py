@@ -14,7 +14,7 @@ from mmemo.evaluate import predict
 from mmemo.experiment import Said, evaluate_run, measured, train_recipe
 from mmemo.lookalike import write_daicwoz
 from mmemo.model import Standardize
-from mmemo.recipe import FOLDER, SIZES, Recipe, load_recipe, load_suite, merge, recipes
+from mmemo.recipe import FOLDER, SIZES, Recipe, load_recipe, load_suite, recipes
 from mmemo.sources import columns, data
 from mmemo.synthetic import AUS, known_answer
 from mmemo.train import fit
