@@ -5,8 +5,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-ROOT = Path(__file__).resolve().parent.parent                     # librosa's compiled functions: two workers that compile into one folder break it for good
-os.environ.setdefault("NUMBA_CACHE_DIR", str(ROOT / "_data" / "numba" / os.environ.get("PYTEST_XDIST_WORKER", "alone")))
+ROOT = Path(__file__).resolve().parent.parent
+# librosa compiles functions into a folder; two processes that do so at once break it for good. Workers inherit the first process' choice: it is overruled.
+os.environ["NUMBA_CACHE_DIR"] = str(ROOT / "_data" / "numba" / os.environ.get("PYTEST_XDIST_WORKER", "alone"))
 
 from jaxtyping import install_import_hook
 
