@@ -4,16 +4,21 @@
 
 # %% ../nbs/05_report.ipynb #00000004
 from __future__ import annotations
-import importlib.util, json, os, secrets, warnings
-from collections.abc import Mapping, Sequence
+import importlib.util, json, os, platform, secrets, warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any
-from .batch import ConfigError
+import torch
+from torch import Tensor, nn
+import mmemo
+from .batch import Batch, ConfigError
 from .checkpoint import History, Log
+from .plan import Plan
 
 # %% auto #0
-__all__ = ['TRACKERS', 'check_track', 'open_trackers', 'Report']
+__all__ = ['TRACKERS', 'check_track', 'open_trackers', 'Report', 'BadStep', 'provenance']
 
 # %% ../nbs/05_report.ipynb #0000000b
 TRACKERS = ("tensorboard", "wandb")
@@ -97,3 +102,31 @@ class Report:
         for tracker in self.trackers:
             if failure and getattr(tracker, "name", "") == "wandb": tracker.tracker.finish(exit_code=1)      # or a crash would count as finished
             else: tracker.finish()
+
+# %% ../nbs/05_report.ipynb #00000012
+@dataclass(frozen=True, eq=False)
+class BadStep:
+    """An update whose loss or gradient was not finite, with all that it takes to do it again; the model is as it was before it.
+
+    `batches`: one a forward pass (this process's part), `weights`: what their losses count, `rows`: theirs in the data set; `seed`: of
+    the noise; `scale`: of fp16's scaler; `norms` [updates, parameters]: of the gradients of `names`, up to this update."""
+    model: nn.Module
+    objective: Callable
+    plan: Plan
+    batches: list[Batch]
+    weights: list[float]
+    rows: list[Sequence[int]]
+    step: int
+    epoch: int
+    seed: int
+    rank: int = 0
+    scale: float = 1.0
+    names: list[str] = field(default_factory=list)
+    norms: Tensor | None = None
+
+def provenance(run) -> dict:
+    "What a run's bits depend on besides plan and data."
+    import accelerate
+    return {"mmemo": mmemo.__version__, "torch": torch.__version__, "accelerate": accelerate.__version__,
+            "python": platform.python_version(), "threads": torch.get_num_threads(), "device": run.device.type,
+            "processes": run.ranks, "seed": run.plan.seed, "compile": run.plan.compile or None}

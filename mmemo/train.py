@@ -4,8 +4,9 @@
 
 # %% ../nbs/05_train.ipynb #b0330666
 from __future__ import annotations
-import json, math, os, platform, warnings
+import json, math, os, warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,20 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.linalg import vector_norm
-import mmemo
 from .batch import Batch, ConfigError, MmemoError
 from .checkpoint import (Checkpoint, History, checkpoints, clear, dumps, load_weights, newest, optimiser_tensors,
                               prune, read_log, restore_optimiser, save_checkpoint, step_of)
-from .plan import (FREE, Plan, casting, cut, factor, groups, keep_memory, load, order, own_modes, own_noise, plateaus, seed_of,
+from .plan import (FREE, Plan, casting, compiled, cut, factor, groups, keep_memory, load, order, own_modes, own_noise, plateaus, seed_of,
                         set_noise)
-from .report import Report, check_track
+from .report import BadStep, Report, check_track, provenance
 
 # %% auto #0
-__all__ = ['NonFiniteError', 'mse', 'cross_entropy', 'evaluate_loss', 'Trainer', 'fit', 'provenance']
+__all__ = ['NonFiniteError', 'mse', 'cross_entropy', 'evaluate_loss', 'Trainer', 'fit']
 
 # %% ../nbs/05_train.ipynb #942e882c
 class NonFiniteError(MmemoError, FloatingPointError):
-    "A loss or gradient that is NaN or infinite; the message names the update, the epoch, what it was and the rows."
+    "A loss or gradient that is NaN or infinite; the message names the update, the epoch, what it was and the rows. `finding`: what a guard found."
+    finding: Any = None
 
 # %% ../nbs/05_train.ipynb #baf22f13
 def mse(task: str) -> Callable:
@@ -86,15 +87,15 @@ def _tally(sums: dict, found: Mapping[str, float | None], items: int) -> None:
 # %% ../nbs/05_train.ipynb #99b5ffee
 class Trainer:
     "One run of `fit`: model, optimiser and engine, and the one update that everything turns around."
-    def __init__(self, model: nn.Module, objective: Callable, plan: Plan, items: int, folder: Path | None = None):
+    def __init__(self, model: nn.Module, objective: Callable, plan: Plan, items: int, folder: Path | None = None,
+                 guard: Callable[[BadStep], Any] | None = None):
         from accelerate import Accelerator
         self.engine = engine = Accelerator(cpu=not torch.accelerator.is_available())       # or torchrun would give lone processes
         if (wanted := int(os.environ.get("WORLD_SIZE", 1))) != engine.num_processes:
             raise ConfigError(f"{wanted} processes were launched, but each would train alone: launch with torchrun")
         self.model, self.objective, self.plan, self.items, self.folder = model, objective, plan, items, folder
         self.device, self.rank, self.ranks = engine.device, engine.process_index, engine.num_processes
-        self.net = engine.prepare_model(model) if self.ranks > 1 else model.to(self.device)
-        made = groups(model, plan)
+        made = groups(model.to(self.device), plan)
         self.names, self.parameters = [n for g in made for n in g.pop("names")], [p for g in made for p in g["params"]]
         betas = {"betas": (0.9, plan.beta2)}
         kinds = {"adamw": partial(torch.optim.AdamW, **betas), "adam": partial(torch.optim.Adam, **betas), "sgd": partial(torch.optim.SGD, momentum=plan.momentum)}
@@ -102,6 +103,28 @@ class Trainer:
         for p in self.parameters: p.grad = None
         if self.device.type == "cpu": keep_memory()
         self.scaler = torch.amp.GradScaler(self.device.type) if plan.precision == "fp16" else None
+        self.guard, self.norms, self.learning = guard, deque(maxlen=50), None
+        self.wrap()
+        self.watch()
+
+    def watch(self) -> None:
+        "Note which buffers a forward pass may write into (BatchNorm's running statistics): they are kept before each update."
+        self.buffers = [b for b in self.model.buffers() if all(s or n < 2 for n, s in zip(b.shape, b.stride()))]
+        self.kept = [b.clone() for b in self.buffers]
+
+    def keep(self, back: bool = False) -> None:
+        "Copy those buffers, or put the copies back."
+        if self.buffers: torch._foreach_copy_(*((self.buffers, self.kept) if back else (self.kept, self.buffers)))
+
+    def wrap(self) -> None:
+        "The model as it is called: shared by processes, compiled. Made anew when other parameters learn: DDP would not average their gradients."
+        learning = [p.requires_grad for p in self.parameters]
+        if learning == self.learning: return
+        self.learning, self.net = learning, self.model
+        if self.ranks > 1:
+            self.engine.free_memory()                                    # the wrapper before this one, with its hooks
+            self.net = self.engine.prepare_model(self.model)
+        self.net = compiled(self.net, self.plan.compile, self.device)
 
     def share(self, rows: Sequence[int]) -> tuple[Sequence[int], float]:
         "This process's part of a batch, and how much of the batch it is; an empty part is one row that counts nothing."
@@ -113,9 +136,11 @@ class Trainer:
 
         Raises `NonFiniteError`, before anything is changed, where the loss or the gradient is NaN or infinite."""
         set_noise(seed_of(self.plan.seed, at["step"], self.rank), self.device)
-        items, found = sum(map(len, pieces)), {}
+        self.keep()
+        items, found, seen = sum(map(len, pieces)), {}, []
         for i, rows in enumerate(pieces):
             batch, weight = next(batches), self.share(rows)[1] * len(rows) / items
+            if self.guard: seen.append((batch, weight * self.ranks, self.share(rows)[0]))
             with self.engine.no_sync(self.net) if i + 1 < len(pieces) else nullcontext():
                 with casting(self.plan.precision, self.device): parts = self.objective(self.net(batch), batch)
                 loss = parts["loss"] if weight * self.ranks == 1 else parts["loss"] * (weight * self.ranks)
@@ -123,28 +148,44 @@ class Trainer:
             for key, value in parts.items():
                 found[key] = found.get(key, 0) + value.detach() * weight if weight != 1 else value.detach()
         if self.scaler is not None: self.scaler.unscale_(self.optimiser)
-        norm = vector_norm(torch.stack(torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None], 2, torch.float32)))
+        norms = torch.stack(torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None], 2, torch.float32))
+        norm = vector_norm(norms)
+        self.norms.append(norms)
         if self.ranks > 1:
             found = dict(zip(found, self.engine.reduce(torch.stack([v.float() for v in found.values()]), "sum")))
         norm_value, values = float(norm), {k: float(v) for k, v in found.items()}
-        self.check(values["loss"], norm_value, pieces, at)
+        self.check(values["loss"], norm_value, pieces, seen, at)
         if self.plan.clip and norm_value > self.plan.clip: nn.utils.clip_grads_with_norm_(self.parameters, self.plan.clip, norm)
         for group in self.optimiser.param_groups: group["lr"] = group["base"] * scale
         if self.scaler is None: self.optimiser.step()
-        else: self.scaler.step(self.optimiser); self.scaler.update()
+        else:
+            self.scaler.step(self.optimiser); self.scaler.update()
+            if not math.isfinite(norm_value): self.keep(back=True)              # the update was skipped, but buffers have moved
         for p in self.parameters: p.grad = None                        # zero_grad() would tell the profiler too, which takes as long as a layer
         rest = {k: _finite(v) for k, v in values.items() if k != "loss"}
         record = {"type": "step", **at, "items": items, "loss": values["loss"], "norm": _finite(norm_value)}
         return record | {"lr": max(g["lr"] for g in self.optimiser.param_groups)} | ({"parts": rest} if rest else {})
 
-    def check(self, loss: float, norm: float, pieces: list[Sequence[int]], at: dict) -> None:
-        "Stop at a loss or gradient that is not finite. fp16 skips a step whose gradient overflowed, until its scale is below 1."
+    def check(self, loss: float, norm: float, pieces: list[Sequence[int]], seen: list[tuple], at: dict) -> None:
+        """Stop at a loss or gradient that is not finite, with the model as it was before, and ask the guard for the cause.
+
+        fp16 skips a step whose gradient overflowed, until its scale is below 1."""
         if math.isfinite(loss) and (math.isfinite(norm) or self.scaler is not None and self.scaler.get_scale() >= 1): return
         bad = [n for n, p in zip(self.names, self.parameters) if p.grad is not None and not torch.isfinite(p.grad).all()]
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}, first in {', '.join(bad[:3])}"
-        rows = [r for piece in pieces for r in piece]
-        raise NonFiniteError(f"{what} at update {at['step']} (epoch {at['epoch']}), rows {', '.join(map(str, rows[:8]))}"
-                             f"{', ...' if len(rows) > 8 else ''}; the weights are those of the update before")
+        rows, names = [r for piece in pieces for r in piece], [n for n, p in zip(self.names, self.parameters) if p.grad is not None]
+        error = NonFiniteError(f"{what} at update {at['step']} (epoch {at['epoch']}), rows {', '.join(map(str, rows[:8]))}"
+                               f"{', ...' if len(rows) > 8 else ''}; the weights are those of the update before")
+        self.keep(back=True)
+        for p in self.parameters: p.grad = None
+        if self.guard:
+            step = BadStep(self.model, self.objective, self.plan, *map(list, zip(*seen)), **at, seed=seed_of(self.plan.seed, at["step"], self.rank),
+                           rank=self.rank, scale=self.scaler.get_scale() if self.scaler else 1.0, names=names,
+                           norms=torch.stack([n for n in self.norms if len(n) == len(names)]).cpu())
+            try: error.finding = self.guard(step)
+            except Exception as failed: error.finding = f"the guard itself failed: {type(failed).__name__}: {failed}"
+            error.args = (f"{error}. {error.finding}",)
+        raise error
 
     def same(self, found: dict[str, float | None]) -> dict[str, float | None]:
         "The numbers of the first process, in all of them, so that all decide alike."
@@ -154,7 +195,7 @@ class Trainer:
         return dict(zip(found, map(_finite, broadcast(values).tolist())))
 
     def save(self, history: History, log, state: dict) -> None:
-        "A checkpoint; then the ones no longer wanted go: all but the newest `keep` and what was the best when those were made."
+        "A checkpoint; then the ones no longer wanted go: all but the newest `keep`, what was the best when those were made, and each `keep_every`-th epoch."
         folder = self.folder / "checkpoints"
         tensors = {"weights": self.model.state_dict(), "optimiser": optimiser_tensors(self.optimiser, self.names)}
         save_checkpoint(folder, state["step"], tensors, state | {
@@ -163,7 +204,8 @@ class Trainer:
         if self.plan.keep is None: return
         new = sorted(map(step_of, checkpoints(folder)))[-self.plan.keep:]
         best = [replace(history, epochs=[e for e in history.epochs if e["step"] <= step]).best for step in new]
-        prune(folder, {*new, *(e["step"] for e in best if e)})
+        stay = [e for e in history.epochs if self.plan.keep_every and (e["epoch"] + 1) % self.plan.keep_every == 0]
+        prune(folder, {*new, *(e["step"] for e in best + stay if e)})
 
     def restore(self, found: Checkpoint) -> None:
         "Weights, optimiser and scaler as they were. Raises `ConfigError` where the plan has changed so that the run would."
@@ -181,18 +223,20 @@ class Trainer:
 def fit(model: nn.Module, objective: Callable[[Any, Batch], dict[str, Tensor]], train, valid=None, plan: Plan = Plan(),
         folder: str | Path | None = None, resume: bool = True, progress: bool = True,
         metrics: Mapping[str, Callable] | None = None, sampler: Callable[[int], Sequence[int]] | None = None,
-        at_epoch: Callable[[nn.Module, int], None] | None = None, track: Sequence = ("tensorboard",)) -> History:
+        at_epoch: Callable[[nn.Module, int], None] | None = None, track: Sequence = ("tensorboard",),
+        guard: Callable[[BadStep], Any] | None = None) -> History:
     """Train `model` to make `objective(model(batch), batch)["loss"]` small on `train`, watching `valid`; the run's `History`.
 
     A data set has a length and gives a `Batch` for `data[list of rows]`; one with `set_epoch` is told the epoch. `sampler(epoch)`
     gives the rows of an epoch in their order, `at_epoch(model, epoch)` may set something in the model before it (a dropout rate);
     both must depend on nothing else. With a `folder`: log, checkpoints, what `track` names ("tensorboard", "wandb", or objects
     with log(values, step=) and finish()), and a killed run that is started again goes on as if nothing had happened; `resume=False` deletes what an earlier run left there. `metrics` {name: function(predictions, targets)} see all of `valid`. With `plan.patience` the model ends with its best weights.
-    Raises `ConfigError`, `CheckpointError`, `NonFiniteError`."""
+    `guard(bad)` is asked for the cause of the first loss or gradient that is not finite; its answer ends the error's message.
+    Raises `ConfigError`, `CheckpointError`, `NonFiniteError`: then weights and buffers are those of the update before."""
     if valid is None and (plan.patience or plan.schedule == "plateau" or plan.monitor != "loss"):
         raise ConfigError("patience, schedule='plateau' and monitor look at the validation data: give valid")
     check_track(track, folder := Path(folder) if folder else None)
-    run = Trainer(model, objective, plan, len(train), folder)
+    run = Trainer(model, objective, plan, len(train), folder, guard)
     rows = sampler or (lambda epoch: order(len(train), plan.seed, epoch))
     sizes = [len(cut(rows(epoch) if sampler else range(len(train)), plan)) for epoch in range(plan.epochs)]
     if not all(sizes): raise ConfigError(f"an epoch has no update: {len(train)} items, {plan.batch_size=}, {plan.drop_last=}")
@@ -227,7 +271,8 @@ def _epochs(run: Trainer, train, valid, metrics, rows: Callable, sizes: list[int
         if plan.patience and history.stale >= plan.patience: break
         updates, fallen = cut(rows(epoch), plan), plateaus(history.values(), plan.plateau_patience)
         if hasattr(train, "set_epoch"): train.set_epoch(epoch)
-        if at_epoch: at_epoch(run.model, epoch)
+        if at_epoch: at_epoch(run.model, epoch); run.wrap()
+        run.watch()
         mine = [run.share(batch)[0] for pieces in updates[done:] for batch in pieces]
         batches = load(train, mine, plan.workers, run.device, seed_of(plan.seed, epoch))
         run.net.train()
@@ -245,13 +290,6 @@ def _epochs(run: Trainer, train, valid, metrics, rows: Callable, sizes: list[int
             if plan.monitor not in found: raise ConfigError(f"monitor {plan.monitor!r} is not among {', '.join(found)}")
         report.add(record)
         is_best, last = history.best is record, epoch + 1 == plan.epochs or plan.patience and history.stale >= plan.patience
-        if is_best or last or (epoch + 1) % plan.save_every == 0: save(epoch + 1, 0)
+        if is_best or last or any((epoch + 1) % n == 0 for n in (plan.save_every, plan.keep_every) if n): save(epoch + 1, 0)
         if is_best and plan.patience and not run.folder: best = {k: v.clone() for k, v in run.model.state_dict().items()}
     return best
-
-def provenance(run: Trainer) -> dict:
-    "What a run's bits depend on besides plan and data."
-    import accelerate
-    return {"mmemo": mmemo.__version__, "torch": torch.__version__, "accelerate": accelerate.__version__,
-            "python": platform.python_version(), "threads": torch.get_num_threads(), "device": run.device.type,
-            "processes": run.ranks, "seed": run.plan.seed}
