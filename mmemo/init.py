@@ -18,7 +18,7 @@ from .plan import own_noise
 from .transformer import Encoders, Windows
 
 # %% auto #0
-__all__ = ['RESIDUAL', 'GAINS', 'STRATEGIES', 'blocks', 'initialise', 'Layer', 'signal']
+__all__ = ['RESIDUAL', 'GAINS', 'STRATEGIES', 'blocks', 'initialise', 'Layer', 'signal', 'draw_signal', 'diverged', 'share']
 
 # %% ../nbs/17b_init.ipynb #00000006
 RESIDUAL: dict[str, tuple[str, ...]] = {                    # class of a block: its parameters (patterns) that write into the residual path
@@ -43,11 +43,11 @@ def blocks(model: nn.Module, residual: Mapping[str, Sequence[str]] = RESIDUAL) -
     return found
 
 def _maps(module: nn.Module) -> Iterator[tuple[str, list[Tensor], int, int]]:
-    "The linear maps inside one module, children apart: the parameter's name, its pieces [..., out, in], and how many values go in and come out."
+    "The linear maps inside one module, children apart: the parameter's name, its pieces [out, in, ...], and how many values go in and come out."
     own = dict(module.named_parameters(recurse=False))
     if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and "weight" in own:
         taps, groups = math.prod(getattr(module, "kernel_size", ())), getattr(module, "groups", 1)
-        yield "weight", [own["weight"].flatten(1)], own["weight"].shape[1] * taps, own["weight"].shape[0] // groups * taps
+        yield "weight", list(own["weight"].chunk(groups)), own["weight"].shape[1] * taps, own["weight"].shape[0] // groups * taps
     elif isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):           # several maps lie in one parameter; their number would be counted as outputs
         count = 3 if isinstance(module, nn.MultiheadAttention) else {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
         for name, weight in own.items():
@@ -56,8 +56,8 @@ def _maps(module: nn.Module) -> Iterator[tuple[str, list[Tensor], int, int]]:
                 yield name, pieces, pieces[0].shape[1], pieces[0].shape[0]
     elif isinstance(module, Encoders):
         for name in ("inward", "outward", "up", "down"):
-            pieces = [own[name].mT] if name != "inward" else list(own[name].mT.chunk(3, -2))
-            yield name, pieces, pieces[0].shape[-1], pieces[0].shape[-2]
+            pieces = [p for grid in own[name].flatten(0, 1) for p in grid.T.chunk(3 if name == "inward" else 1)]
+            yield name, pieces, pieces[0].shape[1], pieces[0].shape[0]
     elif isinstance(module, Windows): yield "weight", [own["weight"].mT], own["weight"].shape[0] * module.kernel, own["weight"].shape[1]
 
 @torch.no_grad()
@@ -87,11 +87,10 @@ def initialise(model: nn.Module, strategy: str, gain: float | None = None, seed:
         for name, pieces, inside, out in list(_maps(module)):
             parameter = getattr(module, name)
             if not parameter.requires_grad or id(parameter) in tied: continue
-            sd = gain * {"kaiming": inside ** -0.5, "orthogonal": max(inside, out) ** -0.5}.get(strategy, math.sqrt(2 / (inside + out)))
+            sd = gain * {"kaiming": inside ** -0.5, "orthogonal": max(len(pieces[0]), pieces[0][0].numel()) ** -0.5}.get(strategy, math.sqrt(2 / (inside + out)))
             for piece in pieces:
                 if strategy == "kaiming": piece.normal_(0, sd, generator=noise)
-                elif strategy == "orthogonal":
-                    for one in piece.flatten(0, -3) if piece.ndim > 2 else [piece]: nn.init.orthogonal_(one, gain, generator=noise)
+                elif strategy == "orthogonal": nn.init.orthogonal_(piece, gain, generator=noise)
                 else: piece.uniform_(-math.sqrt(3) * sd, math.sqrt(3) * sd, generator=noise)
             made[f"{place}.{name}".lstrip(".")] = sd
             for n, bias in module.named_parameters(recurse=False):
@@ -146,3 +145,33 @@ def signal(model: nn.Module, batch: Any, objective: Callable | None = None, whic
         for handle in handles: handle.remove()
     back = lambda i, real: math.nan if slopes.get(i) is None else _rms(slopes[i], real)
     return [Layer(name, kind, rms, back(i, real)) for i, (name, kind, _, real, rms) in enumerate(seen)]
+
+# %% ../nbs/17b_init.ipynb #00000008
+def draw_signal(signals: Mapping[str, Sequence[Layer]], which: Callable[[Layer], bool] = lambda layer: True, colours: Mapping[str, str] | None = None, axes=None):
+    "Forward and backward rms of several `signal`s, layer by layer, on logarithmic axes; `which` chooses the layers. What is exactly 0 or not finite is a gap. Returns the axes."
+    import matplotlib.pyplot as plt
+    if axes is None: axes = plt.subplots(1, 2, figsize=(7.5, 2.6), constrained_layout=True)[1]
+    palette = dict(zip(signals, ["k", *(COLOURS[k] for k in ("audio", "video", "text", "fusion", "ceiling"))] * len(signals))) | dict(colours or {})
+    for ax, field, said in zip(axes, ("forward", "backward"), ("signal, rms", "gradient, rms")):
+        for name, layers in signals.items():
+            values = [getattr(layer, field) for layer in layers if which(layer)]
+            ax.plot([v if 0 < v < math.inf else math.nan for v in values], color=palette[name], lw=1.4, label=name)
+        ax.set(xlabel="layer", ylabel=said, yscale="log"); ax.spines[["top", "right"]].set_visible(False)
+    return axes
+
+# %% ../nbs/17b_init.ipynb #00000009
+def diverged(losses: Sequence[float], constant: float, updates: int | None = None) -> bool:
+    """Did a run go wrong? It stopped before `updates`, met a value that is not finite, or ends (mean of its last tenth) not 1 % better than `constant`,
+
+    the loss of the best constant prediction. A run that stands still counts as well as one that flies away. Raises `ConfigError` without a loss."""
+    if not len(losses) and not updates: raise ConfigError("a run without an update can neither converge nor diverge")
+    if len(losses) < (updates or 0) or not all(map(math.isfinite, losses)): return True
+    last = losses[-max(1, len(losses) // 10):]
+    return sum(last) / len(last) > 0.99 * constant
+
+def share(events: Sequence[bool], level: float = 0.95) -> Interval:
+    "The share of events that are true, with its Wilson interval (Wilson 1927); honest at 0 of 10, where the textbook's has no width. Raises `ConfigError`."
+    if not len(events): raise ConfigError("a share of nothing: give at least one event")
+    n, k, z = len(events), sum(map(bool, events)), float(torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.double)))
+    middle, half = (k / n + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(k * (n - k) / n ** 3 + z * z / (4 * n * n))
+    return Interval(k / n, max(0.0, middle - half), min(1.0, middle + half))
