@@ -15,8 +15,8 @@ from torch import nn
 from .batch import Batch, ConfigError
 
 # %% auto #0
-__all__ = ['CHOICES', 'FREE', 'seed_of', 'order', 'cut', 'own_noise', 'set_noise', 'own_modes', 'keep_memory', 'casting', 'load',
-           'factor', 'plateaus', 'Plan', 'groups']
+__all__ = ['CHOICES', 'FREE', 'seed_of', 'order', 'cut', 'own_noise', 'set_noise', 'own_modes', 'keep_memory', 'casting',
+           'compiled', 'load', 'factor', 'plateaus', 'Plan', 'groups']
 
 # %% ../nbs/05_plan.ipynb #55c043be
 def seed_of(*numbers: int) -> int:
@@ -70,6 +70,20 @@ def casting(precision: str, device: torch.device):
     if precision == "fp32": return nullcontext()
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
 
+def compiled(net: nn.Module, how: bool | str, device: torch.device) -> nn.Module:
+    """`net` by torch.compile, `how` as in `Plan.compile`; parts that it cannot compile run as they are. The names of weights stay.
+
+    Raises `ConfigError` where this machine cannot compile."""
+    if not how: return net
+    if how is True:
+        from torch._inductor import cpp_builder, exc
+        from torch.utils._triton import has_triton
+        try: cpp_builder.get_cpp_compiler(); missing = "" if device.type == "cpu" or has_triton() else "Triton"
+        except exc.InvalidCxxCompiler: missing = "a C++ compiler (g++)"
+        if missing: raise ConfigError(f"compile=True needs {missing}, and this machine has none: install it, or choose compile=False")
+    torch.compiler.reset()                                  # what was compiled for other frozen parts would count against torch's limit
+    return torch.compile(net, backend="inductor" if how is True else how)
+
 # %% ../nbs/05_plan.ipynb #3013445e
 def load(data, batches: list[Sequence[int]], workers: int, device: torch.device, seed: int = 0) -> Iterator[Batch]:
     "The batches of rows, in order, on the device; with `workers`, read ahead by as many processes."
@@ -114,8 +128,9 @@ def plateaus(values: Sequence[float], patience: int) -> int:
 
 # %% ../nbs/05_plan.ipynb #ccc6f081
 CHOICES = {"optimiser": ("adamw", "adam", "sgd"), "precision": ("fp32", "bf16", "fp16"), "direction": (None, "min", "max"),
+           "compile": (False, True, "eager", "aot_eager"),
            "schedule": ("constant", "onecycle", "cosine", "warmup_linear", "plateau")}
-FREE = {"workers", "patience", "save_every", "checkpoint_steps", "keep"}      # may change when a run is resumed
+FREE = {"workers", "patience", "save_every", "checkpoint_steps", "keep", "keep_every", "compile"}      # may change when a run is resumed
 
 @dataclass(frozen=True)
 class Plan:
@@ -137,12 +152,14 @@ class Plan:
     clip: float | None = 1.0                   # largest norm of the whole gradient
     accumulate: int = 1                        # forward passes of one update
     precision: str = "fp32"
+    compile: bool | str = False                # torch.compile; "eager" and "aot_eager" only trace, to find out what fails
     patience: int | None = None
     monitor: str = "loss"
     direction: str | None = None               # is a smaller monitor better ("min") or a larger ("max")?
     save_every: int = 1                        # epochs
     checkpoint_steps: int | None = None        # updates, to save inside an epoch too
     keep: int | None = 2                       # newest checkpoints kept, besides the best; None keeps all
+    keep_every: int | None = None              # epochs: every so many, one is saved and kept for good
     seed: int = 0
     workers: int = 0
     drop_last: bool = False
@@ -154,7 +171,7 @@ class Plan:
         rules = {name: (lambda v, c=c: v in c, f"one of {', '.join(map(str, c))}") for name, c in CHOICES.items()}
         for name in ("epochs", "batch_size", "accumulate", "save_every", "plateau_patience"):
             rules[name] = lambda v: whole(v, 1), "a whole number from 1"
-        for name in ("patience", "checkpoint_steps", "keep"):
+        for name in ("patience", "checkpoint_steps", "keep", "keep_every"):
             rules[name] = lambda v: v is None or whole(v, 1), "None or a whole number from 1"
         for name in ("seed", "workers"): rules[name] = lambda v: whole(v, 0), "a whole number from 0"
         for name in ("weight_decay", "warmup"): rules[name] = real, "a number from 0"
