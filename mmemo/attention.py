@@ -41,7 +41,8 @@ class Clock(nn.Module):
 
     def forward(self, query: Float[Tensor, "B Q"], key: Float[Tensor, "B K"]) -> Float[Tensor, "B heads Q K"]:
         gap = query[:, None, :, None] - key[:, None, None, :]
-        return -0.5 * (gap / self.log_width.exp()[:, None, None]).square()
+        width = self.log_width.clamp(-12, 12).exp()                     # without ends a width may become 0 or infinite, and 0 / 0 is NaN
+        return -0.5 * (gap / width[:, None, None]).square()
 
 # %% ../nbs/10_attention.ipynb #00000017
 class CrossAttention(nn.Module):

@@ -118,14 +118,17 @@ def last_real(mask: Bool[Tensor, "B T"]) -> int:
 
 # %% ../nbs/00_batch.ipynb #7f08504a
 def masked_mean(x: Shaped[Tensor, "B T ..."], mask: Bool[Tensor, "B T"]) -> Tensor:
-    "Mean over real steps, [B, T, ...] -> [B, ...]; zero where an item has none."
-    weight = _as_values(mask, x).to(x.dtype)
-    return torch.where(weight > 0, x, 0).sum(1) / weight.sum(1).clamp(min=1)
+    "Mean over real steps, [B, T, ...] -> [B, ...]; zero where an item has none. Added up in float32 or better: in float16 a sum soon overflows."
+    wide = torch.promote_types(x.dtype, torch.float32)
+    weight = _as_values(mask, x).to(wide)
+    mean = torch.where(weight > 0, x, 0).sum(1, dtype=wide) / weight.sum(1).clamp(min=1)
+    return mean.to(x.dtype) if x.is_floating_point() else mean
 
 def masked_std(x: Shaped[Tensor, "B T ..."], mask: Bool[Tensor, "B T"], eps: float = 1e-6) -> Tensor:
     "Standard deviation over real steps (biased), [B, T, ...] -> [B, ...]; `eps` stands inside the root, so its gradient is finite."
-    centred = x - masked_mean(x, mask).unsqueeze(1)
-    return (masked_mean(centred.square(), mask) + eps).sqrt()
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))                      # squares of 256 overflow float16
+    centred = wide - masked_mean(wide, mask).unsqueeze(1)
+    return (masked_mean(centred.square(), mask) + eps).sqrt().to(x.dtype)
 
 # %% ../nbs/00_batch.ipynb #386d0a09
 @dataclass(frozen=True, eq=False, repr=False)
