@@ -13,6 +13,7 @@ from .batch import Batch, DataError, Stream, WeightsError, masked_mean
 from .curriculum import (Curriculum, cross_fit, difficulty_by_class, difficulty_by_confidence, difficulty_by_label, dropout_after, ranks,
                               scaled_cross_entropy)
 from .fusion import ModalityDropout, get_fusion
+from .giant import Lfm2Fusion
 from .lora import lora
 from .media import R3D, ConcatNorm, LogMel, WaveCNN
 from .model import (ClassHead, Frozen, MeanPool, Multimodal, Project, RegressionHead, Standardize, TextEncoder, from_weights, precompute,
@@ -21,6 +22,7 @@ from .multitask import ProjectionHead, class_weights, contrastive, multitask
 from .normalized import NormalizedProject, rmse
 from .plan import Plan
 from .recipe import Recipe
+from .render import RATE
 from .shapes import Walk, walk
 from .sources import columns
 from .speakers import AdversaryHead, ramp, speaker_targets
@@ -65,14 +67,16 @@ def _features(part, name: str, F: int, train: Batch | None) -> nn.Module:
 def _raw(part) -> nn.Module:
     "The encoder of frames or of a waveform."
     if part.kind == "r3d": stages = {"r3d": R3D(part.weights)}
-    else: stages = {"mel": LogMel(part.mels), "cnn": WaveCNN(part.mels)}
+    else: stages = {"mel": LogMel(part.mels), "cnn": WaveCNN(part.mels, part.channels)}
     last = list(stages)[-1]; width = stages[last].width
     if part.tuning == "frozen": stages[last] = Frozen(stages[last])
     return nn.Sequential(OrderedDict(stages | {"pool": MeanPool(), "project": Project(width, part.width)}))
 
 def _fuse(part, widths: Mapping[str, int]) -> nn.Module:
-    options = part.model_dump(exclude={"kind", "modality_dropout"})
-    fusion = ConcatNorm(widths, **options) if part.kind == "batchnorm_concat" else get_fusion(part.kind, widths, **options)
+    options = part.model_dump(exclude={"kind", "modality_dropout", "residual"})
+    if part.kind == "batchnorm_concat": fusion = ConcatNorm(widths, **options)
+    elif part.kind == "lfm2": fusion = Lfm2Fusion(widths, **options).reset(residual=part.residual)
+    else: fusion = get_fusion(part.kind, widths, **options)
     return ModalityDropout(fusion, part.modality_dropout) if part.modality_dropout else fusion
 
 def _numbers(train: Batch, task: str) -> tuple[float, float]:
@@ -118,7 +122,7 @@ def walk_recipe(recipe: Recipe, items: int = 2, tokens: int = 64, steps: int = 1
         part = getattr(recipe.encoders, name)
         if name == "text": return stream(min(tokens, part.max_length), dtype=torch.long)
         if part.kind == "r3d": return stream(part.frames, 3, part.size, part.size, dtype=torch.uint8)
-        if part.kind == "wave_cnn": return stream(round(part.seconds * 16_000), seconds=part.seconds)
+        if part.kind == "wave_cnn": return stream(round(part.seconds * RATE), seconds=part.seconds)
         if part.kind == "utterance": return stream(1, part.size)
         return stream(steps, len(columns(recipe, name)))
     return walk(model, Batch({n: blank_of(n) for n in recipe.encoders.names}), depth)

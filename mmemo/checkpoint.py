@@ -12,11 +12,12 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from .batch import COLOURS, CheckpointError
+from .batch import COLOURS, CheckpointError, ConfigError
 
 # %% auto #0
-__all__ = ['dumps', 'sync', 'remove', 'save_checkpoint', 'checkpoints', 'newest', 'prune', 'clear', 'step_of', 'Checkpoint',
-           'read_checkpoint', 'load_weights', 'optimiser_tensors', 'restore_optimiser', 'Log', 'read_log', 'History']
+__all__ = ['dumps', 'sync', 'write_whole', 'remove', 'save_checkpoint', 'checkpoints', 'newest', 'prune', 'clear', 'step_of',
+           'Checkpoint', 'read_checkpoint', 'load_weights', 'optimiser_tensors', 'restore_optimiser', 'Log', 'read_log',
+           'History']
 
 # %% ../nbs/05_checkpoint.ipynb #d242e147
 dumps = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode      # one canonical form, exact floats
@@ -26,6 +27,19 @@ def sync(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try: os.fsync(handle)
     finally: os.close(handle)
+
+def write_whole(path: str | Path, data: bytes) -> None:
+    "A file, whole or not at all. Raises `ConfigError` where it cannot be written; what was there before is kept."
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(part, data)
+        os.replace(part, path)
+    except OSError as error:
+        raise ConfigError(f"{path} could not be written: {error.strerror or error}; what was there before is kept. Mend that, or choose another folder") from None
+    finally:
+        if part.exists(): part.unlink()
 
 def _write(path: Path, data: bytes) -> dict:
     "Write a file through to the disk; its line of the manifest."

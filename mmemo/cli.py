@@ -18,7 +18,7 @@ from .build import walk_recipe
 from .experiment import evaluate_run, missing_numbers, provenance, train_recipe, write_metrics
 from .recipe import load_recipe, load_suite, recipes
 from .sources import KNOWN, adapt
-from .suite import pick, run_suite
+from .suite import numbered, pick, run_suite
 
 # %% auto #0
 __all__ = ['app', 'run_notebooks', 'execute', 'show_table', 'manners', 'main', 'run', 'list_recipes', 'show', 'walk', 'results',
@@ -110,7 +110,7 @@ def list_recipes() -> None:
         for name, about in recipes().items():
             sizes, suite = [load_recipe(name, scale) for scale in ("smoke", "laptop", "full")], load_suite(name)
             size = "\n".join(f"{r.scale}: {r.encoders.text.weights if r.encoders.text else 'no text'}, width {r.fusion.width}, {r.plan.epochs} epochs of {r.corpus.items:,} items" for r in sizes)
-            several = f"\n{len(suite.experiments)} experiments: " + ", ".join(f"{i} {e}" for i, e in enumerate(suite.experiments, 1)) if len(suite.experiments) > 1 else ""
+            several = f"\n{len(suite.experiments)} experiments: " + numbered(suite) if len(suite.experiments) > 1 else ""
             rows.append([name, about + several, size])
     show_table(dict(title="recipes and suites", columns=["name", "what", "sizes (items: known-answer corpus)"], rows=rows, wrap=["what", "sizes (items: known-answer corpus)"]))
 
@@ -154,7 +154,7 @@ def train(recipe: str = _RECIPE, data: str = typer.Option(KNOWN, help="known-ans
         suite = load_suite(recipe)
         if len(suite.experiments) > 1:
             if not experiment and not everything:
-                raise ConfigError(f"{suite.name} is a suite: say --all, or --experiment with one of " + ", ".join(f"{i} {e}" for i, e in enumerate(suite.experiments, 1)))
+                raise ConfigError(f"{suite.name} is a suite: say --all, or --experiment with one of " + numbered(suite))
             folder = Path(out or f"_runs/{suite.name}-{scale}")
             run_suite(recipe, folder, scale, data, [experiment] if experiment else (), seed, seeds or None, jobs, progress, trackers, tables, protocol or None)
             metrics, kept = json.loads((folder / "metrics.json").read_text()), ("report.ipynb", "report.html", "metrics.json")

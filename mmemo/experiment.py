@@ -5,7 +5,7 @@
 # %% ../nbs/20d_experiment.ipynb #00000004
 from __future__ import annotations
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 import importlib.util
@@ -20,26 +20,22 @@ import time
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from .batch import Batch, CheckpointError, ConfigError, DataError, Stream, collate
+from safetensors.torch import load_file, save
+from .batch import Batch, CheckpointError, ConfigError, DataError
 from .build import build, course, lean, objective, plan, taught
-from .checkpoint import History
-from .corpora import speaker_split
-from .evaluate import bootstrap, predict, xray
-from .factors import Knobs
+from .checkpoint import History, write_whole
 from .features import FeatureCache
 from .lora import trainable
-from .model import Multimodal, RegressionHead, fingerprint
+from .measure import Fold, Said, folds, last_of, numbers, scales, shared_speakers, transductive, write_predictions
+from .model import Multimodal, fingerprint
 from .plan import groups, own_noise
 from .recipe import Recipe, explain
-from .sources import KNOWN, by_split, items, kind_of, stand_ins
-from .speakers import MEASURED, leave_one_session_out, leave_one_speaker_out, normalise_by_speaker
+from .sources import FEATURES, KNOWN, items, kind_of, stand_ins
+from .speakers import normalise_by_speaker
 from .train import fit
 
 # %% auto #0
-__all__ = ['MOST', 'META', 'provenance', 'missing_numbers', 'write_json', 'write_metrics', 'Fold', 'measured', 'folds',
-           'shared_speakers', 'Said', 'write_predictions', 'numbers', 'train_recipe', 'protocol', 'home', 'facts_of',
+__all__ = ['provenance', 'missing_numbers', 'write_json', 'write_metrics', 'train_recipe', 'protocol', 'home', 'facts_of',
            'claim', 'read_run', 'load_run', 'evaluate_run']
 
 # %% ../nbs/20d_experiment.ipynb #00000007
@@ -63,8 +59,7 @@ def missing_numbers(value, where: str = "metrics") -> list[str]:
 
 def write_json(path: Path, value: Mapping) -> None:
     "A JSON file, whole or not at all."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part"); part.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"); os.replace(part, path)
+    write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 def write_metrics(out: str | os.PathLike, metrics: Mapping) -> Path:
     "`metrics.json` in the folder `out`, whole or not at all. Raises `DataError` naming a number that is missing, and where no training step was taken."
@@ -74,106 +69,6 @@ def write_metrics(out: str | os.PathLike, metrics: Mapping) -> Path:
     return path
 
 # %% ../nbs/20d_experiment.ipynb #0000000a
-@dataclass(frozen=True)
-class Fold:
-    "One model's data: whom it learns from (`train`, `valid`), and the `tests` {name: items} it is measured on."
-    train: Batch
-    valid: Batch
-    tests: dict[str, Batch]
-
-def measured(recipe: Recipe, parts: Mapping[str, Batch]) -> str:
-    "The split that is measured: test, or valid where nobody published the test labels. Raises `DataError` where neither has labels."
-    for split in ("test", "valid"):
-        if any(_known(parts[split].targets[task]).any() for task in recipe.heads): return split
-    raise DataError(f"no label of {', '.join(recipe.heads)} is known in the test and the valid split: there is nothing to measure against")
-
-def _known(target: Tensor) -> Tensor: return torch.isfinite(target) if target.is_floating_point() else target >= 0
-
-MOST = 60                                                     # folds of a protocol: more would be a slip and not an experiment
-
-def folds(recipe: Recipe, whole: Batch) -> dict[str, Fold]:
-    "{name: Fold} of all items, by the recipe's protocol; no speaker is on two sides of a fold. Raises `DataError`, `ConfigError`."
-    kind = recipe.evaluation.protocol
-    if kind == "split":
-        parts = by_split(whole)
-        return {"split": Fold(parts["train"], parts["valid"], {split: parts[split] for split in [measured(recipe, parts)]})}
-    if kind == "cross_corpus":
-        corpora = {name: whole[[i for i, c in enumerate(whole.meta["corpus"]) if c == name]] for name in sorted(set(whole.meta["corpus"]))}
-        if len(corpora) < 2: raise DataError(f"cross_corpus needs at least two corpora, these items are all of {', '.join(corpora)}")
-        parts = {name: [c[rows] for rows in speaker_split(c, (.6, .15, .25))] for name, c in corpora.items()}
-        return {name: Fold(train, valid, {other: test for other, (*_, test) in parts.items()}) for name, (train, valid, _) in parts.items()}
-    by = kind.removeprefix("leave_one_").removesuffix("_out")
-    if (many := len(set(whole.meta[by]))) > MOST: raise ConfigError(f"{kind} would train {many} models, one a {by}, and {MOST} are the most; choose the protocol split")
-    leave = leave_one_session_out if kind == "leave_one_session_out" else leave_one_speaker_out
-    return {p.name.split()[1]: Fold(p["train"], p["valid"], {"test": p["test"]}) for p in leave(whole, transductive=_transductive(recipe))}
-
-def _transductive(recipe: Recipe) -> bool: return bool(recipe.speakers and recipe.speakers.normalise)
-
-def shared_speakers(made: Mapping[str, Fold]) -> list[str]:
-    "A remark for each fold whose published split has speakers on both sides, and what that mistake is known to do."
-    def both(fold: Fold) -> set[str]: return {s for t in fold.tests.values() for s in t.meta["speaker"]} & set(fold.train.meta["speaker"])
-    return [f"{len(same)} speakers of the test are learned from too, by the corpus' own split; {MEASURED['speaker']}" for fold in made.values() if (same := both(fold))]
-
-# %% ../nbs/20d_experiment.ipynb #0000000c
-@dataclass(frozen=True)
-class Said:
-    "What models said about `items` (their streams tell no more than who has which modality): `said` {task: [N] or [N, C]}."
-    items: Batch
-    said: dict[str, Tensor]
-
-    @classmethod
-    def by(cls, recipe: Recipe, model: Multimodal, batch: Batch) -> Said:
-        "What `model` says; beside each number, the training mean as \"TASK mean\"."
-        said = predict(model, batch)
-        said = {k: said[k] for k in recipe.heads} | {f"{k} mean": torch.full_like(said[k], mean) for k, (mean, _) in _scales(model).items()}
-        there = {n: Stream.of(torch.zeros(len(batch), 1, 1), s.mask.any(1, keepdim=True), rate=1) for n, s in batch.streams.items()}
-        return cls(Batch(there, {k: batch.targets[k] for k in recipe.heads}, {k: batch.meta[k] for k in META if k in batch.meta}), said)
-
-    @classmethod
-    def together(cls, parts: Sequence[Said]) -> Said:
-        "Those of several folds as one."
-        return cls(collate([p.items for p in parts]), {k: torch.cat([p.said[k] for p in parts]) for k in parts[0].said})
-
-    def measure(self, recipe: Recipe) -> dict[str, dict]:
-        """{task: {metric: Interval}} with bootstrap intervals by speaker, for every task with known labels; for numbers also the RMSE of always
-        saying the training mean. `xray` {factor: Interval} where the items' factors are known."""
-        items, said, found, times = self.items, self.said, {}, recipe.evaluation.resamples
-        for task in recipe.heads:
-            if not _known(target := items.targets[task]).any(): continue
-            found[task] = bootstrap(said[task], target, items.meta["speaker"], times)
-            if (mean := said.get(f"{task} mean")) is not None: found[task] |= {"rmse of the mean": bootstrap(mean, target, items.meta["speaker"], times)["rmse"]}
-        if recipe.evaluation.xray and "factors" in items.meta and "phq8" in said:
-            heard = xray(said, items, Knobs(**recipe.corpus.knobs), times)
-            found["xray"] = {k: v for k, v in heard.items() if math.isfinite(v.value)}
-        return found
-
-META = ("id", "speaker", "session", "corpus", "factors")
-
-# %% ../nbs/20d_experiment.ipynb #0000000d
-def write_predictions(path: Path, said: Mapping[tuple[str, str], Said]) -> None:
-    "A parquet table, a row an item: fold, test, id, speaker, session, corpus, each task's label, and what was said (a score for each class)."
-    import pyarrow as pa, pyarrow.parquet as pq
-    tables = []
-    for (fold, test), one in said.items():
-        n, meta = len(one.items), {k: v for k, v in one.items.meta.items() if isinstance(v, list)}
-        told = {k: v.tolist() for k, v in one.items.targets.items()} | {f"{k} said": v.tolist() for k, v in one.said.items()}
-        tables.append(pa.table({"fold": [fold] * n, "test": [test] * n} | meta | told))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.concat_tables(tables), part := path.with_suffix(".part")); os.replace(part, path)
-
-def numbers(recipe: Recipe, said: Mapping[tuple[str, str], Said]) -> dict:
-    """The metrics of a run's predictions {(fold, test): Said}: of all of them together, and of every fold where there are several; for a cross-corpus
-    run those `within` a corpus and `across`, and the matrix {trained on: {tested on: metrics}}."""
-    if recipe.evaluation.protocol == "cross_corpus":
-        own, other = ([v for (a, b), v in said.items() if (a == b) == same] for same in (True, False))
-        matrix = {a: {b: v.measure(recipe) for (c, b), v in said.items() if c == a} for a in dict.fromkeys(a for a, _ in said)}
-        name = lambda found, where: {f"{k} {where}": v for k, v in found.items()}
-        return name(Said.together(own).measure(recipe), "within") | name(Said.together(other).measure(recipe), "across") | {"matrix": matrix}
-    found = Said.together(list(said.values())).measure(recipe)
-    if len(said) == 1: return found
-    return found | {"folds": {fold: {task: {m: i.value for m, i in v.items()} for task, v in one.measure(recipe).items()} for (fold, _), one in said.items()}}
-
-# %% ../nbs/20d_experiment.ipynb #0000000f
 def train_recipe(recipe: Recipe, folder: str | os.PathLike, source: str | os.PathLike = KNOWN, seed: int = 0, progress: bool = False,
                  track: Sequence[str] = ("tensorboard",), corpus_seed: int | None = None) -> tuple[dict[str, History], dict]:
     """Data, models, training, measurement: the history of each fold, and the metrics. Called again after a crash, it goes on where it was.
@@ -192,7 +87,7 @@ def train_recipe(recipe: Recipe, folder: str | os.PathLike, source: str | os.Pat
             torch.manual_seed(seed)
             model = build(recipe, fold.train)
         groups(model, plan(recipe, seed))                                    # a learning rate without parameters is known before the first file
-        facts[name] = {"labels": _scales(model), "sizes": _sizes(recipe, fold.train), "tests": {k: len(v) for k, v in fold.tests.items()}}
+        facts[name] = {"labels": scales(model), "sizes": _sizes(recipe, fold.train), "tests": {k: len(v) for k, v in fold.tests.items()}}
         for file, value in (("recipe.json", recipe.model_dump()), ("run.json", run | {"folds": facts})): write_json(folder / file, value)
         histories[name], answers = _train(recipe, model, fold, home(folder, name), seed, progress, track)
         said |= {(name, test): answer for test, answer in answers.items()}
@@ -209,14 +104,14 @@ def train_recipe(recipe: Recipe, folder: str | os.PathLike, source: str | os.Pat
 def _read(recipe: Recipe, source, seed: int, progress: bool = False) -> Batch:
     "All items; each speaker's features by the speaker's own statistics where the recipe says so."
     whole = items(recipe, source, seed, progress)
-    if not _transductive(recipe): return whole
-    return normalise_by_speaker(whole, [n for n in recipe.encoders.names if getattr(recipe.encoders, n).kind in ("mean", "tcn", "utterance")])
+    if not transductive(recipe): return whole
+    return normalise_by_speaker(whole, [n for n in recipe.encoders.names if getattr(recipe.encoders, n).kind in FEATURES])
 
 def protocol(recipe: Recipe, said: Mapping) -> str:
     "The protocol in words: which items were measured, and whether test speakers lent their statistics."
     tests = list(dict.fromkeys(test for _, test in said))
     way = tests[0] if recipe.evaluation.protocol == "split" else recipe.evaluation.protocol.replace("_", " ")
-    return way + ", transductive" * _transductive(recipe)
+    return way + ", transductive" * transductive(recipe)
 
 def home(folder: Path, fold: str) -> Path: return folder if fold == "split" else folder / "folds" / fold
 
@@ -224,7 +119,8 @@ def _train(recipe: Recipe, model: Multimodal, fold: Fold, folder: Path, seed: in
     "One fold: its history, and what its model says about each test. Only what learns is trained; `model` is whole again afterwards."
     tests = {f"test {k}": v for k, v in fold.tests.items()}
     cache = FeatureCache(Path(os.environ.get("MMEMO_CACHE") or "_data/cache") / "features", progress=progress)
-    small, parts = lean(model, {"train": fold.train, "valid": fold.valid} | tests, cache)
+    watch = {"valid": fold.valid} if len(fold.valid) else {}
+    small, parts = lean(model, {"train": fold.train} | watch | tests, cache)
     def reference(rows: list[int]) -> Multimodal:
         "A model of this kind, trained on some rows without curriculum and adversary."
         plain = recipe.model_copy(update={"curriculum": None, "speakers": None})
@@ -235,9 +131,8 @@ def _train(recipe: Recipe, model: Multimodal, fold: Fold, folder: Path, seed: in
         fit(other, objective(plain, chosen := parts["train"][rows]), chosen, None, calm, progress=False)
         return other
     parts, options = course(recipe, taught(recipe, parts), reference, seed)
-    history = fit(small, objective(recipe, parts["train"]), parts["train"], parts["valid"], plan(recipe, seed), folder / "training", progress=progress, track=track, **options)
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    save_file(state, part := folder / "model.part"); os.replace(part, folder / "model.safetensors")
+    history = fit(small, objective(recipe, parts["train"]), parts["train"], parts.get("valid"), plan(recipe, seed), folder / "training", progress=progress, track=track, **options)
+    write_whole(folder / "model.safetensors", save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}))
     return history, {k.removeprefix("test "): Said.by(recipe, small, parts[k]) for k in tests}
 
 def facts_of(source: str | os.PathLike, seed: int, corpus_seed: int | None = None) -> dict:
@@ -261,14 +156,9 @@ def read_run(folder: str | os.PathLike) -> tuple[Recipe, dict]:
     try: return Recipe.model_validate(kept["recipe.json"]), kept["run.json"]
     except ValidationError as error: raise DataError(f"{folder / 'recipe.json'}: {explain(error, kept['recipe.json'])}") from None
 
-def _scales(model: Multimodal) -> dict[str, list[float]]:
-    return {k: [last.mean, last.scale] for k, h in model.heads.items() if isinstance(last := _last(h), RegressionHead)}
-
-def _last(head: nn.Module) -> nn.Module: return head[-1] if isinstance(head, nn.Sequential) else head
-
 def _sizes(recipe: Recipe, train: Batch) -> dict[str, int]:
     "What the data decides about a model: the width of given features, the number of speakers."
-    given = {n: train.streams[n].x.shape[-1] for n in recipe.encoders.names if getattr(recipe.encoders, n).kind == "utterance"}
+    given = {n: train.streams[n].x.shape[-1] for n in recipe.encoders.names if getattr(recipe.encoders, n).kind in FEATURES}
     return given | ({"speaker": len(set(train.meta["speaker"]))} if recipe.adversary else {})
 
 def _print_of(whole: Batch) -> str:
@@ -284,7 +174,7 @@ def load_run(folder: str | os.PathLike, fold: str = "split") -> Multimodal:
     try: model.load_state_dict(load_file(weights))
     except FileNotFoundError: raise DataError(f"{weights.parent} has no model.safetensors: its training has not come to an end; call mmemo train again") from None
     except (OSError, SafetensorError, RuntimeError) as error: raise CheckpointError(f"{weights} does not hold this recipe's weights: {' '.join(str(error).split())[:200]}") from None
-    for task, (mean, spread) in facts["labels"].items(): _last(model.heads[task]).mean, _last(model.heads[task]).scale = mean, spread
+    for task, (mean, spread) in facts["labels"].items(): last_of(model.heads[task]).mean, last_of(model.heads[task]).scale = mean, spread
     return model.eval()
 
 def evaluate_run(folder: str | os.PathLike, source: str | os.PathLike | None = None) -> dict:

@@ -6,12 +6,13 @@
 from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-import hashlib, importlib.util, json, os, warnings
+import hashlib, importlib.util, json, warnings
 import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 from .batch import Batch, ConfigError, DataError, Stream, last_real, masked_mean
+from .checkpoint import write_whole
 from .model import Tokenizer, fingerprint, precompute
 from .tables import MAX_BYTES, read_arrays, read_sound, refuse_pickle
 
@@ -145,19 +146,7 @@ def _row(where, values: np.ndarray) -> np.ndarray | None:
 
 def write_features(path, features: Mapping[str, Tensor]) -> None:
     "The table as one safetensors file that `read_features` knows: `features` [N, F], ids in the metadata. Raises `ConfigError`."
-    _write(Path(path), safetensors.torch.save({"features": torch.stack(list(features.values()))}, {"ids": json.dumps(list(features))}))
-
-def _write(path: Path, data: bytes) -> None:
-    "A file, whole or not at all."
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file: file.write(data); file.flush(); os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise ConfigError(f"{path} could not be written: {error.strerror or error}; what was there before is kept. Mend that, or choose another folder") from None
-    finally:
-        if part.exists(): part.unlink()
+    write_whole(Path(path), safetensors.torch.save({"features": torch.stack(list(features.values()))}, {"ids": json.dumps(list(features))}))
 
 # %% ../nbs/15a_features.ipynb #0000000f
 def attach(data: Batch, name: str, features: Mapping[str, Tensor], by: str = "id") -> Batch:
@@ -236,7 +225,7 @@ class FeatureCache:
                 then = json.loads(others[-1].read_text())
                 warnings.warn(f"{name}: another encoder than in {others[-1].parent.name}, its {' and '.join(k for k in mine if then[k] != mine[k])} changed: "
                               "its features are computed anew", stacklevel=3)
-            _write(home / "encoder.json", json.dumps(mine).encode())
+            write_whole(home / "encoder.json", json.dumps(mine).encode())
         return home
 
 def _key(stream: Stream, i: int) -> bytes:
@@ -250,7 +239,7 @@ def _save(home: Path, new: Mapping[bytes, tuple]) -> None:
     columns = {k: torch.cat([v[n] for v in new.values()]) for n, k in enumerate(("x", "mask", "t"))}
     steps, keys = torch.tensor([len(v[1]) for v in new.values()]), torch.tensor([list(k) for k in new], dtype=torch.uint8)
     data = safetensors.torch.save({"keys": keys, "steps": steps} | columns)
-    _write(home / f"{hashlib.sha256(data).hexdigest()[:32]}.safetensors", data)
+    write_whole(home / f"{hashlib.sha256(data).hexdigest()[:32]}.safetensors", data)
 
 def _load(home: Path, wanted: set[bytes]) -> dict[bytes, tuple]:
     "The wanted inputs among the shards {key: (values, mask, times)}. A damaged shard is deleted, with a warning."

@@ -15,10 +15,11 @@ from .plan import Plan
 from .synthetic import AUS, COVAREP
 
 # %% auto #0
-__all__ = ['Whole', 'Share', 'Above', 'Weight', 'Name', 'FusionPart', 'LossPart', 'PlanPart', 'known', 'Part', 'CorpusPart',
-           'LoraPart', 'Projection', 'Transformer', 'Columns', 'MeanPart', 'TcnPart', 'UtterancePart', 'WaveCnnPart',
-           'R3dPart', 'EncodersPart', 'Fuse', 'Tensor', 'LowRank', 'Attends', 'Bottleneck', 'CrossAttend', 'HeadPart',
-           'Loss', 'Contrastive', 'CurriculumPart', 'SpeakersPart', 'EvaluationPart']
+__all__ = ['Whole', 'Share', 'Above', 'Weight', 'Name', 'LABELS', 'FusionPart', 'LossPart', 'PlanPart', 'known', 'Part',
+           'CorpusPart', 'LoraPart', 'Projection', 'Transformer', 'Columns', 'MeanPart', 'TcnPart', 'UtterancePart',
+           'WaveCnnPart', 'R3dPart', 'SpeechPart', 'ImagePart', 'EncodersPart', 'Fuse', 'Tensor', 'LowRank', 'Attends',
+           'ModalityAttend', 'Lfm2', 'Bottleneck', 'CrossAttend', 'HeadPart', 'Loss', 'Contrastive', 'CurriculumPart',
+           'SpeakersPart', 'EvaluationPart']
 
 # %% ../nbs/20_parts.ipynb #00000007
 def known(name: Any, choices: Iterable, what: str = "key") -> Any:
@@ -40,6 +41,8 @@ class Part(BaseModel):
 Whole, Share, Above = Annotated[int, Field(ge=1)], Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(gt=0)]
 Weight, Name = Annotated[float, Field(ge=0)], Annotated[str, Field(min_length=1)]
 
+LABELS = (*EMOTIONS, "calm")                    # what items of any corpus may be called
+
 class CorpusPart(Part):
     "Items and knobs of the known-answer corpus; of a DAIC-WOZ folder, what an item is; of a corpus with emotions, which of them count."
     items: Whole
@@ -55,7 +58,7 @@ class CorpusPart(Part):
     @field_validator("emotions")
     @classmethod
     def _emotions(cls, value: list | None) -> list | None:
-        for name in value or (): known(name, EMOTIONS, "emotion")
+        for name in value or (): known(name, LABELS, "emotion")
         if value is not None and not 1 < len(value) == len(set(value)): raise ConfigError("name each emotion once, and at least two")
         return value
 
@@ -77,6 +80,7 @@ class Transformer(Projection):
     kind: Literal["transformer"]; weights: Name
     max_length: Whole                             # tokens
     tuning: Literal["frozen", "lora", "full"]
+    checkpointing: bool = False                   # gradients: compute each layer again instead of remembering it
     lora: LoraPart | None = None
     pool: Literal["mean", "none"]
     width: Whole | None = None                    # none: the transformer's own
@@ -108,15 +112,24 @@ class UtterancePart(Projection):
 class WaveCnnPart(Part):
     "A waveform's log-mel spectrogram through convolutions over time, projected."
     kind: Literal["wave_cnn"]; tuning: Literal["frozen", "full"]; seconds: Above; mels: Whole; width: Whole
+    channels: Annotated[list[Whole], Field(min_length=1)] = [64, 128]          # of its convolutions
 
 class R3dPart(Part):
     "Frames through r3d_18 (Tran et al. 2018), projected."
     kind: Literal["r3d"]; weights: Name; tuning: Literal["frozen", "full"]; frames: Whole; size: Whole; width: Whole
 
+class SpeechPart(Part):
+    "A waveform through a speech model of transformers (wav2vec2 and its kin), averaged and projected."
+    kind: Literal["speech"]; weights: Name; tuning: Literal["frozen", "full"]; seconds: Above; width: Whole; checkpointing: bool = False
+
+class ImagePart(Part):
+    "Frames, each through an image model of transformers (ViT and its kin), averaged and projected."
+    kind: Literal["image"]; weights: Name; tuning: Literal["frozen", "full"]; frames: Whole; size: Whole; width: Whole; checkpointing: bool = False
+
 class EncodersPart(Part):
     text: Transformer | None = None
-    audio: Annotated[MeanPart | TcnPart | UtterancePart | WaveCnnPart, Field(discriminator="kind")] | None = None
-    video: Annotated[MeanPart | TcnPart | UtterancePart | R3dPart, Field(discriminator="kind")] | None = None
+    audio: Annotated[MeanPart | TcnPart | UtterancePart | WaveCnnPart | SpeechPart, Field(discriminator="kind")] | None = None
+    video: Annotated[MeanPart | TcnPart | UtterancePart | R3dPart | ImagePart, Field(discriminator="kind")] | None = None
     @model_validator(mode="after")
     def _columns(self) -> EncodersPart:
         if not self.names: raise ConfigError("no encoder is given; give at least one of text, audio, video")
@@ -149,6 +162,10 @@ class Attends(Fuse):
         if fits < self.heads: raise ConfigError(f"width {self.width} cannot be divided among heads {self.heads}; choose a divisor, such as {fits}")
         return self
 
+class ModalityAttend(Attends): kind: Literal["modality_attention"]
+
+class Lfm2(Attends): kind: Literal["lfm2"]; layers: Whole; residual: Weight = 1.0          # what the branches' last weights are multiplied by at first
+
 class Bottleneck(Attends): kind: Literal["bottleneck"]; latents: Whole; rounds: Whole = 2
 
 class CrossAttend(Attends):
@@ -161,7 +178,7 @@ class CrossAttend(Attends):
         if len({frozenset(p) for p in self.pairs}) < len(self.pairs): raise ConfigError("pairs: one is given twice; each works in both directions")
         return self
 
-FusionPart = Annotated[Fuse | Tensor | LowRank | Bottleneck | CrossAttend, Field(discriminator="kind")]
+FusionPart = Annotated[Fuse | Tensor | LowRank | ModalityAttend | Lfm2 | Bottleneck | CrossAttend, Field(discriminator="kind")]
 
 class HeadPart(Part):
     kind: Literal["regression", "classes"]; classes: int | None = None
@@ -199,6 +216,8 @@ class SpeakersPart(Part):
 
 class EvaluationPart(Part):
     resamples: Annotated[int, Field(ge=100)]; xray: bool = False
-    protocol: Literal["split", "leave_one_session_out", "leave_one_speaker_out", "cross_corpus"] = "split"
+    protocol: Literal["split", "published_folds", "leave_one_session_out", "leave_one_speaker_out", "cross_corpus"] = "split"
+    validation: Share = 0.15                      # of the training speakers, who watch and do not teach; a corpus' own split has its own
+    modalities: bool = False                      # also by each modality alone, and by all but each
 
 PlanPart = create_model("PlanPart", __base__=Part, **{f.name: (get_type_hints(Plan)[f.name], f.default) for f in fields(Plan) if f.name != "seed"})

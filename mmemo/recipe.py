@@ -144,8 +144,8 @@ def _hint(value: Any) -> str:
         except ValueError: pass
     return ""
 
-TAGS = {"audio": "mean, tcn, utterance, wave_cnn", "video": "mean, tcn, utterance, r3d", "objective": "mse, rmse, cross_entropy, contrastive",
-        "fusion": "concat, normalized_concat, batchnorm_concat, dynamic, gated, adaptive, product, tensor, low_rank, bottleneck, cross_attention"}
+TAGS = {"audio": "mean, tcn, utterance, wave_cnn, speech", "video": "mean, tcn, utterance, r3d, image", "objective": "mse, rmse, cross_entropy, contrastive",
+        "fusion": "concat, normalized_concat, batchnorm_concat, dynamic, gated, adaptive, product, tensor, low_rank, bottleneck, cross_attention, modality_attention, lfm2"}
 
 def explain(error: ValidationError, raw: Any) -> str:
     "The first thing that is wrong with `raw`: key path, what, and what would be right."
@@ -168,7 +168,7 @@ def explain(error: ValidationError, raw: Any) -> str:
 
 # %% ../nbs/20a_recipe.ipynb #a000054f
 SIZES = ("weights", "max_length", "rank", "width", "hidden", "steps", "items", "items_per_speaker", "corpora", "epochs", "batch_size", "lr",      # a rate belongs to a width
-         "resamples", "size", "seconds", "frames", "mels", "warmup", "patience")
+         "resamples", "size", "seconds", "frames", "mels", "channels", "layers", "heads", "accumulate", "warmup", "patience")
 
 def resize(form: Mapping, sizes: Any, at: str) -> dict:
     "`form` with other sizes. Raises `ConfigError` for a key that is no size or is not in `form`."

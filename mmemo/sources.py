@@ -16,19 +16,22 @@ from .daicwoz import read_daicwoz
 from .factors import EMOTIONS, Knobs
 from .features import attach, egemaps, read_features
 from .model import MeanPool, Tokenizer
-from .parts import EvaluationPart, known
-from .readers import read_meld
+from .parts import LABELS, EvaluationPart, known
+from .readers import RAVDESS_EMOTIONS, read_meld, read_ravdess
 from .recipe import Recipe
 from .render import RATE
-from .synthetic import AUS, COVAREP, SPLITS, known_answer
+from .synthetic import AUS, COVAREP, SPLITS, known_answer, split_of
 from .temporal import Resample
 
 # %% auto #0
-__all__ = ['KNOWN', 'COLUMNS', 'CALLED', 'columns', 'kind_of', 'stand_ins', 'raw', 'adapt', 'items', 'by_split', 'data']
+__all__ = ['KNOWN', 'SMALL', 'COLUMNS', 'SOUNDS', 'PICTURES', 'FEATURES', 'CALLED', 'ALSO', 'columns', 'kind_of', 'stand_ins',
+           'raw', 'adapt', 'items', 'vocabulary', 'by_split', 'data']
 
 # %% ../nbs/20b_sources.ipynb #00000007
 KNOWN = "known-answer"
+SMALL = ("roberta-tiny",)                            # text encoders that speak the tokens of mmemo-tiny
 COLUMNS = {"audio": COVAREP, "video": AUS}
+SOUNDS, PICTURES, FEATURES = ("wave_cnn", "speech"), ("r3d", "image"), ("mean", "tcn", "utterance")      # encoders of sound, of frames, of given features
 
 def columns(recipe: Recipe, name: str) -> list[int]:
     "Which columns of stream `name` the recipe uses, by their place in the corpus."
@@ -36,25 +39,27 @@ def columns(recipe: Recipe, name: str) -> list[int]:
     return [there.index(c) for c in (there if chosen == "all" else chosen)]
 
 def kind_of(source: str | os.PathLike) -> str:
-    "known-answer, meld or daicwoz: what lies in a folder says it. Raises `DataError`."
+    "known-answer, meld, daicwoz or ravdess: what lies in a folder says it. Raises `DataError`."
     if str(source) == KNOWN: return KNOWN
-    if not (folder := Path(source)).is_dir(): raise DataError(f"there is no folder {source}; give known-answer, or a folder of DAIC-WOZ or MELD")
+    if not (folder := Path(source)).is_dir(): raise DataError(f"there is no folder {source}; give known-answer, or a folder of DAIC-WOZ, MELD or RAVDESS")
     if any((folder / name).exists() for name in ("train_sent_emo.csv", "meld.parquet")): return "meld"
     if any(folder.glob("*AVEC2017.csv")) or any(folder.glob("*_P")): return "daicwoz"
-    raise DataError(f"{source} is no corpus that is known here: DAIC-WOZ has folders such as 300_P, MELD has train_sent_emo.csv")
+    if (folder / "ravdess_egemapsv02.npz").exists() or any(folder.rglob("03-01-*")): return "ravdess"
+    raise DataError(f"{source} is no corpus that is known here: DAIC-WOZ has folders such as 300_P, MELD has train_sent_emo.csv, RAVDESS clips such as 03-01-01-01-01-01-01.wav")
 
 def stand_ins(recipe: Recipe, source: str | os.PathLike = KNOWN) -> dict[str, str]:
     "{stream: what stands in for the utterance features that the recipe was given no table of}."
-    wants = {n: getattr(recipe.encoders, n) for n in recipe.encoders.names}
+    wants, kind = {n: getattr(recipe.encoders, n) for n in recipe.encoders.names}, kind_of(source)
     means = lambda n: f"means of the corpus' {len(COLUMNS[n])} {'COVAREP' if n == 'audio' else 'action-unit'} columns"
-    return {n: f"{'eGeMAPS functionals of the clips' if kind_of(source) == 'meld' else means(n)} stand in for {part.model} features: no table of them was given"
-            for n, part in wants.items() if part.kind == "utterance" and part.table is None}
+    own = {"meld": {"audio": "eGeMAPS functionals of the clips"}, "ravdess": {"audio": "eGeMAPS functionals", "video": "OpenFace means"}}.get(kind, {})
+    return {n: f"{own.get(n) or means(n)} stand in for {part.model} features: no table of them was given" for n, part in wants.items()
+            if part.kind == "utterance" and part.table is None and (n not in own or own[n].split()[0] not in part.model)}
 
 def raw(recipe: Recipe) -> dict[str, int]:
     "How many frames of which size the recipe wants of a clip; empty where it wants neither pictures nor sound as they are."
     video, audio = recipe.encoders.video, recipe.encoders.audio
-    if video is not None and video.kind == "r3d": return {"frames": video.frames, "size": video.size}
-    return {"frames": 1, "size": 8} if audio is not None and audio.kind == "wave_cnn" else {}
+    if video is not None and video.kind in PICTURES: return {"frames": video.frames, "size": video.size}
+    return {"frames": 1, "size": 8} if audio is not None and audio.kind in SOUNDS else {}
 
 def adapt(recipe: Recipe, tables: Mapping[str, str] = {}, protocol: str | None = None) -> Recipe:
     "The recipe with the utterance features of streams read from `tables` {stream: file}, or under another protocol. Raises `ConfigError`."
@@ -67,17 +72,17 @@ def adapt(recipe: Recipe, tables: Mapping[str, str] = {}, protocol: str | None =
 
 # %% ../nbs/20b_sources.ipynb #0000000a
 def items(recipe: Recipe, source: str | os.PathLike = KNOWN, seed: int = 0, progress: bool = False) -> Batch:
-    """All items as the recipe wants them, from the known-answer corpus (`seed` writes it), or a folder of DAIC-WOZ or of MELD (with its clips).
+    """All items as the recipe wants them, from the known-answer corpus (`seed` writes it), or a folder of DAIC-WOZ, of MELD (with its clips) or of RAVDESS.
 
     `meta["split"]` is train, valid or test. Labels that the corpus lacks are unknown (NaN, -100). Raises `DataError`, `ConfigError`, `WeightsError`."""
     whole, media, chunk = _open(recipe, source, seed, progress)
     text, called, kept = recipe.encoders.text, CALLED, recipe.corpus.emotions
-    tokenizer = Tokenizer(text.weights, text.max_length) if text else None
+    tokenizer = Tokenizer(vocabulary(text.weights), text.max_length) if text else None
     rows = [i for i, s in enumerate(whole.meta["split"]) if s in called]
     if kept:
         emotion = whole.targets.get("emotion")
         if emotion is None: raise DataError(f"{source}: there are no emotion labels, and the recipe keeps the items of {', '.join(kept)} only")
-        rows = [i for i in rows if EMOTIONS[int(emotion[i])] in kept]
+        rows = [i for i in rows if LABELS[int(emotion[i])] in kept]
     if not rows: raise DataError(f"{source}: no item is left; the recipe wants the splits train, valid and test" + (f" and the emotions {', '.join(kept)}" if kept else ""))
     given, parts = _features(recipe, source, whole, media, progress), []
     for i in range(0, len(rows), chunk):
@@ -88,18 +93,37 @@ def items(recipe: Recipe, source: str | os.PathLike = KNOWN, seed: int = 0, prog
     return made
 
 CALLED = {"train": "train", "dev": "valid", "valid": "valid", "test": "test"}
+ALSO = {"happy": "joy", "sad": "sadness", "angry": "anger", "fearful": "fear", "surprised": "surprise"}     # how RAVDESS calls what MELD calls
+
+def vocabulary(weights: str) -> str:
+    "The weights whose tokenizer a text encoder uses: its own; small random or converted models speak mmemo-tiny's."
+    return "mmemo-tiny" if weights in SMALL else weights
 
 def _open(recipe: Recipe, source, seed: int, progress: bool) -> tuple[Batch | Corpus, Batch | Corpus | None, int]:
     "The corpus, its pictures and sound where the recipe wants them, and how many items are prepared at a time."
     kind, wants = kind_of(source), raw(recipe)
     if kind == KNOWN:
         whole = known_answer(recipe.corpus.items, seed, Knobs(**recipe.corpus.knobs))
+        whole.meta["fold"] = whole.meta["session"]
         return whole, rendered(whole, **wants, progress=progress) if wants else None, 256
+    if kind == "ravdess": return _ravdess(recipe, source, progress)
     if kind == "daicwoz":
         if wants: raise DataError(f"{source}: DAIC-WOZ has no pictures, and {recipe.name} wants them")
         return read_daicwoz(source, unit=recipe.corpus.unit, progress=progress), None, 8 if recipe.corpus.unit == "session" else 128
     whole = read_clips(source, **wants, progress=progress) if wants or stand_ins(recipe, source) else read_meld(source, progress=progress)
     return whole, whole if wants else None, 64
+
+def _ravdess(recipe: Recipe, source, progress: bool) -> tuple[Batch, Batch | None, int]:
+    "RAVDESS with the features or the sound that the recipe wants, its emotions as the house calls them, and a split by its published folds."
+    audio, video = (getattr(recipe.encoders, n) for n in ("audio", "video"))
+    if video is not None and video.kind != "utterance": raise DataError(f"{source}: of RAVDESS' pictures there are means only; {recipe.name} wants {video.kind}, and this corpus can give utterance")
+    heard = None if audio is None else {"utterance": "functionals", "mean": "lld", "tcn": "lld"}.get(audio.kind, "raw")
+    whole = read_ravdess(source, heard, progress=progress).to_batch()
+    place = torch.tensor([LABELS.index(ALSO.get(name, name)) for name in RAVDESS_EMOTIONS])
+    folds = [str(k) for k in whole.meta["fold"].tolist()]
+    split = [{"0": "test", "1": "valid"}.get(k, "train") for k in folds]
+    whole = Batch(whole.streams, {"emotion": place[whole.targets["emotion"]]}, whole.meta | {"fold": folds, "split": split})
+    return whole, whole if heard == "raw" else None, 128
 
 def _features(recipe: Recipe, source, whole, media, progress: bool) -> dict[str, Mapping]:
     "The utterance features {stream: {id: vector}} that are read or measured; those of a corpus of columns are its own means."
@@ -112,34 +136,37 @@ def _features(recipe: Recipe, source, whole, media, progress: bool) -> dict[str,
 
 def _prepare(recipe: Recipe, tokenizer: Tokenizer | None, batch: Batch, media: Mapping[str, Stream], given: Mapping[str, Mapping]) -> Batch:
     "The streams, targets and meta fields of some items that this recipe looks at."
-    streams = {name: _stream(name, getattr(recipe.encoders, name), tokenizer, batch, media, given, columns(recipe, name) if name != "text" else []) for name in recipe.encoders.names}
+    streams = {name: _stream(name, getattr(recipe.encoders, name), tokenizer, batch, media, given, columns(recipe, name) if getattr(getattr(recipe.encoders, name), "columns", "all") != "all" else None) for name in recipe.encoders.names}
     missing = lambda C: torch.full((len(batch),), math.nan) if C == 1 else torch.full((len(batch),), -100)
     targets = {task: batch.targets.get(task, missing(recipe.classes(task))) for task in recipe.heads}
-    if recipe.corpus.emotions and "emotion" in targets:
-        place = torch.tensor([recipe.corpus.emotions.index(e) if e in recipe.corpus.emotions else -100 for e in EMOTIONS])
-        targets["emotion"] = place[targets["emotion"]]
-    meta = {k: batch.meta[k] for k in ("id", "speaker", "session", "corpus", "split", "factors", "difficulty") if k in batch.meta}
+    if "emotion" in batch.targets and "emotion" in targets:
+        wanted, label = recipe.corpus.emotions or EMOTIONS, targets["emotion"]
+        place = torch.tensor([wanted.index(e) if e in wanted else -100 for e in LABELS])
+        targets["emotion"] = torch.where(label >= 0, place[label.clamp(min=0)], label)
+    meta = {k: batch.meta[k] for k in ("id", "speaker", "session", "corpus", "split", "fold", "factors", "difficulty") if k in batch.meta}
     return Batch(streams, targets, meta | ({"score": batch.targets["phq8"]} if "phq8" in batch.targets else {}))
 
-def _stream(name: str, part, tokenizer: Tokenizer | None, batch: Batch, media: Mapping[str, Stream], given: Mapping[str, Mapping], chosen: list[int]) -> Stream:
+def _stream(name: str, part, tokenizer: Tokenizer | None, batch: Batch, media: Mapping[str, Stream], given: Mapping[str, Mapping], chosen: list[int] | None) -> Stream:
     "One stream of some items, as its encoder wants it."
     clock = lambda s: Stream(s.x, s.mask, (s.t * 1e4).round() / 1e4)
     if name == "text":
         heard = batch.streams["text"].mask.any(1).tolist() if "text" in batch.streams else [True] * len(batch)
         return clock(tokenizer.stream([w if h else [] for w, h in zip(batch.meta["words"], heard)], batch.meta["spans"]))
-    if part.kind == "r3d": return media["video"]
-    if part.kind == "wave_cnn":
+    if part.kind in PICTURES: return media["video"]
+    if part.kind in SOUNDS:
         s, N = media["audio"], round(part.seconds * RATE)
         return Stream(s.x[:, :N], s.mask[:, :N], s.t[:, :N])
     if name in given: return attach(batch, name, given[name]).streams[name]
     if name not in batch.streams: raise DataError(f"the corpus has no {name} features, and {part.kind} wants them; it has {', '.join(batch.streams)}")
     s = clock(batch.streams[name])
-    s = s.with_x(s.x[..., chosen])
+    if chosen is not None:
+        if s.x.shape[-1] != len(COLUMNS[name]): raise DataError(f"{name} has {s.x.shape[-1]} columns here, and the recipe names some of the {len(COLUMNS[name])} of the known-answer corpus and DAIC-WOZ: set columns: all")
+        s = s.with_x(s.x[..., chosen])
     return Resample(part.steps)(s) if part.kind == "tcn" else MeanPool()(s) if part.kind == "utterance" else s
 
 def by_split(whole: Batch) -> dict[str, Batch]:
     "{train, valid, test} of items by `meta['split']`. Raises `DataError` for a split without items."
-    parts = {name: whole[[i for i, s in enumerate(whole.meta["split"]) if s == name]] for name in SPLITS if name in whole.meta["split"]}
+    parts = {name: split_of(whole, name) for name in SPLITS if name in whole.meta["split"]}
     if lost := [n for n in SPLITS if n not in parts]: raise DataError(f"the {lost[0]} split has no items; a run needs {', '.join(SPLITS)}")
     return parts
 

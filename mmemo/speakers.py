@@ -52,12 +52,9 @@ def speaker_probe(model: nn.Module | Tensor, data: Batch, by: str = "speaker", f
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)                       # many classes of few items are no mistake here
             right += linear_probe(x[a], code[a], x[b], code[b], C)["accuracy"] * int(b.sum())
-    return Probe(_wilson(right / asked, asked), float(count.max() / asked), S)
-
-def _wilson(p: float, n: int, z: float = 1.96) -> Interval:
-    "The score interval of a share `p` of `n` (Wilson 1927)."
-    middle, half = (p + z * z / (2 * n)) / (1 + z * z / n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2) / (1 + z * z / n)
-    return Interval(p, max(middle - half, 0.0), min(middle + half, 1.0))
+    from scipy.stats import binomtest
+    low, high = binomtest(round(right), asked).proportion_ci(method="wilson")
+    return Probe(Interval(right / asked, low, high), float(count.max() / asked), S)
 
 # %% ../nbs/14_speakers.ipynb #00000012
 def normalise_by_speaker(data: Batch, names: Iterable[str], by: str = "speaker") -> Batch:

@@ -11,7 +11,8 @@ import json
 import os
 import numpy as np
 from .batch import COLOURS, ConfigError, DataError, MmemoError
-from .evaluate import Comparison, bootstrap, compare, confusion
+from .checkpoint import write_whole
+from .evaluate import Comparison, bootstrap, class_metrics, compare, confusion, regression_metrics
 from .experiment import claim, facts_of, provenance, read_run, train_recipe, write_json, write_metrics
 from .figures import draw_confusion
 from .parts import known
@@ -19,8 +20,8 @@ from .recipe import Recipe, Suite, load_recipe, load_suite
 from .sources import KNOWN, adapt, kind_of
 
 # %% auto #0
-__all__ = ['Cell', 'pick', 'cells', 'run_suite', 'Answers', 'answers', 'chief', 'comparison', 'by_experiment', 'table',
-           'draw_suite', 'draw_confusions', 'draw_curves', 'read_runs', 'report', 'as_frame']
+__all__ = ['Cell', 'numbered', 'pick', 'cells', 'run_suite', 'Answers', 'answers', 'chief', 'comparison', 'by_experiment',
+           'table', 'draw_suite', 'draw_confusions', 'draw_curves', 'read_runs', 'report', 'as_frame']
 
 # %% ../nbs/20e_suite.ipynb #00000008
 @dataclass(frozen=True)
@@ -37,11 +38,13 @@ class Cell:
         claim(self.folder, self.recipe, facts_of(source, self.seed, self.corpus_seed))
         return (self.folder / "metrics.json").is_file()
 
+def numbered(suite: Suite) -> str: return ", ".join(f"{i} {e}" for i, e in enumerate(suite.experiments, 1))
+
 def pick(suite: Suite, chosen: Iterable[str]) -> list[str]:
     "The experiments called so, or having this number (from 1). Raises `ConfigError` naming what there is."
     names = list(suite.experiments)
-    numbered = {str(i): name for i, name in enumerate(names, 1)}
-    return [numbered.get(c) or known(c, names, "experiment") for c in chosen] or names
+    by_number = {str(i): name for i, name in enumerate(names, 1)}
+    return [by_number.get(c) or known(c, names, "experiment") for c in chosen] or names
 
 def cells(name: str | os.PathLike, folder: str | os.PathLike, scale: str = "laptop", chosen: Iterable[str] = (), seed: int = 0, seeds: int | None = None,
           tables: Mapping[str, str] = {}, protocol: str | None = None) -> list[Cell]:
@@ -60,16 +63,16 @@ def run_suite(name: str | os.PathLike, folder: str | os.PathLike, scale: str = "
     `chosen` names or numbers of experiments (all). Called again, it goes on where it was. `jobs` processes share the runs.
     Raises `ConfigError`; `DataError` naming the runs that failed."""
     from tqdm.auto import tqdm
-    folder, source = Path(folder), str(source); kind_of(source)
+    folder, source, suite = Path(folder), str(source), load_suite(name); kind_of(source)
     wanted = cells(name, folder, scale, chosen, seed, seeds, tables, protocol)
     if jobs < 1: raise ConfigError(f"jobs={jobs} cannot be: choose a number of processes from 1")
     left, failed = [c for c in wanted if not c.done(source)], {}
-    with tqdm(total=len(wanted), initial=len(wanted) - len(left), desc=load_suite(name).name, unit="run", disable=not progress) as bar:
+    with tqdm(total=len(wanted), initial=len(wanted) - len(left), desc=suite.name, unit="run", disable=not progress) as bar:
         for cell, problem in _outcomes(left, source, jobs, progress, track):
             if problem: failed[f"{cell.experiment}, seed {cell.seed}"] = problem
             bar.set_postfix_str(cell.experiment, refresh=False); bar.update()
     if failed: raise DataError(f"{len(failed)} of {len(wanted)} runs failed: " + "; ".join(f"{k}: {v}" for k, v in failed.items()))
-    suite, facts = load_suite(name), [json.loads((c.folder / "metrics.json").read_text()) for c in wanted]
+    facts = [json.loads((c.folder / "metrics.json").read_text()) for c in wanted]
     write_json(folder / "suite.json", {"suite": suite.model_dump(), "source": source, "corpus_seed": seed, "runs": [[c.experiment, c.seed] for c in wanted]})
     write_metrics(folder, provenance(suite=suite.name, scale=scale, source=source, runs=len(wanted), steps=sum(f["steps"] for f in facts),
                                      notes=sorted({n for f in facts for n in f["notes"]}), tables=[table(wanted)]))
@@ -106,6 +109,11 @@ class Answers:
 
     @property
     def classes(self) -> bool: return self.said.ndim == 2
+
+    def by_seed(self, seeds: int) -> list[dict[str, float]]:
+        "The metrics of each of the equally long runs that these answers are made of."
+        measure = class_metrics if self.classes else regression_metrics
+        return [measure(*pair) for pair in zip(np.split(self.said, seeds), np.split(self.label, seeds))]
 
 def answers(runs: Sequence[Cell]) -> Answers:
     "What the runs of one experiment said in the first task that has known labels, sorted by seed and item. Raises `DataError`."
@@ -144,10 +152,10 @@ def table(runs: Sequence[Cell]) -> dict:
     names = ("accuracy", "uar", "weighted_f1") if next(iter(found.values())).classes else ("rmse", "mae", "ccc")
     for e, a in found.items():
         whole = bootstrap(a.said, a.label, a.speaker, runs[0].recipe.evaluation.resamples)
-        seeds = [bootstrap(*(np.split(v, len(grouped[e]))[i] for v in (a.said, a.label, a.speaker)), 100) for i in range(len(grouped[e]))]
-        spread = lambda m: np.std([s[m].value for s in seeds], ddof=1) if len(seeds) > 1 else 0.0
+        seeds = a.by_seed(len(grouped[e]))
+        spread = lambda m: np.std([s[m] for s in seeds], ddof=1) if len(seeds) > 1 else 0.0
         difference = versus[e].difference if versus[e] else None
-        rows.append([e, *(f"{np.mean([s[m].value for s in seeds]):.3f} ± {spread(m):.3f}" for m in names), f"[{whole[chief(a)].low:.3f}, {whole[chief(a)].high:.3f}]",
+        rows.append([e, *(f"{np.mean([s[m] for s in seeds]):.3f} ± {spread(m):.3f}" for m in names), f"[{whole[chief(a)].low:.3f}, {whole[chief(a)].high:.3f}]",
                      f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]" if difference else "-"])
     label = chief(next(iter(found.values())))
     several = lambda n, what: f"{n} {what}{'s' * (n != 1)}"
@@ -164,7 +172,7 @@ def draw_suite(runs: Sequence[Cell], ax=None):
         a = answers(own); m = chief(a)
         whole = bootstrap(a.said, a.label, a.speaker, runs[0].recipe.evaluation.resamples)[m]
         ax.plot([whole.low, whole.high], [y, y], color=COLOURS["fusion"], lw=2, alpha=.5); ax.plot(whole.value, y, "o", color=COLOURS["fusion"])
-        each = [bootstrap(*(np.split(v, len(own))[i] for v in (a.said, a.label, a.speaker)), 100)[m].value for i in range(len(own))]
+        each = [s[m] for s in a.by_seed(len(own))]
         ax.plot(each, np.full(len(each), y + .22), "|", color=COLOURS["fusion"], ms=7)
         if a.classes: ax.axvline(1 / a.said.shape[1], color=COLOURS["ceiling"], lw=1, ls=":")
     ax.set(yticks=range(len(grouped)), yticklabels=list(grouped), xlabel=f"{m.upper()} (bar: 95 % over people; ticks: seeds" + ("; dotted: chance)" if a.classes else ")"))
@@ -228,7 +236,7 @@ def report(folder: str | os.PathLike) -> Path:
         if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     html, _ = HTMLExporter(exclude_input=True).from_notebook_node(book)
     for name, content in (("report.ipynb", nbformat.writes(book)), ("report.html", html)):
-        (part := folder / f"{name}.part").write_text(content, encoding="utf-8"); os.replace(part, folder / name)
+        write_whole(folder / name, content.encode())
     return folder / "report.ipynb"
 
 def as_frame(found: Mapping):

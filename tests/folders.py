@@ -89,7 +89,7 @@ def write_ravdess(root, names=RAVDESS_NAMES, **changes) -> Path:
     with open(root / "ravdess_openface_au_means.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*UNITS, "audio_name"])
-        for i, name in enumerate(names): writer.writerow([*([round(.1 * i, 1)] * 35), name])
+        for i, name in enumerate(names): writer.writerow([*([round(.1 * (i % 10), 1)] * 35), name])
     with open(root / "meta.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["name", "emotion", "orig_channels", "duration_s"])

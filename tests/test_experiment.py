@@ -9,7 +9,8 @@ from torch import nn
 from mmemo.batch import ConfigError, DataError
 from mmemo.build import build, course, lean, objective, taught
 from mmemo.evaluate import predict
-from mmemo.experiment import evaluate_run, folds, load_run, train_recipe
+from mmemo.experiment import evaluate_run, load_run, train_recipe
+from mmemo.measure import folds
 from mmemo.model import Frozen
 from mmemo.plan import Plan
 from mmemo.recipe import Recipe, load_recipe
@@ -29,25 +30,6 @@ def small(name="multimodal_baseline", experiment=None, items=80, items_per_speak
     if form["encoders"]["video"]: form["encoders"]["video"].update(frames=4, size=16)
     form["evaluation"].update({"resamples": 100} | ({"protocol": protocol} if protocol else {})); form["plan"].update(epochs=2)
     return Recipe.model_validate(form)
-
-
-def test_every_protocol_keeps_speakers_apart_and_tests_everybody_once():
-    whole = items(small())
-    for protocol, by in (("leave_one_session_out", "session"), ("leave_one_speaker_out", "speaker")):
-        made = folds(small(protocol=protocol), whole)
-        tested = [i for f in made.values() for i in f.tests["test"].meta["id"]]
-        assert sorted(tested) == sorted(whole.meta["id"]) and list(made) == sorted(set(whole.meta[by]))
-        for fold in made.values():
-            sides = [set(part.meta[by]) for part in (fold.train, fold.valid, fold.tests["test"])]
-            assert all(sides) and not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
-    several = small(protocol="cross_corpus", items=96, items_per_speaker=2, corpora=2)
-    made = folds(several, items(several))
-    assert list(made) == ["corpus0", "corpus1"] and all(set(f.train.meta["corpus"]) == {name} and {k: set(t.meta["corpus"]) for k, t in f.tests.items()} == {"corpus0": {"corpus0"}, "corpus1": {"corpus1"}} for name, f in made.items())
-    with pytest.raises(DataError, match="at least two corpora"): folds(several, whole)
-    with pytest.raises(ConfigError, match="would train [0-9]+ models, one a speaker"): folds(small(protocol="leave_one_speaker_out"), items(small(items=160, items_per_speaker=1)))
-    assert adapt(several, protocol="split").evaluation.protocol == "split"
-    with pytest.raises(ConfigError, match="unknown protocol 'leave_one_out'"): adapt(several, protocol="leave_one_out")
-    with pytest.raises(Exception, match="corpus.knobs.corpora"): small(protocol="cross_corpus", corpora=1)
 
 
 @pytest.mark.parametrize("name", ["frozen_two_head", "emotion2vec_text"])

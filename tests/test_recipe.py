@@ -11,7 +11,8 @@ from mmemo import daicwoz
 from mmemo.batch import Batch, CheckpointError, ConfigError, DataError, Stream, WeightsError
 from mmemo.build import blank, build, objective, plan, walk_recipe
 from mmemo.evaluate import predict
-from mmemo.experiment import Said, evaluate_run, measured, train_recipe
+from mmemo.experiment import evaluate_run, train_recipe
+from mmemo.measure import Said, measured
 from mmemo.lookalike import write_daicwoz
 from mmemo.model import Standardize
 from mmemo.recipe import FOLDER, SIZES, Recipe, load_recipe, load_suite, recipes
@@ -86,7 +87,7 @@ def test_package_data_ships_the_recipes():
 @pytest.mark.parametrize("was, becomes, said", [
     ("tuning: full", "tuning: ful", "encoders.text.tuning: 'ful' cannot be: choose 'frozen', 'lora' or 'full'; did you mean 'full'?"),
     ("tuning: full", "tuning: lora", "encoders.text: tuning is 'lora', but lora is missing: give rank"),
-    ("kind: tcn", "kind: tnc", "encoders.audio.kind: 'tnc' cannot be: choose 'mean', 'tcn', 'utterance', 'wave_cnn'; did you mean 'tcn'?"),
+    ("kind: tcn", "kind: tnc", "encoders.audio.kind: 'tnc' cannot be: choose 'mean', 'tcn', 'utterance', 'wave_cnn', 'speech'; did you mean 'tcn'?"),
     ("kind: tcn, ", "", "encoders.audio.kind: is missing: choose mean, tcn"),
     ("  kind: cross_attention\n", "", "fusion.kind: is missing: choose concat, normalized_concat, batchnorm_concat"),
     ("width: 512}", "widht: 512}", "encoders.audio: unknown key 'widht'; did you mean 'width'?"),

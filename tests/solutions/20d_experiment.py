@@ -5,10 +5,3 @@ def whole_or_nothing(path, text):
     part = Path(path).with_suffix(".part")
     part.write_text(text)
     os.replace(part, path)
-
-def pooled_accuracy(folds):
-    every = [said == right for fold in folds for said, right in fold]
-    return sum(every) / len(every)
-
-def leave_out(sessions):
-    return [([i for i, s in enumerate(sessions) if s != out], [i for i, s in enumerate(sessions) if s == out]) for out in sorted(set(sessions))]
