@@ -4,10 +4,11 @@
 
 # %% ../nbs/15_clips.ipynb #00000004
 from __future__ import annotations
-import hashlib, os
-from collections.abc import Callable
+import hashlib, math, os
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ from .render import RATE, render_audio, render_frames
 from .synthetic import AUDIO_RATE
 
 # %% auto #0
-__all__ = ['CLIP_FOLDERS', 'pick', 'Frames', 'render_media', 'rendered', 'Clip', 'decode_clip', 'read_clips']
+__all__ = ['KINDS', 'CHUNK', 'SOUNDS', 'FILMS', 'CLIP_FOLDERS', 'pick', 'Frames', 'render_media', 'rendered', 'Clip',
+           'decode_clip', 'kinds_of', 'read_clips', 'read_media']
 
 # %% ../nbs/15_clips.ipynb #0000000c
 def pick(mask: Bool[Tensor, "B T"], t: Float[Tensor, "B T"], steps: int) -> Int[Tensor, "B steps"]:
@@ -76,13 +78,19 @@ def rendered(data: Batch, frames: int = 16, size: int = 112, cache=None, progres
     return cached("rendered", parse, ".", [], {"data": key, "frames": frames, "size": size}, rates={"audio": RATE}, cache=cache, progress=progress, total=len(parts))
 
 # %% ../nbs/15_clips.ipynb #0000001d
+KINDS = ("video", "audio")
+
 @dataclass(frozen=True)
 class Clip:
-    "What could be read of a clip: `frames` [T, 3, size, size] bytes at `times` [T] seconds, `sound` [N] at 16 kHz, None where there is none; and `complaints`."
-    frames: np.ndarray | None
-    times: np.ndarray | None
-    sound: np.ndarray | None
+    """What could be read of a clip: `frames` [T, 3, size, size] bytes at `times` [T] seconds, `sound` [N] at 16 kHz (NaN: lost), None where there is none;
+    and `complaints`."""
+    frames: np.ndarray | None = None
+    times: np.ndarray | None = None
+    sound: np.ndarray | None = None
     complaints: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float: return float(max(0 if self.sound is None else len(self.sound) / RATE, 0 if self.times is None else self.times[-1]))
 
 def _decode(path: Path, kind: str, limit: float, convert: Callable, complaints: list[str]) -> list[tuple[float, np.ndarray]]:
     "(time, converted) of every frame of the file's first stream of a kind, as far as it can be read; what went wrong goes to the complaints."
@@ -90,14 +98,15 @@ def _decode(path: Path, kind: str, limit: float, convert: Callable, complaints: 
     found, damaged, until, whole = [], 0, 0.0, 0.0
     try:
         with av.open(str(path)) as file:
-            if not (streams := getattr(file.streams, kind)): complaints.append(f"no {kind} stream"); return found
+            streams = [s for s in getattr(file.streams, kind) if not s.disposition & av.stream.Disposition.attached_pic]      # the cover of an album is no film
+            if not streams: complaints.append(f"no {kind} stream"); return found
             whole = float(file.duration or 0) / av.time_base
             for frame in file.decode(streams[0]):
                 if frame.time is None or frame.is_corrupt: damaged += 1; continue
                 if frame.time >= limit: break
                 until = frame.time
                 found += [(frame.time, part) for part in convert(frame)]
-    except (av.FFmpegError, ValueError) as error:                        # ValueError: a codec or format of numbers that make no sense
+    except (av.FFmpegError, ValueError, RuntimeError) as error:          # ValueError: a codec or format of numbers that make no sense
         complaints.append(f"{kind} {'breaks off' if found else 'cannot be read'}: {getattr(error, 'strerror', None) or error}")
     else:
         if not found: complaints.append(f"{kind} has no frame")
@@ -106,16 +115,32 @@ def _decode(path: Path, kind: str, limit: float, convert: Callable, complaints: 
     if found and whole > limit: complaints.append(f"{kind} lasts {whole:.0f} s: cut at {limit:g}")
     return found
 
-def decode_clip(path, frames: int = 16, size: int = 112, limit: float = 60.0) -> Clip:
-    """A video file's pictures and sound, as far as they can be read, up to `limit` seconds. A bad file raises nothing: see `complaints`.
-
-    The pictures are `frames` of those that could be decoded, evenly by the clock, each squeezed to a square; the sound is the mean of its channels."""
+def _finite(frame, lost: list[tuple[float, float]]):
+    "A frame of sound with 0 for its samples that are not finite; their times (start and stop in seconds) go to `lost`."
     import av
-    path, complaints = Path(path), []
-    if not path.is_file() or not path.stat().st_size: return Clip(None, None, None, ("the file is empty" if path.is_file() else "there is no such file",))
+    if not frame.format.name.startswith(("flt", "dbl")): return frame                            # whole numbers are finite
+    x, channels = frame.to_ndarray(), 1 if frame.format.is_planar else frame.layout.nb_channels
+    good = np.isfinite(x)
+    if good.all(): return frame
+    each = good.reshape(len(x), -1, channels).all((0, 2))
+    lost += [(frame.time + i / frame.rate, frame.time + (i + 1) / frame.rate) for i in np.flatnonzero(~each)]
+    clean = av.AudioFrame.from_ndarray(np.where(good, x, 0).astype(x.dtype), frame.format.name, frame.layout.name)
+    clean.rate, clean.pts, clean.time_base = frame.rate, frame.pts, frame.time_base
+    return clean
+
+def decode_clip(path, frames: int = 16, size: int = 112, limit: float = 60.0, kinds: Sequence[str] = KINDS) -> Clip:
+    """The pictures and the sound of a video or sound file (`kinds`: which of the two), as far as they can be read, up to `limit` seconds. A bad file raises
+    nothing: see `complaints`.
+
+    The pictures are `frames` of those that could be decoded, evenly by the clock, each squeezed to a square; the sound is the mean of its channels,
+    brought to 16 kHz from whatever it had; samples that were not finite, or overlap one, are NaN."""
+    import av
+    path, complaints, lost = Path(path), [], []
+    if not path.is_file() or not path.stat().st_size: return Clip(complaints=("the file is empty" if path.is_file() else "there is no such file",))
     even, small = av.AudioResampler("fltp", None, RATE), dict(width=size, height=size, format="rgb24", interpolation="AREA")
-    seen = _decode(path, "video", limit, lambda frame: [frame.reformat(**small).to_ndarray()], complaints)
-    heard = _decode(path, "audio", limit, lambda frame: [part.to_ndarray().mean(0) for part in even.resample(frame)], complaints)
+    hear = lambda frame: [part.to_ndarray().mean(0) for part in even.resample(_finite(frame, lost))]
+    seen = _decode(path, "video", limit, lambda frame: [frame.reformat(**small).to_ndarray()], complaints) if "video" in kinds else []
+    heard = _decode(path, "audio", limit, hear, complaints) if "audio" in kinds else []
     pictures = times = sound = None
     if seen:
         t = torch.tensor([[time for time, _ in seen]])
@@ -124,9 +149,54 @@ def decode_clip(path, frames: int = 16, size: int = 112, limit: float = 60.0) ->
     if heard:
         late = np.zeros(max(0, round(heard[0][0] * RATE)), np.float32)                           # the sound may begin after the picture
         sound = np.concatenate([late, *(part for _, part in heard), *(part.to_ndarray().mean(0) for part in even.resample(None))])
+        if not sound.any(): complaints.append("the sound is silent from end to end")
+        for start, stop in lost: sound[int(start * RATE):math.ceil(stop * RATE)] = np.nan
+        if lost: complaints.append(f"{len(lost)} samples of the sound are not finite")
+        if np.isnan(sound).all(): sound = None
     return Clip(pictures, times, sound, tuple(complaints))
 
 # %% ../nbs/15_clips.ipynb #00000020
+CHUNK = 32                                   # files that are decoded and kept together: what a kill may cost
+SOUNDS = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".au", ".wma", ".amr"}
+FILMS = {".mp4", ".m4v", ".mkv", ".webm", ".avi", ".mov", ".flv", ".wmv", ".mpg", ".mpeg", ".3gp", ".ts"}
+
+def kinds_of(path: Path, kinds: Sequence[str] = KINDS) -> Sequence[str]:
+    "What is to be looked for in a file: a recording has no pictures, and nobody should complain of that."
+    return ("audio",) if path.suffix.lower() in SOUNDS else kinds
+
+def _chunks(files: Mapping[str, Path], complete: Callable, frames: int, size: int, limit: float, kinds: Sequence[str], workers: int | None) -> list[Callable]:
+    "Functions for `cached`, one for each CHUNK of files: decodes them, reports what was wrong, and gives `complete(rows, clips, streams)` of what could be read."
+    names = list(files)
+    def chunk(start: int, report: list) -> Batch | None:
+        rows = range(start, min(start + CHUNK, len(names)))
+        read = lambda row: decode_clip(files[names[row]], frames, size, limit, kinds_of(files[names[row]], kinds))
+        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool: clips = dict(zip(rows, pool.map(read, rows)))       # the decoder lets other threads run
+        for row, clip in clips.items(): report += _remarks(names[row], clip, kinds_of(files[names[row]], kinds))
+        clips = {row: clip for row, clip in clips.items() if clip.frames is not None or clip.sound is not None}
+        return complete(list(clips), list(clips.values()), collate(_streams(clip, frames, size, kinds) for clip in clips.values()).streams) if clips else None
+    return [partial(chunk, start) for start in range(0, len(names), CHUNK)]
+
+def _state(files: Mapping[str, Path]) -> str:
+    "A key of thousands of files: by id, name, size and time, not by content."
+    stats = {name: path.stat() for name, path in files.items() if path.is_file()}
+    there = [(name, path.name, *((stats[name].st_size, stats[name].st_mtime_ns) if name in stats else ())) for name, path in files.items()]
+    return hashlib.sha256(repr(there).encode()).hexdigest()
+
+def _remarks(name: str, clip: Clip, kinds: Sequence[str]) -> list[str]:
+    "The line of the report about a clip that is not as it should be."
+    lost = [kind for kind, part in (("video", clip.frames), ("audio", clip.sound)) if part is None and kind in kinds]
+    fate = "left out" if len(lost) == len(kinds) else f"kept, its {lost[0]} is missing" if lost else "kept"
+    return [f"{name}: {', '.join(clip.complaints)}: {fate}"] if clip.complaints else []
+
+def _streams(clip: Clip, frames: int, size: int, kinds: Sequence[str]) -> Batch:
+    "A clip as streams of one item; what it lacks is a missing modality."
+    sound = np.zeros(1, np.float32) if clip.sound is None else clip.sound
+    video = np.zeros((frames, 3, size, size), np.uint8) if clip.frames is None else clip.frames
+    t = np.zeros(frames, np.float32) if clip.times is None else clip.times
+    made = {"audio": Stream.of(sound[None], torch.full((1, len(sound)), clip.sound is not None), rate=RATE),
+            "video": Stream.of(video[None], torch.full((1, frames), clip.frames is not None), t[None])}
+    return Batch({kind: stream for kind, stream in made.items() if kind in kinds})
+
 CLIP_FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
 
 def read_clips(folder, tokenizer: Callable = byte_tokens, frames: int = 16, size: int = 112, limit: float = 60.0, cache=None, progress: bool = True,
@@ -135,40 +205,46 @@ def read_clips(folder, tokenizer: Callable = byte_tokens, frames: int = 16, size
     [frames, 3, size, size] bytes, from `train_splits/dia0_utt0.mp4` and so on. `workers` threads decode (default: one a core).
 
     A clip of which nothing can be decoded is left out; of which only the picture or only the sound can, keeps it, and the other is a missing modality.
-    Both are a line in `corpus.report`, as is whatever else was wrong with a clip. Raises `DataError` where there are no tables or no clips at all."""
+    Both are a line in `corpus.report`, as is whatever else was wrong with a clip. Killed, it goes on where it was. Raises `DataError` where there are no
+    tables or no clips at all."""
     folder = Path(folder)
     told = read_meld(folder, tokenizer, cache, progress)
-    clips = [folder / CLIP_FOLDERS[split] / f"{name}.mp4" for split, name in (i.split("_", 1) for i in told.meta["id"])]
-    there = [(c.relative_to(folder).as_posix(), (stat := c.stat()).st_size, stat.st_mtime_ns) for c in clips if c.is_file()]
-    if not there: raise DataError(f"{folder} holds none of the {len(clips)} clips that its tables name, such as {clips[0].relative_to(folder)}")
-    workers = workers or os.cpu_count() or 1
-    chunk = max(16, 4 * workers)
-    def parse(report):
-        report += told.report
-        with ThreadPoolExecutor(workers) as pool:                                            # the decoder lets other threads run
-            for start in range(0, len(clips), chunk):
-                rows = range(start, min(start + chunk, len(clips)))
-                read = list(pool.map(lambda row: decode_clip(clips[row], frames, size, limit), rows))
-                for row, clip in zip(rows, read): report += _remarks(told.meta["id"][row], clip)
-                kept = [(row, clip) for row, clip in zip(rows, read) if clip.frames is not None or clip.sound is not None]
-                if not kept: continue
-                media = collate(_streams(clip, frames, size) for _, clip in kept)
-                yield told[[row for row, _ in kept]].replace(**media.streams)
-    key = hashlib.sha256(repr(there).encode()).hexdigest()                                   # thousands of files: by name, size and time, not by content
+    clips = {i: folder / CLIP_FOLDERS[split] / f"{name}.mp4" for i in told.meta["id"] for split, name in [i.split("_", 1)]}
+    if not any(c.is_file() for c in clips.values()):
+        raise DataError(f"{folder} holds none of the {len(clips)} clips that its tables name, such as {next(iter(clips.values())).relative_to(folder)}")
+    parse = [lambda report: report.extend(told.report), *_chunks(clips, lambda rows, _, streams: told[rows].replace(**streams), frames, size, limit, KINDS, workers)]
     tables = [folder / f for f in MELD_SPLITS.values() if (folder / f).exists()] or [folder / "meld.parquet"]
-    options = {"tokenizer": tokenizer, "frames": frames, "size": size, "limit": limit, "clips": key}
-    return cached("clips", parse, folder, tables, options, rates={"audio": RATE}, classes=told.classes, cache=cache, progress=progress, total=-(-len(clips) // chunk))
+    options = {"tokenizer": tokenizer, "frames": frames, "size": size, "limit": limit, "clips": _state(clips), "chunk": CHUNK}
+    return cached("clips", parse, folder, tables, options, 2, {"audio": RATE}, told.classes, cache, progress)
 
-def _remarks(name: str, clip: Clip) -> list[str]:
-    "The line of the report about a clip that is not as it should be."
-    lost = [kind for kind, part in (("video", clip.frames), ("audio", clip.sound)) if part is None]
-    fate = "left out" if len(lost) == 2 else f"kept, its {lost[0]} is missing" if lost else "kept as far as it goes"
-    return [f"{name}: {', '.join(clip.complaints)}: {fate}"] if clip.complaints else []
+# %% ../nbs/15_clips.ipynb #00000029
+def read_media(files, frames: int = 16, size: int = 112, limit: float = 60.0, cache=None, progress: bool = True, workers: int | None = None,
+               targets: Mapping[str, Mapping] | None = None, meta: Mapping[str, Mapping] | None = None) -> Corpus:
+    """Sound and video files, by any name and in any format that FFmpeg knows: {id: path}, or a folder (ids are the paths below it without their endings).
 
-def _streams(clip: Clip, frames: int, size: int) -> Batch:
-    "A clip as streams of one item; what it lacks is a missing modality."
-    sound = np.zeros(1, np.float32) if clip.sound is None else clip.sound
-    video = np.zeros((frames, 3, size, size), np.uint8) if clip.frames is None else clip.frames
-    t = np.zeros(frames, np.float32) if clip.times is None else clip.times
-    return Batch({"audio": Stream.of(sound[None], torch.full((1, len(sound)), clip.sound is not None), rate=RATE),
-                  "video": Stream.of(video[None], torch.full((1, frames), clip.frames is not None), t[None])})
+    Streams: audio [N] at 16 kHz and, unless all files are sound files by their ending, video [frames, 3, size, size] bytes. Meta: `id`, `seconds`.
+    `targets` {task: {id: number}} and `meta` {field: {id: text or number}} come along; a target that is not known is NaN, or -100 where all are whole
+    numbers. A broken file is left out, or one of its modalities is missing, or some samples are: each with a line in `corpus.report`. `workers` threads
+    decode (default: one a core). Every CHUNK files are kept at once: killed, it goes on where it was. Raises `DataError` where there are no files, or none can be read."""
+    files = {str(i): Path(path) for i, path in files.items()} if isinstance(files, Mapping) else _found(Path(files))
+    if not files: raise DataError("there are no files to read: the mapping is empty")
+    kinds = tuple(k for k in KINDS if any(k in kinds_of(path) for path in files.values()))
+    ids, numbers = list(files), {task: _column(known, list(files)) for task, known in (targets or {}).items()}
+    def complete(rows: list[int], clips: list[Clip], streams: dict) -> Batch:
+        chosen = {field: [known.get(ids[row]) for row in rows] for field, known in (meta or {}).items()}
+        return Batch(streams, {task: column[rows] for task, column in numbers.items()},
+                     {"id": [ids[row] for row in rows], "seconds": torch.tensor([clip.seconds for clip in clips]), **chosen})
+    options = {"frames": frames, "size": size, "limit": limit, "kinds": kinds, "files": _state(files), "chunk": CHUNK, "columns": fingerprint(repr((targets, meta)))}
+    return cached("media", _chunks(files, complete, frames, size, limit, kinds, workers), ".", [], options, rates={"audio": RATE}, cache=cache, progress=progress)
+
+def _found(folder: Path) -> dict[str, Path]:
+    "The sound and video files of a folder and those below it, by their path without its ending (with it, where two differ in nothing else)."
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SOUNDS | FILMS and not p.name.startswith("._"))
+    if not paths: raise DataError(f"{folder} {'holds no sound or video files' if folder.is_dir() else 'is no folder'}; their endings would be {', '.join(sorted(SOUNDS | FILMS))}")
+    short = [p.relative_to(folder).with_suffix("").as_posix() for p in paths]
+    return {p.relative_to(folder).as_posix() if short.count(name) > 1 else name: p for name, p in zip(short, paths)}
+
+def _column(known: Mapping, ids: Sequence[str]) -> Tensor:
+    "Targets of `ids`: whole numbers are classes (-100: not known), others are values (NaN: not known)."
+    whole = all(isinstance(v, (int, np.integer)) for v in known.values())
+    return torch.tensor([known.get(i, -100 if whole else math.nan) for i in ids], dtype=torch.long if whole else torch.float32)

@@ -5,7 +5,7 @@
 # %% ../nbs/02_corpora.ipynb #2e59dcb9
 from __future__ import annotations
 import copy, hashlib, json, os, shutil, tempfile, warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 import numpy as np
 import torch
@@ -66,48 +66,79 @@ def _ragged(flat: Tensor, lengths: Tensor):
     return pa.LargeListArray.from_arrays(np.concatenate([[0], ends.numpy()]).astype(np.int64), pa.array(flat.contiguous().numpy().ravel()))
 
 # %% ../nbs/02_corpora.ipynb #2dfdf055
-def cached(name: str, parse: Callable[[list], Iterable[Batch]], root, files: Iterable, options: Mapping = {}, version: int = 1, rates: Mapping = {},
-           classes: Mapping = {}, cache=None, progress: bool = True, total: int | None = None) -> Corpus:
+def cached(name: str, parse: Callable[[list], Iterable[Batch]] | Sequence[Callable[[list], Batch | None]], root, files: Iterable, options: Mapping = {},
+           version: int = 1, rates: Mapping = {}, classes: Mapping = {}, cache=None, progress: bool = True, total: int | None = None) -> Corpus:
     """The corpus that `parse(report)` yields batch by batch; where source files and options are those of a cached one, nothing is parsed.
 
-    `rates` {stream: Hz} names streams on an even clock, whose times need not be stored. `cache`: folder (default MMEMO_CACHE or _data/cache).
-    Raises `DataError` for wrong data and `ConfigError` where the cache cannot be written; neither leaves anything behind."""
+    `parse` may be a list of functions, each of which gives the batch of one chunk of the sources (None: nothing in it). A chunk is kept as soon as it is
+    parsed: after a kill the next call parses only the others. `rates` {stream: Hz} names streams on an even clock, whose times need not be stored.
+    `cache`: folder (default MMEMO_CACHE or _data/cache). Raises `DataError` for wrong data and `ConfigError` where the cache cannot be written; neither
+    leaves anything behind but finished chunks."""
     about = dict(corpus=name, version=version, options=dict(options), rates=dict(rates), classes={k: list(v) for k, v in classes.items()})
     home = Path(cache or os.environ.get("MMEMO_CACHE") or "_data/cache")
     folder = home / f"{name}-{fingerprint(root, files, **about)}"
     if not folder.exists():
         from tqdm.auto import tqdm
+        bar = lambda steps: tqdm(steps, desc=f"reading {name}", total=total, disable=not progress)
+        chunks, work, report = home / f".{folder.name}.chunks", None, []
         try:
             home.mkdir(parents=True, exist_ok=True)
+            tables = (_to_arrow(batch, rates) for batch in bar(parse(report))) if callable(parse) else _chunks(chunks, parse, rates, report, bar)
             work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=home))
         except OSError as error:
             raise ConfigError(f"cache folder {home} cannot be written: {error}; set MMEMO_CACHE or give cache=") from None
         try:
-            report: list[str] = []
-            _write(work, tqdm(parse(report), desc=f"reading {name}", total=total, disable=not progress), about, report)
+            _write(work, tables, about, report)
             try: work.rename(folder)                           # whole or not at all
             except OSError:
                 if not folder.exists(): raise                  # otherwise another process was faster, with the same content
         except OSError as error:
-            raise ConfigError(f"{name} was not cached: {error}; is the disk of {home} full? Set MMEMO_CACHE or give cache=") from None
+            if not folder.exists(): raise ConfigError(f"{name} was not cached: {error}; is the disk of {home} full? Set MMEMO_CACHE or give cache=") from None
         finally: shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(chunks, ignore_errors=True)
         if report: warnings.warn(f"{name}: {len(report)} remarks on the data in corpus.report; first: {report[0]}", stacklevel=3)
     return Corpus(folder)
 
-def _write(folder: Path, batches: Iterable, about: dict, report: list) -> None:
+def _chunks(folder: Path, parse: Sequence[Callable], rates: Mapping, report: list, bar: Callable) -> Iterator[tuple]:
+    "Parses the chunks whose file is not in `folder` yet, each kept at once; then gives the tables of all of them and their layouts."
+    import pyarrow as pa
+    for number, chunk in enumerate(bar(parse)):
+        data, note, said = folder / f"{number}.arrow", folder / f"{number}.json", []
+        try: done = not (size := json.loads(note.read_text())["bytes"]) or data.stat().st_size == size
+        except (OSError, ValueError): done = False
+        if done: continue
+        layout, part, batch = None, data.with_suffix(f".{os.getpid()}"), chunk(said)
+        folder.mkdir(exist_ok=True)
+        if batch is not None:
+            table, layout = _to_arrow(batch, rates)
+            with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer: writer.write_table(table)
+            part.replace(data)
+        part.write_text(json.dumps({"bytes": data.stat().st_size if layout else 0, "layout": layout, "report": said}))
+        part.replace(note)                                     # the note comes last: with it the chunk is whole
+    return _kept(folder, len(parse), report)
+
+def _kept(folder: Path, chunks: int, report: list) -> Iterator[tuple]:
+    import pyarrow as pa
+    for number in range(chunks):
+        note = json.loads((folder / f"{number}.json").read_text())
+        report += note["report"]
+        if note["bytes"]:
+            with pa.memory_map(str(folder / f"{number}.arrow")) as source: yield pa.ipc.open_stream(source).read_all(), note["layout"]
+
+def _write(folder: Path, tables: Iterable[tuple], about: dict, report: list) -> None:
     "data.arrow and about.json of one corpus."
     import pyarrow as pa
     writer, layout, seen = None, None, set()
     with pa.OSFile(str(folder / "data.arrow"), "wb") as sink:
-        for batch in batches:
-            table, found = _to_arrow(batch, about["rates"])
+        for table, found in tables:
+            ids = table["meta.id"].to_pylist()
             if layout is None: layout, writer = found, pa.ipc.new_stream(sink, table.schema)
             if found != layout:
-                raise DataError(f"{about['corpus']}: item {batch.meta['id'][0]} has the layout {found}, those before it {layout}")
-            if twice := [i for i in batch.meta["id"] if i in seen or seen.add(i)]:
+                raise DataError(f"{about['corpus']}: item {ids[0]} has the layout {found}, those before it {layout}")
+            if twice := [i for i in ids if i in seen or seen.add(i)]:
                 raise DataError(f"{about['corpus']}: id {twice[0]} occurs twice")
             writer.write_table(table)
-        if writer is None: raise DataError(f"{about['corpus']}: no items were found")
+        if writer is None: raise DataError(f"{about['corpus']}: no items were found{'; first remark: ' + report[0] if report else ''}")
         writer.close()
     done = {**about, "layout": layout, "rows": len(seen), "bytes": (folder / "data.arrow").stat().st_size, "report": report}
     done["options"] = {k: v if not callable(v) else _callable_key(v) for k, v in done["options"].items()}

@@ -1,17 +1,22 @@
 """Frames picked by the clock, known-answer items as raw media, MELD-style folders of clips with everything that can be wrong with a clip."""
+import multiprocessing
+import os
 import shutil
+import signal
 import warnings
 
 import av
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given, settings, strategies as st
 from scipy.signal import correlate
 from streams import padded
 
 from mmemo.batch import ConfigError, DataError, ShapeError, Stream
-from mmemo.clips import RATE, Frames, decode_clip, pick, read_clips, render_media, rendered
+from mmemo import clips
+from mmemo.clips import RATE, Frames, decode_clip, pick, read_clips, read_media, render_media, rendered
 from mmemo.lookalike import write_clip, write_meld
 from mmemo.render import render_audio, render_frames
 from mmemo.synthetic import known_answer
@@ -248,3 +253,184 @@ def test_clips_train_a_model(folder, tmp_path):
     model = Multimodal(encoders, ConcatNorm({"audio": 16, "video": 16}, 8), {"emotion": ClassHead(8, 7)})
     history = fit(model, cross_entropy("emotion"), corpus, None, Plan(epochs=1, batch_size=3), progress=False)
     assert len(history.steps) == 2 and all(np.isfinite(s["loss"]) for s in history.steps)
+
+
+# ------------------------------------------------------------------ any sound and film
+def voice(seconds=1.0, rate=RATE, hz=440.0, channels=1):
+    tone = .25 * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)
+    return np.stack([tone * 2 * (k + 1) / (channels + 1) for k in range(channels)], 1).astype(np.float32)
+
+
+def media(files, cache, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return read_media(files, cache=cache, progress=False, **{"frames": 4, "size": 16} | options)
+
+
+@pytest.mark.parametrize("rate, channels, ending", [(16_000, 1, "wav"), (48_000, 2, "wav"), (44_100, 1, "flac"), (44_100, 2, "ogg"), (8_000, 1, "wav"), (96_000, 3, "wav"), (22_050, 1, "mp3")])
+def test_any_rate_and_any_number_of_channels_is_the_same_sound(tmp_path, rate, channels, ending):
+    "A tone of every format, against scipy's resampler; what is above half the new rate is gone and not folded back."
+    path = tmp_path / f"a.{ending}"
+    soundfile.write(path, voice(1, rate, channels=channels) + (voice(1, rate, 10_000, channels) if rate > 20_000 and ending == "wav" else 0), rate)
+    clip = decode_clip(path, kinds=("audio",))
+    assert clip.complaints == () and clip.frames is None and clip.sound.dtype == np.float32
+    assert abs(len(clip.sound) - RATE) <= (1200 if ending == "mp3" else 4 if rate != RATE else 0)
+    middle = clip.sound[3000:13000]
+    power = np.abs(np.fft.rfft(middle * np.hanning(len(middle)))) ** 2
+    hz = np.fft.rfftfreq(len(middle), 1 / RATE)
+    assert abs(hz[power.argmax()] - 440) < 2 and power[abs(hz - 440) > 20].max() < 1e-4 * power.max() and abs(np.abs(middle).max() - .25) < .01
+
+
+def test_resampling_is_that_of_scipy(tmp_path):
+    from scipy.signal import resample_poly
+    wave = np.random.default_rng(0).standard_normal(48_000).cumsum() / 300                      # most of it is low: the filters differ near the edge only
+    soundfile.write(tmp_path / "a.wav", wave.astype(np.float32), 48_000, subtype="FLOAT")
+    made, want = decode_clip(tmp_path / "a.wav").sound, resample_poly(wave, 1, 3)
+    assert len(made) == len(want) and np.corrcoef(made[200:-200], want[200:-200])[0, 1] > .9999
+
+
+def spoil(folder, kind):
+    path = folder / f"{kind}.wav"
+    if kind == "empty": path.write_bytes(b"")
+    if kind == "text": path.write_text("This is a letter, and no sound at all.\n" * 99)
+    if kind == "header": soundfile.write(path, voice(), RATE); path.write_bytes(path.read_bytes()[:44])
+    if kind == "torn":
+        path = path.with_suffix(".flac")
+        soundfile.write(path, np.random.default_rng(0).standard_normal(5 * RATE) * .1, RATE); path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2])
+    if kind == "nan": x = voice()[:, 0]; x[100:150] = np.nan; x[9000] = np.inf; soundfile.write(path, x, RATE, subtype="FLOAT")
+    if kind == "nan48": x = voice(rate=48_000, channels=2); x[3000:3030, 1] = -np.inf; soundfile.write(path, x, 48_000, subtype="DOUBLE")
+    if kind == "all nan": soundfile.write(path, np.full(1000, np.nan), RATE, subtype="FLOAT")
+    if kind == "silent": soundfile.write(path, np.zeros(RATE), RATE)
+    if kind == "one": soundfile.write(path, voice()[:1] + .1, RATE)
+    if kind == "folder": path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("kind, says, read", [
+    ("missing", "there is no such file", 0), ("folder", "there is no such file", 0), ("empty", "the file is empty", 0), ("text", "", 0), ("header", "audio", 0),
+    ("torn", "audio", None), ("nan", "51 samples of the sound are not finite", RATE), ("nan48", "30 samples of the sound are not finite", RATE),
+    ("all nan", "1000 samples of the sound are not finite", 0), ("silent", "the sound is silent from end to end", RATE), ("one", None, 1)])
+def test_what_can_be_wrong_with_a_recording(tmp_path, kind, says, read):
+    clip = decode_clip(spoil(tmp_path, kind), kinds=("audio",))
+    if says is None: assert clip.complaints == ()
+    else: assert len(clip.complaints) >= 1 and any(says in c for c in clip.complaints) and not any(str(tmp_path) in c for c in clip.complaints), clip.complaints
+    if read == 0: assert clip.sound is None; return
+    if kind == "torn": assert 1 * RATE < len(clip.sound) < 4 * RATE and np.isfinite(clip.sound).all(); return
+    assert len(clip.sound) == read
+    gone = np.flatnonzero(np.isnan(clip.sound))
+    want = {"nan": [*range(100, 150), 9000], "nan48": list(range(1000, 1010))}.get(kind, [])
+    assert gone.tolist() == want and np.isfinite(np.delete(clip.sound, gone)).all()
+    if kind == "nan48": assert np.abs(np.delete(clip.sound, gone)).max() < 1                     # nothing of the infinite reached its neighbours
+
+
+def test_a_folder_of_everything_becomes_a_corpus_and_a_report(tmp_path):
+    source = tmp_path / "files"
+    (source / "deep").mkdir(parents=True)
+    for kind in ("empty", "text", "nan", "silent", "torn", "all nan"): spoil(source, kind)
+    soundfile.write(source / "deep" / "good.WAV", voice(.5, 8000), 8000); write(source / "film.mp4"); write(source / "mute.mov", audio=False)
+    (source / "notes.txt").write_text("none of these"); (source / "._good.wav").write_bytes(b"Mac OS X")
+    made = media(source, tmp_path / "cache", targets={"emotion": {"film": 3, "nan": 1}, "score": {"film": 2.5, "silent": 7}}, meta={"speaker": {"film": "ann", "mute": "bob"}})
+    batch = made.to_batch()
+    assert batch.meta["id"] == ["deep/good", "film", "mute", "nan", "silent", "torn"]
+    heard, seen = (batch.streams[n].mask.any(1).tolist() for n in ("audio", "video"))
+    assert heard == [True, True, False, True, True, True] and seen == [False, True, True, False, False, False]
+    assert batch.targets["emotion"].tolist() == [-100, 3, -100, 1, -100, -100] and batch.targets["score"].nan_to_num(-1).tolist() == [-1, 2.5, -1, -1, 7, -1]
+    assert batch.meta["speaker"] == [None, "ann", "bob", None, None, None] and torch.allclose(batch.meta["seconds"][[0, 3, 4]], torch.tensor([.5, 1, 1]), atol=1e-3)
+    assert (~batch.streams["audio"].mask[3, :RATE]).sum() == 51 and batch.streams["audio"].x.isfinite().all()
+    lines = {line.split(": ")[0]: line for line in made.report}
+    assert sorted(lines) == ["all nan", "empty", "mute", "nan", "silent", "text", "torn"] and len(made.report) == 7
+    assert all(lines[n].endswith("left out") for n in ("all nan", "empty", "text")) and lines["mute"].endswith("no audio stream: kept, its audio is missing")
+
+
+def test_sound_files_alone_have_no_pictures_and_ids_are_the_callers(tmp_path):
+    paths = {f"x/{k}": tmp_path / f"{k}.wav" for k in range(3)}
+    for k, path in enumerate(paths.values()): soundfile.write(path, voice(.1 * (k + 1)), RATE)
+    made = media(paths, tmp_path / "cache")
+    assert list(made.to_batch().streams) == ["audio"] and made.meta["id"] == ["x/0", "x/1", "x/2"] and made.to_batch().streams["audio"].mask.sum(1).tolist() == [1600, 3200, 4800]
+    assert media(paths, tmp_path / "cache").folder == made.folder
+    soundfile.write(paths["x/1"], voice(.7), RATE)
+    assert media(paths, tmp_path / "cache").folder != made.folder
+    write(tmp_path / "0.mp4")
+    assert sorted(media(tmp_path, tmp_path / "cache").meta["id"]) == ["0.mp4", "0.wav", "1", "2"]
+
+
+def test_an_album_cover_is_no_film(tmp_path):
+    from io import BytesIO
+    from PIL import Image
+    Image.new("RGB", (8, 8)).save(picture := BytesIO(), "PNG")
+    with av.open(str(tmp_path / "a.mp4"), "w") as file:
+        a, v = file.add_stream("aac", rate=RATE, layout="mono"), file.add_stream("png", rate=1)
+        v.width = v.height = 8; v.pix_fmt = "rgb24"; v.disposition = av.stream.Disposition.attached_pic
+        sound = av.AudioFrame.from_ndarray(voice().T.copy(), "fltp", "mono"); sound.rate, sound.pts = RATE, 0
+        file.mux(a.encode(sound)); file.mux(a.encode(None))
+        file.mux(v.encode(av.VideoFrame.from_ndarray(np.zeros((8, 8, 3), np.uint8), "rgb24"))); file.mux(v.encode(None))
+    clip = decode_clip(tmp_path / "a.mp4", 2, 8)
+    assert clip.frames is None and clip.complaints == ("no video stream",) and len(clip.sound) > .9 * RATE
+
+
+def test_nothing_to_read_is_one_clear_error(tmp_path):
+    with pytest.raises(DataError, match="holds no sound or video files; their endings would be .*.wav"): media(tmp_path, tmp_path)
+    with pytest.raises(DataError, match="is no folder"): media(tmp_path / "none", tmp_path)
+    with pytest.raises(DataError, match="the mapping is empty"): media({}, tmp_path)
+    with pytest.raises(DataError, match="media: no items were found; first remark: a: the file is empty: left out"): media({"a": spoil(tmp_path, "empty"), "b": tmp_path / "none.wav"}, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_killed_reading_goes_on_where_it_was(tmp_path, monkeypatch, workers):
+    "SIGKILL in the middle of a chunk, twice: finished chunks are not decoded again, and the corpus is that of a reading nobody disturbed."
+    source, log, plain = tmp_path / "files", tmp_path / "log", clips.decode_clip
+    source.mkdir()
+    for k in range(18): soundfile.write(source / f"{k:02}.wav", voice(.02 * (k + 1)), RATE)
+    for k in (3, 8, 9, 10, 11, 15): (source / f"{k:02}.wav").write_bytes(b"")                      # the chunk 8..11 has nothing at all
+    monkeypatch.setattr(clips, "CHUNK", 4)
+    whole = media(source, tmp_path / "undisturbed")
+    def killed(die_at):
+        def decode_clip(path, *how):
+            with open(log, "a") as file: file.write(f"{path.stem}\n")
+            if len(log.read_text().split()) >= die_at: os.kill(os.getpid(), signal.SIGKILL)
+            return plain(path, *how)
+        monkeypatch.setattr(clips, "decode_clip", decode_clip)
+        log.write_text("")
+        child = multiprocessing.get_context("fork").Process(target=media, args=(source, tmp_path / "cache"), kwargs={"workers": workers})
+        child.start(); child.join(60)
+        return child.exitcode, {int(name) for name in log.read_text().split()}
+    code, decoded = killed(7)
+    assert code == -signal.SIGKILL and set(range(4)) <= decoded <= set(range(8))
+    code, decoded = killed(10)
+    assert code == -signal.SIGKILL and decoded >= set(range(4, 12)) and not decoded & set(range(4)) and not list((tmp_path / "cache").glob("media-*"))
+    code, decoded = killed(999)
+    assert code == 0 and decoded == set(range(12, 18)) and not list((tmp_path / "cache").glob(".*"))
+    assert killed(999) == (0, set())
+    resumed = media(source, tmp_path / "cache")
+    assert resumed.report == whole.report and len(whole.report) == 6 and resumed.meta["id"] == whole.meta["id"] == [f"{k:02}" for k in range(18) if k not in (3, 8, 9, 10, 11, 15)]
+    assert (resumed.folder / "data.arrow").read_bytes() == (whole.folder / "data.arrow").read_bytes()
+
+
+def test_a_chunk_that_was_torn_is_read_again(tmp_path, monkeypatch):
+    "Half a chunk, as a full disk or a dying one leaves it, is noticed by its size."
+    monkeypatch.setattr(clips, "CHUNK", 2)
+    paths = {f"{k}": tmp_path / f"{k}.wav" for k in range(5)}
+    for path in paths.values(): soundfile.write(path, voice(.05), RATE)
+    want, plain, counted = media(paths, tmp_path / "a").to_batch(), clips.decode_clip, []
+    def once(path, *how):
+        counted.append(path.stem)
+        if len(counted) == 5: raise KeyboardInterrupt
+        return plain(path, *how)
+    monkeypatch.setattr(clips, "decode_clip", once)
+    with pytest.raises(KeyboardInterrupt): media(paths, tmp_path / "b", workers=1)
+    [chunks] = (tmp_path / "b").glob(".*.chunks")
+    (chunks / "1.arrow").write_bytes((chunks / "1.arrow").read_bytes()[:-9])
+    counted.append("-")
+    assert torch.equal(media(paths, tmp_path / "b", workers=1).to_batch().streams["audio"].x, want.streams["audio"].x) and counted[6:] == ["2", "3", "4"]
+
+
+def test_ravdess_itself(corpora_root, tmp_path):
+    folder = corpora_root / "ravdess" / "flac16k"
+    if not folder.is_dir(): pytest.skip("RAVDESS is not there")
+    paths = {p.stem: p for p in sorted(folder.glob("*.flac"))[::71][:20]}
+    made = media(paths, tmp_path, targets={"emotion": {name: int(name.split("-")[2]) - 1 for name in paths}}, meta={"speaker": {name: name.split("-")[-1] for name in paths}})
+    batch = made.to_batch()
+    assert made.report == [] and len(batch) == 20 and batch.targets["emotion"].max() < 8 and len(set(batch.meta["speaker"])) > 1
+    for i, name in enumerate(batch.meta["id"]):
+        want = soundfile.read(paths[name], dtype="float32")[0]
+        assert np.array_equal(batch.streams["audio"].x[i, :len(want)].numpy(), want) and int(batch.streams["audio"].mask[i].sum()) == len(want)

@@ -235,3 +235,26 @@ def test_check_split_names_the_leak():
 def test_about_is_readable(corpus):
     about = json.loads((corpus.folder / "about.json").read_text())
     assert about["rows"] == 8 and about["layout"]["streams"] == {"text": [], "audio": [3]}
+
+
+def test_chunks_are_kept_at_once_and_parsed_once(tmp_path):
+    "A list of functions, one a chunk: what failed in the middle goes on behind the finished chunks, reports included; an empty chunk is one too."
+    data, calls = known_answer(6, seed=2), []
+    def chunk(number, rows, fails=()):
+        def parse(report):
+            calls.append(number)
+            if number in fails: raise DataError("a cable was pulled")
+            report.append(f"chunk {number}")
+            return data[rows] if rows else None
+        return parse
+    parts = [[0, 1], [], [2], [3, 4, 5]]
+    def read(fails=()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return cached("parts", [chunk(k, rows, fails) for k, rows in enumerate(parts)], ".", [], {"a": 1}, cache=tmp_path, progress=False)
+    with pytest.raises(DataError, match="a cable was pulled"): read(fails=(3,))
+    assert calls == [0, 1, 2, 3] and not list(tmp_path.glob("parts-*"))
+    made = read()
+    assert calls == [0, 1, 2, 3, 3] and made.report == [f"chunk {k}" for k in range(4)] and made.meta["id"] == data.meta["id"]
+    assert torch.equal(made.to_batch().streams["audio"].x, data.streams["audio"].x) and [p.name[:6] for p in tmp_path.iterdir()] == ["parts-"]
+    assert len(read()) == 6 and len(calls) == 5
