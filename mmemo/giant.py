@@ -4,18 +4,20 @@
 
 # %% ../nbs/17d_giant.ipynb #00000004
 from __future__ import annotations
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
+import logging
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from .batch import ConfigError, ShapeError, Stream, last_real
+from .finetune import Thaw
 from .model import Fused
 
 # %% auto #0
-__all__ = ['GIANT', 'pack', 'Lfm2Fusion']
+__all__ = ['GIANT', 'pack', 'Lfm2Fusion', 'progressive']
 
-# %% ../nbs/17d_giant.ipynb #00000007
+# %% ../nbs/17d_giant.ipynb #0000000b
 def pack(x: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]) -> tuple[Float[Tensor, "B N H"], Int[Tensor, "B S"]]:
     """The real steps of each item moved to the front, in their order, and where each step went. N is the largest number of real steps of any item.
 
@@ -24,7 +26,7 @@ def pack(x: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]) -> tuple[Float[Te
     N = mask.shape[1] if mask.is_meta else last_real(mask.gather(1, order))
     return x.gather(1, order[:, :N, None].expand(-1, -1, x.shape[-1])), mask.cumsum(1) - 1
 
-# %% ../nbs/17d_giant.ipynb #00000008
+# %% ../nbs/17d_giant.ipynb #0000000c
 GIANT = {"width": 1024, "layers": 9, "heads": 16}            # about 149 million parameters
 
 class Lfm2Fusion(nn.Module):
@@ -38,6 +40,7 @@ class Lfm2Fusion(nn.Module):
         from transformers import Lfm2Config
         from transformers.models.lfm2.modeling_lfm2 import Lfm2DecoderLayer, Lfm2RMSNorm, Lfm2RotaryEmbedding
         super().__init__()
+        logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)       # it asks for a CUDA package, in every run
         if not widths or min(width, layers, heads, every) < 1: raise ConfigError(f"widths={dict(widths)}, {width=}, {layers=}, {heads=}, {every=}: each must be at least one")
         if width % (2 * heads): raise ConfigError(f"{width=} cannot be divided among {heads=}: rotary positions need an even number of features a head")
         kinds = ["conv" if (i + 1) % every else "full_attention" for i in range(layers)]
@@ -57,9 +60,10 @@ class Lfm2Fusion(nn.Module):
         The last product of every branch is multiplied by `residual`; with 0 each layer begins as the identity."""
         for name, module in self.named_modules():
             if isinstance(module, (nn.Linear, nn.Conv1d)):
-                if std is None: module.reset_parameters()
-                else: module.weight.normal_(0, std)
-                if std is not None and module.bias is not None: module.bias.zero_()
+                module.reset_parameters()
+                if std is not None:
+                    module.weight.normal_(0, std)
+                    if module.bias is not None: module.bias.zero_()
                 if name.endswith(("out_proj", "w2")): module.weight.mul_(residual)
             elif "Norm" in type(module).__name__: module.weight.fill_(1)
         self.modality.normal_(0, std or 0.02)
@@ -92,3 +96,11 @@ def _unpack(weights: Tensor, place: Tensor, seen: Tensor) -> Tensor:
     (B, heads, N, _), S, at = weights.shape, place.shape[1], place.clamp(min=0)[:, None]
     rows = weights.gather(2, at[..., None].expand(B, heads, S, N))
     return rows.gather(3, at[:, :, None].expand(B, heads, S, S)).masked_fill(~seen, 0)
+
+# %% ../nbs/17d_giant.ipynb #0000001f
+def progressive(epochs: int, lr: float = 1e-4, then: float = 1e-6, head: str = "heads.*") -> tuple[dict[str, float], Thaw]:
+    """Head first, then everything: `lr` for `Plan` and `at_epoch` for `fit`. The parameters `head` learn alone for `epochs` at `lr`; from then on the rest learns too, at `then`.
+
+    The head goes on at `lr`, times the schedule. Raises `ConfigError`."""
+    if epochs < 1: raise ConfigError(f"{epochs=} cannot be: the head learns alone for one epoch or more")
+    return {head: lr, "*": then}, Thaw([head, "*"], at=[0, epochs])
