@@ -12,6 +12,7 @@ from torch import nn
 from .batch import Batch, DataError, Stream, WeightsError, masked_mean
 from .curriculum import (Curriculum, cross_fit, difficulty_by_class, difficulty_by_confidence, difficulty_by_label, dropout_after, ranks,
                               scaled_cross_entropy)
+from .finetune import Thaw, checkpointing
 from .fusion import ModalityDropout, get_fusion
 from .giant import Lfm2Fusion
 from .lora import lora
@@ -24,31 +25,49 @@ from .plan import Plan
 from .recipe import Recipe
 from .render import RATE
 from .shapes import Walk, walk
-from .sources import columns
+from .sources import SMALL, columns
 from .speakers import AdversaryHead, ramp, speaker_targets
 from .temporal import TCN
 from .train import cross_entropy, mse
 
 # %% auto #0
-__all__ = ['CODED', 'STILL', 'blank', 'build', 'walk_recipe', 'lean', 'plan', 'objective', 'taught', 'course']
+__all__ = ['CODED', 'STILL', 'blank', 'as_roberta', 'build', 'walk_recipe', 'lean', 'plan', 'objective', 'taught', 'course']
 
 # %% ../nbs/20c_build.ipynb #00000007
-CODED = {"bert-base-uncased": "BertConfig", "distilbert-base-uncased": "DistilBertConfig"}     # their defaults are these models' sizes
+CODED = {"bert-base-uncased": ("BertConfig", {}), "distilbert-base-uncased": ("DistilBertConfig", {}),     # the defaults are these models' sizes
+         "roberta-base": ("RobertaConfig", {"max_position_embeddings": 514, "type_vocab_size": 1})}
 
 def blank(weights: str) -> TextEncoder:
     "The architecture behind a weights name with random weights; nothing is downloaded. Raises `WeightsError`."
     import transformers
     where = resolve_weights(weights)
     if os.path.isdir(where): config = from_weights(transformers.AutoConfig, weights)
-    elif weights in CODED: config = getattr(transformers, CODED[weights])()
-    else: raise WeightsError(f"the architecture of {weights!r} is not known here; choose {', '.join(CODED)}, mmemo-tiny, or a folder")
-    pooler = dict(add_pooling_layer=False) if config.model_type == "bert" else {}
+    elif weights in CODED: kind, sizes = CODED[weights]; config = getattr(transformers, kind)(**sizes)
+    else: raise WeightsError(f"the architecture of {weights!r} is not known here; choose {', '.join(CODED)}, mmemo-tiny, roberta-tiny, or a folder")
+    pooler = dict(add_pooling_layer=False) if config.model_type in ("bert", "roberta") else {}
     return TextEncoder(transformers.AutoModel.from_config(config, **pooler))
+
+def as_roberta(bert: nn.Module) -> nn.Module:
+    "The same function as a RoBERTa (Liu et al. 2019) of transformers: its positions count from the one behind the padding's, and all else is BERT's."
+    from transformers import RobertaConfig, RobertaModel
+    old = bert.config
+    sizes = {k: getattr(old, k) for k in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "type_vocab_size", "pad_token_id", "layer_norm_eps")}
+    with torch.device(next(bert.parameters()).device):
+        model = RobertaModel(RobertaConfig(**sizes, max_position_embeddings=old.max_position_embeddings + old.pad_token_id + 1), add_pooling_layer=False)
+    state, table = bert.state_dict(), "embeddings.position_embeddings.weight"
+    state[table] = nn.functional.pad(state[table], (0, 0, old.pad_token_id + 1, 0))
+    model.load_state_dict({k: v for k, v in state.items() if k in model.state_dict()})
+    return model
+
+def _encoder(weights: str, pretrained: bool) -> TextEncoder:
+    if weights in SMALL: return TextEncoder(as_roberta(_encoder("mmemo-tiny", pretrained).model))
+    return TextEncoder.pretrained(weights) if pretrained else blank(weights)
 
 def _text(part, pretrained: bool) -> tuple[nn.Module, int]:
     "The text encoder and its width."
-    encoder = TextEncoder.pretrained(part.weights) if pretrained else blank(part.weights)
+    encoder = _encoder(part.weights, pretrained)
     width = encoder.width
+    if part.checkpointing: checkpointing(encoder)
     if part.lora: encoder = lora(encoder, part.lora.rank, part.lora.alpha, part.lora.dropout, part.lora.targets)
     if part.tuning == "frozen": encoder = Frozen(encoder)
     stages = {"transformer": encoder} | ({"pool": MeanPool()} if part.pool == "mean" else {}) | _project(part, width)
@@ -181,6 +200,7 @@ def course(recipe: Recipe, parts: Mapping[str, Batch], train: Callable[[list[int
 
     `train(rows)` gives a model trained on these rows only; it is called where difficulty is a model's confidence. Raises `DataError`."""
     before = [ramp(recipe.plan.epochs, recipe.speakers.strength)] if recipe.adversary else []
+    if recipe.thaw: before.append(Thaw(recipe.thaw.stages, at=recipe.thaw.at))
     def at_epoch(model: nn.Module, epoch: int) -> None:
         for change in before: change(model, epoch)
     options = {"at_epoch": at_epoch}

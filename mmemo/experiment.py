@@ -26,12 +26,13 @@ from .build import build, course, lean, objective, plan, taught
 from .checkpoint import History, write_whole
 from .features import FeatureCache
 from .lora import trainable
-from .measure import Fold, Said, folds, last_of, numbers, scales, shared_speakers, transductive, write_predictions
+from .measure import Fold, Said, by_modality, folds, last_of, numbers, scales, shared_speakers, transductive, write_predictions
 from .model import Multimodal, fingerprint
 from .plan import groups, own_noise
 from .recipe import Recipe, explain
 from .sources import FEATURES, KNOWN, items, kind_of, stand_ins
 from .speakers import normalise_by_speaker
+from .stability import Guard
 from .train import fit
 
 # %% auto #0
@@ -81,7 +82,7 @@ def train_recipe(recipe: Recipe, folder: str | os.PathLike, source: str | os.Pat
     folder, run = Path(folder), facts_of(source, seed, corpus_seed)
     claim(folder, recipe, run)
     whole = _read(recipe, source, run["corpus_seed"], progress)
-    made, histories, said, facts = folds(recipe, whole), {}, {}, {}
+    made, histories, said, partly, facts = folds(recipe, whole), {}, {}, {}, {}
     for name, fold in made.items():
         with own_noise():
             torch.manual_seed(seed)
@@ -89,17 +90,23 @@ def train_recipe(recipe: Recipe, folder: str | os.PathLike, source: str | os.Pat
         groups(model, plan(recipe, seed))                                    # a learning rate without parameters is known before the first file
         facts[name] = {"labels": scales(model), "sizes": _sizes(recipe, fold.train), "tests": {k: len(v) for k, v in fold.tests.items()}}
         for file, value in (("recipe.json", recipe.model_dump()), ("run.json", run | {"folds": facts})): write_json(folder / file, value)
-        histories[name], answers = _train(recipe, model, fold, home(folder, name), seed, progress, track)
+        histories[name], answers, lacking = _train(recipe, model, fold, home(folder, name), seed, progress, track)
         said |= {(name, test): answer for test, answer in answers.items()}
+        for way, answer in lacking.items(): partly.setdefault(way, []).append(answer)
     write_predictions(folder / "predictions.parquet", said)
     count, (learns, every) = lambda parts: sum(map(len, parts)), trainable(model)
     metrics = provenance(recipe=recipe.name, scale=recipe.scale, seed=seed, data=kind_of(source), fingerprint=_print_of(whole),
                          items={"train": count(f.train for f in made.values()), "valid": count(f.valid for f in made.values()), "test": count(a.items for a in said.values())},
                          trainable=learns, parameters=every, steps=sum(len(h.steps) for h in histories.values()), epochs=max(len(h.epochs) for h in histories.values()),
                          protocol=protocol(recipe, said), notes=[*stand_ins(recipe, source).values(), *shared_speakers(made)])
-    metrics |= numbers(recipe, said)
+    metrics |= numbers(recipe, said) | _lacking(recipe, partly)
     write_metrics(folder, metrics)
     return histories, metrics
+
+def _lacking(recipe: Recipe, partly: Mapping[str, list[Said]]) -> dict:
+    "{\"task, text alone\": {metric: Interval}} of what was said by a part of the modalities, over all folds."
+    measured = {way: Said.together(parts).measure(recipe) for way, parts in partly.items()}
+    return {f"{task}, {way}": found[task] for way, found in measured.items() for task in recipe.heads if task in found}
 
 def _read(recipe: Recipe, source, seed: int, progress: bool = False) -> Batch:
     "All items; each speaker's features by the speaker's own statistics where the recipe says so."
@@ -115,8 +122,8 @@ def protocol(recipe: Recipe, said: Mapping) -> str:
 
 def home(folder: Path, fold: str) -> Path: return folder if fold == "split" else folder / "folds" / fold
 
-def _train(recipe: Recipe, model: Multimodal, fold: Fold, folder: Path, seed: int, progress: bool, track) -> tuple[History, dict[str, Said]]:
-    "One fold: its history, and what its model says about each test. Only what learns is trained; `model` is whole again afterwards."
+def _train(recipe: Recipe, model: Multimodal, fold: Fold, folder: Path, seed: int, progress: bool, track) -> tuple[History, dict[str, Said], dict[str, Said]]:
+    "One fold: its history, what its model says about each test, and what by a part of the modalities. Only what learns is trained; `model` is whole again afterwards."
     tests = {f"test {k}": v for k, v in fold.tests.items()}
     cache = FeatureCache(Path(os.environ.get("MMEMO_CACHE") or "_data/cache") / "features", progress=progress)
     watch = {"valid": fold.valid} if len(fold.valid) else {}
@@ -131,9 +138,10 @@ def _train(recipe: Recipe, model: Multimodal, fold: Fold, folder: Path, seed: in
         fit(other, objective(plain, chosen := parts["train"][rows]), chosen, None, calm, progress=False)
         return other
     parts, options = course(recipe, taught(recipe, parts), reference, seed)
-    history = fit(small, objective(recipe, parts["train"]), parts["train"], parts.get("valid"), plan(recipe, seed), folder / "training", progress=progress, track=track, **options)
+    history = fit(small, objective(recipe, parts["train"]), parts["train"], parts.get("valid"), plan(recipe, seed), folder / "training", progress=progress, track=track, guard=Guard(folder / "nan"), **options)
     write_whole(folder / "model.safetensors", save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}))
-    return history, {k.removeprefix("test "): Said.by(recipe, small, parts[k]) for k in tests}
+    first = next(iter(tests))
+    return history, {k.removeprefix("test "): Said.by(recipe, small, parts[k]) for k in tests}, by_modality(recipe, small, parts[first])
 
 def facts_of(source: str | os.PathLike, seed: int, corpus_seed: int | None = None) -> dict:
     "What a run.json says from the beginning."
@@ -184,5 +192,9 @@ def evaluate_run(folder: str | os.PathLike, source: str | os.PathLike | None = N
     if source is not None and list(run["folds"]) != ["split"]:
         raise ConfigError(f"{folder} holds {len(run['folds'])} models, one a fold: none of them is the one to measure on another corpus; train with evaluation.protocol: split")
     made = folds(recipe, _read(recipe, run["source"] if source is None else source, run["corpus_seed"]))
-    said = {(name, test): Said.by(recipe, load_run(folder, name), batch) for name, fold in made.items() for test, batch in fold.tests.items()}
-    return {"recipe": recipe.name, "scale": recipe.scale, "seed": run["seed"], "protocol": protocol(recipe, said), "items": sum(len(s.items) for s in said.values())} | numbers(recipe, said)
+    said, partly = {}, {}
+    for name, fold in made.items():
+        model = load_run(folder, name)
+        said |= {(name, test): Said.by(recipe, model, batch) for test, batch in fold.tests.items()}
+        for way, answer in by_modality(recipe, model, next(iter(fold.tests.values()))).items(): partly.setdefault(way, []).append(answer)
+    return {"recipe": recipe.name, "scale": recipe.scale, "seed": run["seed"], "protocol": protocol(recipe, said), "items": sum(len(s.items) for s in said.values())} | numbers(recipe, said) | _lacking(recipe, partly)

@@ -22,7 +22,7 @@ from .speakers import MEASURED, leave_one_session_out, leave_one_speaker_out, pu
 
 # %% auto #0
 __all__ = ['MOST', 'META', 'Fold', 'measured', 'folds', 'transductive', 'shared_speakers', 'scales', 'last_of', 'Said',
-           'write_predictions', 'numbers']
+           'by_modality', 'write_predictions', 'numbers']
 
 # %% ../nbs/20c_measure.ipynb #00000007
 @dataclass(frozen=True)
@@ -108,6 +108,14 @@ class Said:
         return found
 
 META = ("id", "speaker", "session", "corpus", "factors")
+
+def by_modality(recipe: Recipe, model: Multimodal, batch: Batch) -> dict[str, Said]:
+    "What `model` says where it has one modality alone, and, of three or more, where it lacks one; nothing where the recipe does not ask for it."
+    names = list(batch.streams)
+    if not recipe.evaluation.modalities or len(names) < 2: return {}
+    kept = {f"{n} alone": [n] for n in names} | ({f"without {n}": [m for m in names if m != n] for n in names} if len(names) > 2 else {})
+    lacking = lambda there: batch.replace(**{n: Stream(s.x, torch.zeros_like(s.mask), s.t) for n, s in batch.streams.items() if n not in there})
+    return {name: Said.by(recipe, model, lacking(there)) for name, there in kept.items()}
 
 # %% ../nbs/20c_measure.ipynb #0000000d
 def write_predictions(path: Path, said: Mapping[tuple[str, str], Said]) -> None:

@@ -19,7 +19,7 @@ __all__ = ['Whole', 'Share', 'Above', 'Weight', 'Name', 'LABELS', 'FusionPart', 
            'CorpusPart', 'LoraPart', 'Projection', 'Transformer', 'Columns', 'MeanPart', 'TcnPart', 'UtterancePart',
            'WaveCnnPart', 'R3dPart', 'SpeechPart', 'ImagePart', 'EncodersPart', 'Fuse', 'Tensor', 'LowRank', 'Attends',
            'ModalityAttend', 'Lfm2', 'Bottleneck', 'CrossAttend', 'HeadPart', 'Loss', 'Contrastive', 'CurriculumPart',
-           'SpeakersPart', 'EvaluationPart']
+           'ThawPart', 'SpeakersPart', 'EvaluationPart']
 
 # %% ../nbs/20_parts.ipynb #00000007
 def known(name: Any, choices: Iterable, what: str = "key") -> Any:
@@ -208,6 +208,14 @@ class CurriculumPart(Part):
     difficulty: Literal["label", "class", "confidence", "true"]
     start: Above = 0.3; balance: bool = False; scaling: Weight = 0.0
     dropout: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = None
+
+class ThawPart(Part):
+    "Gradual unfreezing: the parameters that the patterns of a stage match learn from its epoch in `at` on."
+    stages: Annotated[list[Annotated[list[Name], Field(min_length=1)]], Field(min_length=1)]; at: list[Annotated[int, Field(ge=0)]]
+    @model_validator(mode="after")
+    def _paired(self) -> ThawPart:
+        if len(self.at) != len(self.stages) or self.at[:1] != [0]: raise ConfigError(f"at: {self.at} cannot be: give an epoch for each of the {len(self.stages)} stages, 0 for the first")
+        return self
 
 class SpeakersPart(Part):
     "What is done about speakers: an adversary of a `weight` in the loss, its reversed gradient rising to `strength`; `normalise`: by each speaker's own statistics (transductive)."

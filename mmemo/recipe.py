@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from .batch import ConfigError
 from .factors import EMOTIONS, SENTIMENTS
 from .parts import (CorpusPart, CurriculumPart, EncodersPart, EvaluationPart, FusionPart, HeadPart, LossPart, Part, PlanPart, SpeakersPart,
-                         known)
+                         ThawPart, known)
 from .plan import Plan
 
 # %% auto #0
@@ -73,6 +73,7 @@ class Recipe(Part):
     plan: PlanPart
     curriculum: CurriculumPart | None = None
     speakers: SpeakersPart | None = None
+    thaw: ThawPart | None = None
     evaluation: EvaluationPart
     def classes(self, task: str) -> int:
         "How many classes a task has here; 1 is a number."

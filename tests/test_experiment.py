@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmemo.batch import ConfigError, DataError
+from mmemo.batch import ConfigError, DataError, Stream
 from mmemo.build import build, course, lean, objective, taught
 from mmemo.evaluate import predict
 from mmemo.experiment import evaluate_run, load_run, train_recipe
@@ -15,7 +15,7 @@ from mmemo.model import Frozen
 from mmemo.plan import Plan
 from mmemo.recipe import Recipe, load_recipe
 from mmemo.sources import adapt, data, items
-from mmemo.train import fit
+from mmemo.train import NonFiniteError, fit
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -27,7 +27,7 @@ def own_cache(tmp_path_factory):
 def small(name="multimodal_baseline", experiment=None, items=80, items_per_speaker=10, protocol=None, **knobs):
     form = load_recipe(name, "smoke", experiment).model_dump()
     form["corpus"].update(items=items); form["corpus"]["knobs"].update(items_per_speaker=items_per_speaker, **knobs)
-    if form["encoders"]["video"]: form["encoders"]["video"].update(frames=4, size=16)
+    if "frames" in (form["encoders"]["video"] or ()): form["encoders"]["video"].update(frames=4, size=16)
     form["evaluation"].update({"resamples": 100} | ({"protocol": protocol} if protocol else {})); form["plan"].update(epochs=2)
     return Recipe.model_validate(form)
 
@@ -134,3 +134,39 @@ def test_transductive_runs_say_so(tmp_path):
     form = small(items=60).model_dump(); form["speakers"] = {"normalise": True}
     _, metrics = train_recipe(Recipe.model_validate(form), tmp_path / "run")
     assert "transductive" in metrics["protocol"]
+
+
+def test_what_each_modality_says_alone_is_measured_and_measured_again(tmp_path):
+    form = small(items=80, items_per_speaker=4, protocol="split").model_dump()
+    form["evaluation"]["modalities"] = True
+    recipe = Recipe.model_validate(form)
+    _, metrics = train_recipe(recipe, tmp_path / "run")
+    ways = [k for k in metrics if k.startswith("emotion, ")]
+    assert ways == ["emotion, text alone", "emotion, audio alone"]
+    again = evaluate_run(tmp_path / "run")
+    for way in ways: assert again[way]["accuracy"] == pytest.approx(metrics[way]["accuracy"])
+    model, test = load_run(tmp_path / "run"), data(recipe)["test"]
+    text = test.streams["text"]
+    deaf = test.replace(text=Stream(text.x, torch.zeros_like(text.mask), text.t))
+    right = (predict(model, deaf)["emotion"].argmax(1) == test.targets["emotion"]).float().mean().item()
+    assert metrics["emotion, audio alone"]["accuracy"].value == pytest.approx(right)
+
+
+def test_a_thaw_of_a_recipe_keeps_parts_still_until_their_epoch():
+    form = small("multimodal_fer", items=80, items_per_speaker=4).model_dump(); form["thaw"] = {"stages": [["heads.*"], ["*"]], "at": [0, 1]}
+    recipe = Recipe.model_validate(form); parts = data(recipe)
+    model = build(recipe, parts["train"])
+    _, options = course(recipe, parts, lambda rows: model)
+    options["at_epoch"](model, 0)
+    assert {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {"heads"}
+    options["at_epoch"](model, 1)
+    assert all(p.requires_grad for p in model.parameters())
+    form["thaw"]["at"] = [1, 2]
+    with pytest.raises(Exception, match="give an epoch for each of the 2 stages, 0 for the first"): Recipe.model_validate(form)
+
+
+def test_a_run_that_turns_to_nan_names_the_cause_and_leaves_a_report(tmp_path):
+    form = small("multimodal_fer", items=80, items_per_speaker=4, protocol="split").model_dump()
+    form["plan"].update(lr=1e30, clip=None, precision="fp32")
+    with pytest.raises(NonFiniteError, match="update") as error: train_recipe(Recipe.model_validate(form), tmp_path / "run")
+    assert error.value.finding and list((tmp_path / "run" / "nan").glob("step-*")) and not (tmp_path / "run" / "metrics.json").exists()

@@ -326,3 +326,11 @@ def test_a_rate_without_parameters_stops_before_anything_is_written(tmp_path):
     form = shrunk("fine_tune").model_dump(); form["plan"]["lr"] = {"encoders.audio.tcn.*": 0.1, "*": 0.1}
     with pytest.raises(ConfigError, match="encoders.audio.tcn"): train_recipe(Recipe.model_validate(form), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_bert_is_also_a_roberta():
+    from mmemo.build import _encoder
+    bert, roberta = (_encoder(name, True).eval() for name in ("mmemo-tiny", "roberta-tiny"))
+    ids, mask = torch.randint(5, 149, (3, 17)), torch.arange(17) < torch.tensor([[17], [9], [1]])
+    stream = Stream(ids.masked_fill(~mask, 0), mask, torch.zeros(3, 17))
+    assert type(roberta.model).__name__ == "RobertaModel" and torch.equal(roberta(stream).x, bert(stream).x)
