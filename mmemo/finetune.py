@@ -4,7 +4,7 @@
 
 # %% ../nbs/16_finetune.ipynb #00000004
 from __future__ import annotations
-import copy, time, weakref
+import copy, os, time, weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -285,6 +285,7 @@ def _now(device: torch.device) -> float:
 
 def _allocated(go: Callable[[], None]) -> int:
     "The largest number of bytes that torch held on the CPU at once of all that it took while `go()` ran."
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")                            # or it tells every start and stop
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile: go()
     sizes = [e.nbytes() for e in sorted(profile.profiler.kineto_results.events(), key=lambda e: e.start_ns()) if e.name() == "[memory]"]
     return int(max(torch.tensor(sizes).cumsum(0).max(), 0))

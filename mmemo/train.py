@@ -99,7 +99,8 @@ class Trainer:
         self.names, self.parameters = [n for g in made for n in g.pop("names")], [p for g in made for p in g["params"]]
         betas = {"betas": (0.9, plan.beta2)}
         kinds = {"adamw": partial(torch.optim.AdamW, **betas), "adam": partial(torch.optim.Adam, **betas), "sgd": partial(torch.optim.SGD, momentum=plan.momentum)}
-        self.optimiser = kinds[plan.optimiser](made, fused=self.device.type in ("cpu", "cuda"))
+        fused = self.device.type in ("cpu", "cuda") and plan.optimiser != "sgd"       # torch's fused sgd fails where a thawed parameter has no momentum yet
+        self.optimiser = kinds[plan.optimiser](made, fused=fused)
         for p in self.parameters: p.grad = None
         if self.device.type == "cpu": keep_memory()
         self.scaler = torch.amp.GradScaler(self.device.type) if plan.precision == "fp16" else None

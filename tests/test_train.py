@@ -61,7 +61,7 @@ def test_fit_is_the_bare_loop(kind):
     a, b = tiny(dropout=0), tiny(dropout=0)
     history = fit(a, mse("y"), TRAIN, None, plan, **quiet)
     make = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}[kind]
-    optimiser, losses = make(b.parameters(), lr=1e-2, weight_decay=0, fused=True, **({"momentum": 0.9} if kind == "sgd" else {})), []
+    optimiser, losses = make(b.parameters(), lr=1e-2, weight_decay=0, **({"momentum": 0.9} if kind == "sgd" else {"fused": True})), []
     for epoch in range(3):
         for [rows] in cut(order(len(TRAIN), 0, epoch), plan):
             loss = mse("y")(b(TRAIN[rows]), TRAIN[rows])["loss"]
@@ -280,6 +280,7 @@ def test_which_checkpoints_stay(tmp_path):
     assert run("every", [1., 2., 2., 2., 2., 2., 2.], epochs=7, save_every=3, keep=None) == [2, 6, 12, 14]
     assert run("moved", [3., 4., 4., 2.], epochs=4, keep=2) == [2, 6, 8]                    # 2 was the best when 6 was saved
     assert run("falling", [5., 4., 3., 2.], epochs=4, keep=1) == [8]
+    assert run("each third", [2., 1., 2., 2., 2., 2., 2., 2.], epochs=8, keep=1, keep_every=3, save_every=9) == [4, 6, 12, 16]
 
 
 def test_disk_full_in_the_middle_of_a_run(tmp_path, monkeypatch):

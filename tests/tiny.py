@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mmemo.batch import Batch, Stream, masked_mean
+from mmemo.finetune import Thaw
 from mmemo.plan import Plan
 from mmemo.train import fit, mse
 
@@ -65,7 +66,8 @@ def run(folder, plan: dict, out=None, slow: float = 0.0) -> None:
         if slow: time.sleep(slow)
         return inner(output, batch)
 
-    history = fit(model, objective, items(80), items(24, seed=1), Plan(**plan), folder, progress=False, track=())
+    thaw = Thaw(plan.pop("thaw")) if "thaw" in plan else None
+    history = fit(model, objective, items(80), items(24, seed=1), Plan(**plan), folder, progress=False, track=(), at_epoch=thaw)
     if out and int(os.environ.get("RANK", 0)) == 0:
         Path(out).write_text(json.dumps({"weights": digest(model), "losses": [s["loss"] for s in history.steps], "epochs": history.epochs}))
 
