@@ -10,13 +10,14 @@ import os
 import torch
 from torch import nn
 from .batch import Batch, DataError, Stream, WeightsError, masked_mean
+from .backbones import ImageEncoder, ModalityAttention, SpeechEncoder
 from .curriculum import (Curriculum, cross_fit, difficulty_by_class, difficulty_by_confidence, difficulty_by_label, dropout_after, ranks,
                               scaled_cross_entropy)
 from .finetune import Thaw, checkpointing
 from .fusion import ModalityDropout, get_fusion
 from .giant import Lfm2Fusion
 from .lora import lora
-from .media import R3D, ConcatNorm, LogMel, WaveCNN
+from .media import R3D, Centre, ConcatNorm, LogMel, WaveCNN
 from .model import (ClassHead, Frozen, MeanPool, Multimodal, Project, RegressionHead, Standardize, TextEncoder, from_weights, precompute,
                          resolve_weights)
 from .multitask import ProjectionHead, class_weights, contrastive, multitask
@@ -25,13 +26,14 @@ from .plan import Plan
 from .recipe import Recipe
 from .render import RATE
 from .shapes import Walk, walk
-from .sources import SMALL, columns
+from .sources import PICTURES, SMALL, SOUNDS, columns
 from .speakers import AdversaryHead, ramp, speaker_targets
 from .temporal import TCN
 from .train import cross_entropy, mse
 
 # %% auto #0
-__all__ = ['CODED', 'STILL', 'blank', 'as_roberta', 'build', 'walk_recipe', 'lean', 'plan', 'objective', 'taught', 'course']
+__all__ = ['CODED', 'RANDOM', 'STILL', 'blank', 'as_roberta', 'build', 'walk_recipe', 'lean', 'plan', 'objective', 'taught',
+           'course']
 
 # %% ../nbs/20c_build.ipynb #00000007
 CODED = {"bert-base-uncased": ("BertConfig", {}), "distilbert-base-uncased": ("DistilBertConfig", {}),     # the defaults are these models' sizes
@@ -83,10 +85,16 @@ def _features(part, name: str, F: int, train: Batch | None) -> nn.Module:
     rest = {"tcn": TCN(F, part.width, part.kernel, part.dilations, dropout=part.dropout)} if part.kind == "tcn" else {"pool": MeanPool()} | _project(part, F)
     return nn.Sequential(OrderedDict(front | rest))
 
-def _raw(part) -> nn.Module:
+RANDOM = ("wav2vec2-tiny", "vit-tiny")                              # small models of the published classes that nobody has trained
+
+def _raw(part, pretrained: bool) -> nn.Module:
     "The encoder of frames or of a waveform."
-    if part.kind == "r3d": stages = {"r3d": R3D(part.weights)}
-    else: stages = {"mel": LogMel(part.mels), "cnn": WaveCNN(part.mels, part.channels)}
+    if part.kind in ("speech", "image"):
+        kind, seed = {"speech": SpeechEncoder, "image": ImageEncoder}[part.kind], torch.randint(2 ** 31, (), device="cpu").item()
+        stages = {part.kind: kind.pretrained(part.weights) if pretrained and part.weights not in RANDOM else kind.blank(part.weights, seed)}
+        if part.checkpointing: checkpointing(stages[part.kind])
+    elif part.kind == "r3d": stages = {"r3d": R3D(part.weights)}
+    else: stages = {"mel": LogMel(part.mels)} | ({"centre": Centre()} if part.centre else {}) | {"cnn": WaveCNN(part.mels, part.channels)}
     last = list(stages)[-1]; width = stages[last].width
     if part.tuning == "frozen": stages[last] = Frozen(stages[last])
     return nn.Sequential(OrderedDict(stages | {"pool": MeanPool(), "project": Project(width, part.width)}))
@@ -94,6 +102,7 @@ def _raw(part) -> nn.Module:
 def _fuse(part, widths: Mapping[str, int]) -> nn.Module:
     options = part.model_dump(exclude={"kind", "modality_dropout", "residual"})
     if part.kind == "batchnorm_concat": fusion = ConcatNorm(widths, **options)
+    elif part.kind == "modality_attention": fusion = ModalityAttention(widths, **options)
     elif part.kind == "lfm2": fusion = Lfm2Fusion(widths, **options).reset(residual=part.residual)
     else: fusion = get_fusion(part.kind, widths, **options)
     return ModalityDropout(fusion, part.modality_dropout) if part.modality_dropout else fusion
@@ -120,7 +129,7 @@ def build(recipe: Recipe, train: Batch | None = None, pretrained: bool = True, s
         part = getattr(recipe.encoders, name)
         if name == "text": encoders[name], widths[name] = _text(part, pretrained); continue
         widths[name] = part.width
-        if part.kind in ("r3d", "wave_cnn"): encoders[name] = _raw(part); continue
+        if part.kind in SOUNDS + PICTURES: encoders[name] = _raw(part, pretrained); continue
         F = train.streams[name].x.shape[-1] if train is not None else sizes.get(name, part.size if part.kind == "utterance" else len(columns(recipe, name)))
         encoders[name] = _features(part, name, F, train)
     H = recipe.fusion.width
@@ -140,14 +149,14 @@ def walk_recipe(recipe: Recipe, items: int = 2, tokens: int = 64, steps: int = 1
     def blank_of(name: str) -> Stream:
         part = getattr(recipe.encoders, name)
         if name == "text": return stream(min(tokens, part.max_length), dtype=torch.long)
-        if part.kind == "r3d": return stream(part.frames, 3, part.size, part.size, dtype=torch.uint8)
-        if part.kind == "wave_cnn": return stream(round(part.seconds * RATE), seconds=part.seconds)
+        if part.kind in PICTURES: return stream(part.frames, 3, part.size, part.size, dtype=torch.uint8)
+        if part.kind in SOUNDS: return stream(round(part.seconds * RATE), seconds=part.seconds)
         if part.kind == "utterance": return stream(1, part.size)
         return stream(steps, len(columns(recipe, name)))
     return walk(model, Batch({n: blank_of(n) for n in recipe.encoders.names}), depth)
 
 # %% ../nbs/20c_build.ipynb #a000048d
-STILL = (Frozen, Standardize, MeanPool, LogMel)                     # neither learns nor draws
+STILL = (Frozen, Standardize, MeanPool, LogMel, Centre)                     # neither learns nor draws
 
 def lean(model: Multimodal, parts: Mapping[str, Batch], compute: Callable[[nn.Module, Batch, str], Batch] = precompute) -> tuple[Multimodal, dict[str, Batch]]:
     """The part of a model that learns, and the data as it arrives there: the frozen beginning of each encoder is computed once.
@@ -157,7 +166,7 @@ def lean(model: Multimodal, parts: Mapping[str, Batch], compute: Callable[[nn.Mo
     for name, encoder in model.encoders.items():
         stages = list(encoder.named_children())
         still = next((i for i, (_, stage) in enumerate(stages) if not isinstance(stage, STILL)), len(stages))
-        if not any(isinstance(stage, Frozen) for _, stage in stages[:still]): encoders[name] = encoder; continue
+        if not any(isinstance(stage, (Frozen, LogMel)) for _, stage in stages[:still]): encoders[name] = encoder; continue
         first, encoders[name] = (nn.Sequential(OrderedDict(part)) for part in (stages[:still], stages[still:]))
         parts = {split: _computed(compute, first, part, name) for split, part in parts.items()}
     return Multimodal(encoders, model.fusion, dict(model.heads.items())), parts

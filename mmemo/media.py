@@ -19,7 +19,7 @@ from .model import Fused
 from .temporal import TimeConv
 
 # %% auto #0
-__all__ = ['HOW', 'LogMel', 'halve', 'WaveCNN', 'video_weights', 'Stage', 'R3D', 'ConcatNorm']
+__all__ = ['HOW', 'LogMel', 'Centre', 'halve', 'WaveCNN', 'video_weights', 'Stage', 'R3D', 'ConcatNorm']
 
 # %% ../nbs/15_media.ipynb #0000000c
 class LogMel(nn.Module):
@@ -42,10 +42,16 @@ class LogMel(nn.Module):
         spectrum = torch.stft(x, self.window, self.hop, window=self.hann, center=True, pad_mode="constant", return_complex=True)
         mask, t = stream.mask[:, ::self.hop], stream.t[:, ::self.hop]
         power = (spectrum.real.square() + spectrum.imag.square()).mT[:, :mask.shape[1]]
-        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False): mel = power @ self.filters          # in float16 a loud tone's power is infinite
-        return Stream(mel.clamp(min=self.floor).log().masked_fill(~mask.unsqueeze(-1), 0), mask, t)
+        return Stream((power @ self.filters).clamp(min=self.floor).log().masked_fill(~mask.unsqueeze(-1), 0), mask, t)
 
-# %% ../nbs/15_media.ipynb #00000011
+# %% ../nbs/15_media.ipynb #0000000e
+class Centre(nn.Module):
+    "Each item's own mean over its real steps, taken off; what is not real stays 0. Stream [B, T, F] -> Stream [B, T, F]."
+    def forward(self, stream: Stream) -> Stream:
+        x = stream.x - masked_mean(stream.x, stream.mask).unsqueeze(1)
+        return stream.with_x(x.masked_fill(~stream.mask.unsqueeze(-1), 0))
+
+# %% ../nbs/15_media.ipynb #00000013
 def halve(mask: Bool[Tensor, "B T"], t: Float[Tensor, "B T"]) -> tuple[Bool[Tensor, "B S"], Float[Tensor, "B S"]]:
     "Mask and times behind a stride of two: a step stands for two, is real where one of them is, and lies in the middle of the real ones."
     mask, t = (F.pad(v, (0, mask.shape[1] % 2)).reshape(len(v), -1, 2) for v in (mask, t))
@@ -76,7 +82,7 @@ class WaveCNN(nn.Module):
             x = x.relu().masked_fill(~real, 0)
         return Stream(x, mask, t)
 
-# %% ../nbs/15_media.ipynb #00000014
+# %% ../nbs/15_media.ipynb #00000016
 HOW = ("torchvision publishes its weights as a pickle, which runs whatever its author put into it; mmemo opens safetensors only. Convert it once, where you have a network: "
        "python -c \"from torchvision.models.video import r3d_18; from safetensors.torch import save_file; save_file(r3d_18(weights='KINETICS400_V1').state_dict(), 'r3d_18.safetensors')\" "
        "and give the path of r3d_18.safetensors, or weights='random'")
@@ -141,7 +147,7 @@ class R3D(nn.Module):
         seen = self.layers(stream.with_x(hide(rearrange(self.stem(x), "B C T H W -> B T C H W"))))
         return seen.with_x(seen.x.mean((3, 4)))
 
-# %% ../nbs/15_media.ipynb #0000001a
+# %% ../nbs/15_media.ipynb #0000001c
 class ConcatNorm(nn.Module):
     """Mean of each stream, side by side, one linear map, BatchNorm, ReLU, dropout. {name: Stream [B, T, H_m]} -> Fused vector [B, H].
 

@@ -113,6 +113,7 @@ class WaveCnnPart(Part):
     "A waveform's log-mel spectrogram through convolutions over time, projected."
     kind: Literal["wave_cnn"]; tuning: Literal["frozen", "full"]; seconds: Above; mels: Whole; width: Whole
     channels: Annotated[list[Whole], Field(min_length=1)] = [64, 128]          # of its convolutions
+    centre: bool = False                          # take each clip's own mean off each band: loudness was not calibrated
 
 class R3dPart(Part):
     "Frames through r3d_18 (Tran et al. 2018), projected."

@@ -286,7 +286,9 @@ def walk(model: nn.Module, batch, depth: int = 1, device: str | torch.device = "
     device, copied = torch.device(device), shadow(model, device)
     with untouched(device):
         inputs = Inputs(batch, device, tracker := Tracker(), time)
-        with FlopCounterMode(display=False) as counter, tracker: root = record(copied, inputs, tracker, counter)
+        counter = FlopCounterMode(display=False)                    # its totals are enough; its hooks on modules break on a parametrised weight
+        counter.mod_tracker._fw_pre_hook = counter.mod_tracker._fw_post_hook = lambda *_: None
+        with counter, tracker: root = record(copied, inputs, tracker, counter)
         streams = isinstance(batch, (Batch, Stream)) or isinstance(batch, dict) and all(isinstance(v, Stream) for v in batch.values())
         rows = Rows(copied, inputs, tracker, streams).build(root, depth)
     every = list(copied.parameters())

@@ -113,11 +113,13 @@ def _open(recipe: Recipe, source, seed: int, progress: bool) -> tuple[Batch | Co
     whole = read_clips(source, **wants, progress=progress) if wants or stand_ins(recipe, source) else read_meld(source, progress=progress)
     return whole, whole if wants else None, 64
 
+_FUNCTIONALS = {"eGeMAPS statistics": "statistics"}                     # what else RAVDESS' reader can give as one vector a clip
+
 def _ravdess(recipe: Recipe, source, progress: bool) -> tuple[Batch, Batch | None, int]:
     "RAVDESS with the features or the sound that the recipe wants, its emotions as the house calls them, and a split by its published folds."
     audio, video = (getattr(recipe.encoders, n) for n in ("audio", "video"))
     if video is not None and video.kind != "utterance": raise DataError(f"{source}: of RAVDESS' pictures there are means only; {recipe.name} wants {video.kind}, and this corpus can give utterance")
-    heard = None if audio is None else {"utterance": "functionals", "mean": "lld", "tcn": "lld"}.get(audio.kind, "raw")
+    heard = None if audio is None else {"utterance": _FUNCTIONALS.get(getattr(audio, "model", ""), "functionals"), "mean": "lld", "tcn": "lld"}.get(audio.kind, "raw")
     whole = read_ravdess(source, heard, progress=progress).to_batch()
     place = torch.tensor([LABELS.index(ALSO.get(name, name)) for name in RAVDESS_EMOTIONS])
     folds = [str(k) for k in whole.meta["fold"].tolist()]
