@@ -3,6 +3,7 @@ import json
 import os
 import pickle
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from mmemo.batch import Batch, ConfigError, DataError, Stream, collate
 from mmemo.corpora import Corpus, cached, check_split, folds, leave_one_out, speaker_split
+from mmemo.synthetic import known_answer
 
 
 def item(i: int, T: int, F: int = 3, text: bool = True) -> Batch:
