@@ -58,7 +58,7 @@ class Span:
     "What a loss can be on some items: `chance` (the best constant for numbers, all classes alike), and `floor`, below which no model can get."
     chance: float
     floor: float
-    def __str__(self) -> str: return f"chance {self.chance:.3g}, floor {self.floor:.3g}"
+    def __str__(self) -> str: return f"chance {self.chance:.3g}, floor {self.floor * (abs(self.floor) > 1e-4 * abs(self.chance)):.3g}"
 
     @classmethod
     def of(cls, objective: Objective, output, batch: Batch) -> Span:
@@ -164,8 +164,11 @@ def _learns(facts: dict, piece: str, part: nn.Module, data: Batch, objective: Ob
     fitted = by_heart(part, objective, data, span, steps, end, tell)
     norms = [v for k, v in fitted.norms.items() if k.startswith(piece)]
     facts |= {"losses": tuple(fitted.losses), "norm": math.hypot(*norms) if norms else None}
-    if facts["norm"] == 0: raise Wrong("no gradient reaches it; look for detach(), no_grad or zeros in it and behind it")
-    return fitted.told(span, steps) + (f"; gradient norm {facts['norm']:.2g}" if norms else "; frozen")
+    norm = f"; gradient norm {facts['norm']:.2g}" if norms else "; frozen"
+    try: said = fitted.told(span, steps) + norm
+    except Wrong as wrong: raise Wrong(f"{wrong}{norm}") from None
+    if facts["norm"] == 0: raise Wrong(f"{said}: none reaches it; look for detach(), no_grad or zeros in it and behind it")
+    return said
 
 def _blame(rows: Checks) -> str:
     bad = [r.what.removesuffix(" only") for r in rows.failed]
