@@ -15,14 +15,14 @@ import warnings
 import typer
 from .batch import ConfigError, DataError, MmemoError
 from .build import walk_recipe
-from .experiment import evaluate_run, missing_numbers, provenance, train_recipe, write_metrics
+from .experiment import check_recipe, evaluate_run, missing_numbers, provenance, train_recipe, write_metrics
 from .recipe import load_recipe, load_suite, recipes
 from .sources import KNOWN, adapt
 from .suite import numbered, pick, run_suite
 
 # %% auto #0
-__all__ = ['app', 'run_notebooks', 'execute', 'show_table', 'manners', 'main', 'run', 'list_recipes', 'show', 'walk', 'results',
-           'train', 'evaluate', 'missing_numbers', 'provenance', 'write_metrics']
+__all__ = ['app', 'run_notebooks', 'execute', 'show_table', 'manners', 'main', 'run', 'list_recipes', 'show', 'walk', 'check',
+           'results', 'train', 'evaluate', 'missing_numbers', 'provenance', 'write_metrics']
 
 # %% ../nbs/20f_cli.ipynb #a0000247
 _all_ = ["missing_numbers", "provenance", "write_metrics"]                      # for run notebooks
@@ -126,25 +126,40 @@ def walk(recipe: str = _RECIPE, scale: str = _FULL, experiment: str = _ONE, item
     with manners(): typer.echo(str(walk_recipe(_load(recipe, scale, experiment), items, tokens, steps, depth)))
 
 # %% ../nbs/20f_cli.ipynb #0000000b
+@app.command()
+def check(recipe: str = _RECIPE, data: str = typer.Option(KNOWN, help="known-answer, or a folder: DAIC-WOZ, MELD, RAVDESS"),
+          scale: str = typer.Option("laptop", help="smoke, laptop or full"), experiment: str = _ONE, seed: int = typer.Option(0, min=0),
+          seconds: float = typer.Option(120.0, min=1, help="what does not fit into them is said to be not tried"),
+          branches: bool = typer.Option(False, "--branches", help="also: can each branch alone learn eight items by heart?")) -> None:
+    "The component test, to be run before every long training: one batch through every piece, alone and together; exit code 1 where something is wrong."
+    tty = sys.stderr.isatty()
+    with manners():
+        _quiet()
+        tell = (lambda line: typer.secho(line, err=True, dim=True)) if tty else None
+        found = check_recipe(_load(recipe, scale, experiment), data, seed, seconds, tell, branches)
+    for table in found: typer.echo(str(table))
+    if not all(table.ok for table in found): raise typer.Exit(1)
+
 def results(metrics: Mapping) -> dict:
     "The table of a run's metrics: one row a number, with its 95 % interval over speakers."
     rows = [[f"{part} {name}", *(f"{v:.3f}" for v in value)] for part, values in metrics.items() if isinstance(values, Mapping)
-            for name, value in values.items() if isinstance(value, (tuple, list)) and len(value) == 3]
+            for name, value in values.items() if isinstance(value, (tuple, list)) and len(value) == 3 and (", " not in part or name in ("uar", "rmse"))]
     return dict(title=f"{metrics['recipe']} at {metrics['scale']}, seed {metrics['seed']}, measured on {metrics['protocol']}", columns=["metric", "value", "low", "high"], rows=rows)
 
 def _quiet() -> None:
     from transformers.utils import logging
     logging.disable_progress_bar()                                       # of reading weights; training has its own
+    logging.set_verbosity_error()                                        # a slower kernel is no news here
 
 @app.command()
-def train(recipe: str = _RECIPE, data: str = typer.Option(KNOWN, help="known-answer, or a folder: DAIC-WOZ, MELD with its clips"),
+def train(recipe: str = _RECIPE, data: str = typer.Option(KNOWN, help="known-answer, or a folder: DAIC-WOZ, MELD with its clips, RAVDESS"),
           scale: str = typer.Option("laptop", help="smoke, laptop or full"), seed: int = typer.Option(0, min=0, help="of the corpus and of training; the first one of a suite"),
           out: str = typer.Option("", help="folder of the run [default: _runs/RECIPE-SCALE-SEED, of a suite _runs/SUITE-SCALE]"),
           experiment: str = typer.Option("", help="of a suite: the name or number of one experiment"), everything: bool = typer.Option(False, "--all", help="of a suite: all experiments"),
           seeds: int = typer.Option(0, min=0, help="of a suite: runs of each experiment [default: what the suite says]"),
           jobs: int = typer.Option(1, min=1, help="of a suite: processes that share the runs"),
           features: str = typer.Option("", help="a table of utterance features of the audio (safetensors, parquet, npz, npy; ids)"),
-          protocol: str = typer.Option("", help="split, leave_one_session_out, leave_one_speaker_out or cross_corpus [default: the recipe's]"),
+          protocol: str = typer.Option("", help="split, published_folds, leave_one_session_out, leave_one_speaker_out or cross_corpus [default: the recipe's]"),
           track: str = typer.Option("tensorboard", help="who follows the training: tensorboard, wandb, or both with a comma; empty: nobody"),
           progress: bool = typer.Option(True, help="show a progress bar")) -> None:
     "Train and measure a recipe, or the experiments of a suite with a report. The same command again goes on where a stopped run was."

@@ -4,10 +4,11 @@
 
 # %% ../nbs/20d_experiment.ipynb #00000004
 from __future__ import annotations
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 import importlib.util
 import json
 import math
@@ -24,10 +25,12 @@ from safetensors.torch import load_file, save
 from .batch import Batch, CheckpointError, ConfigError, DataError
 from .build import build, course, lean, objective, plan, taught
 from .checkpoint import History, write_whole
+from .contracts import Checks
 from .features import FeatureCache
 from .lora import trainable
 from .measure import Fold, Said, by_modality, folds, last_of, numbers, scales, shared_speakers, transductive, write_predictions
 from .model import Multimodal, fingerprint
+from .pieces import branches, check_pieces
 from .plan import groups, own_noise
 from .recipe import Recipe, explain
 from .sources import FEATURES, KNOWN, items, kind_of, stand_ins
@@ -36,8 +39,8 @@ from .stability import Guard
 from .train import fit
 
 # %% auto #0
-__all__ = ['provenance', 'missing_numbers', 'write_json', 'write_metrics', 'train_recipe', 'protocol', 'home', 'facts_of',
-           'claim', 'read_run', 'load_run', 'evaluate_run']
+__all__ = ['provenance', 'missing_numbers', 'write_json', 'write_metrics', 'check_recipe', 'train_recipe', 'protocol', 'home',
+           'facts_of', 'claim', 'read_run', 'load_run', 'evaluate_run']
 
 # %% ../nbs/20d_experiment.ipynb #00000007
 _STARTED, _PACKAGE = time.time(), Path(importlib.util.find_spec("mmemo").origin).parent
@@ -70,6 +73,25 @@ def write_metrics(out: str | os.PathLike, metrics: Mapping) -> Path:
     return path
 
 # %% ../nbs/20d_experiment.ipynb #0000000a
+def check_recipe(recipe: Recipe, source: str | os.PathLike = KNOWN, seed: int = 0, seconds: float = 120.0, tell: Callable[[str], Any] | None = None,
+                 with_branches: bool = False) -> list[Checks]:
+    """The component test of a recipe's model on items of its training data (`pieces.check_pieces`), and of each branch by itself where it is wanted.
+
+    Of the known-answer corpus no more is written than the test needs; a curriculum, which only orders items, is left out. Raises what data and weights raise."""
+    form = recipe.model_dump() | {"curriculum": None}
+    if str(source) == KNOWN:
+        knobs = dict(recipe.corpus.knobs)
+        form["corpus"] = form["corpus"] | {"items": min(recipe.corpus.items, 120), "knobs": knobs | {"items_per_speaker": min(knobs.get("items_per_speaker", 10), 4)}}
+    short = Recipe.model_validate(form)
+    train = taught(short, {"train": next(iter(folds(short, _read(short, source, seed)).values())).train})["train"]
+    with own_noise():
+        torch.manual_seed(seed)
+        model = build(short, train)
+    given = model, objective(short, train), train
+    found = [check_pieces(*given, plan(short, seed), seconds=seconds, tell=tell)]
+    return found + ([branches(*given, seconds=seconds / 2, tell=tell)] if with_branches else [])
+
+# %% ../nbs/20d_experiment.ipynb #0000000d
 def train_recipe(recipe: Recipe, folder: str | os.PathLike, source: str | os.PathLike = KNOWN, seed: int = 0, progress: bool = False,
                  track: Sequence[str] = ("tensorboard",), corpus_seed: int | None = None) -> tuple[dict[str, History], dict]:
     """Data, models, training, measurement: the history of each fold, and the metrics. Called again after a crash, it goes on where it was.
