@@ -42,7 +42,8 @@ class LogMel(nn.Module):
         spectrum = torch.stft(x, self.window, self.hop, window=self.hann, center=True, pad_mode="constant", return_complex=True)
         mask, t = stream.mask[:, ::self.hop], stream.t[:, ::self.hop]
         power = (spectrum.real.square() + spectrum.imag.square()).mT[:, :mask.shape[1]]
-        return Stream((power @ self.filters).clamp(min=self.floor).log().masked_fill(~mask.unsqueeze(-1), 0), mask, t)
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False): mel = power @ self.filters          # in float16 a loud tone's power is infinite
+        return Stream(mel.clamp(min=self.floor).log().masked_fill(~mask.unsqueeze(-1), 0), mask, t)
 
 # %% ../nbs/15_media.ipynb #0000000e
 class Centre(nn.Module):
