@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 import numpy as np
 import torch
-from .batch import Batch, ConfigError, DataError, Stream, collate
+from .batch import Batch, ConfigError, DataError, ShapeError, Stream, collate
 from .corpora import Corpus, cached
 from .factors import EMOTIONS, SENTIMENTS
 from .tables import accepts, key, number, one_of, read_arrays, read_rows, read_sound, text
@@ -17,7 +17,7 @@ from .tables import accepts, key, number, one_of, read_arrays, read_rows, read_s
 # %% auto #0
 __all__ = ['MELD_SPLITS', 'NO_CLIP', 'MELD_COLUMNS', 'RAVDESS_EMOTIONS', 'RAVDESS_FOLDS', 'STATEMENTS', 'DUPLICATE',
            'RAVDESS_COLUMNS', 'UNITS', 'CLIP', 'TABLE', 'MOSI', 'spread', 'byte_tokens', 'text_stream', 'read_meld',
-           'ravdess_name', 'read_ravdess', 'read_cmu_table', 'read_mmmo', 'read_mosi']
+           'ravdess_name', 'read_ravdess', 'voice_statistics', 'read_cmu_table', 'read_mmmo', 'read_mosi']
 
 # %% ../nbs/02b_readers.ipynb #4686e591
 def spread(words: list[str], start: float, stop: float) -> torch.Tensor:
@@ -110,14 +110,14 @@ def ravdess_name(name: str) -> dict:
 def read_ravdess(folder, audio: str | None = None, video: bool | None = None, cache=None, progress: bool = True) -> Corpus:
     """RAVDESS speech (Livingstone and Russo 2018): 24 actors, 8 emotions, two sentences; 1439 clips, as one of the 1440 is there twice.
 
-    audio: "functionals" (88 eGeMAPS numbers, T = 1), "lld" (25 low-level descriptors at 100 Hz), "raw" (waveform at 16 kHz from flac or
-    wav files), None: functionals where the folder has the eGeMAPS file, else raw. video: the 35 OpenFace action-unit means (17 intensities,
+    audio: "functionals" (88 eGeMAPS numbers, T = 1), "statistics" (these and the 352 of `voice_statistics`), "lld" (25 low-level descriptors
+    at 100 Hz), "raw" (waveform at 16 kHz from flac or wav files), None: functionals where the folder has the eGeMAPS file, else raw. video: the 35 OpenFace action-unit means (17 intensities,
     18 presences, T = 1), None: where the folder has them. Meta: speaker = actor, fold = the five published actor folds (0..4): split by
     these, never by clips. Raises `DataError` naming file and line, `ConfigError` for an unknown option."""
     folder = Path(folder)
     egemaps, faces, table = folder / "ravdess_egemapsv02.npz", folder / "ravdess_openface_au_means.csv", folder / "meta.csv"
     audio = audio or ("functionals" if egemaps.exists() else "raw")
-    if audio not in ("functionals", "lld", "raw"): raise ConfigError(f"audio={audio!r}; the choices are functionals, lld, raw")
+    if audio not in ("functionals", "statistics", "lld", "raw"): raise ConfigError(f"audio={audio!r}; the choices are functionals, statistics, lld, raw")
     video, rate = faces.exists() if video is None else video, {"lld": 100, "raw": 16000}.get(audio)
     sounds = [p for p in sorted(folder.rglob("*")) if p.suffix in (".flac", ".wav") and not p.name.startswith("._")] if audio == "raw" else []
     if audio == "raw" and not sounds: raise DataError(f"{folder} holds no .flac or .wav clips")
@@ -176,7 +176,30 @@ def _egemaps_rows(path, arrays: dict, audio: str) -> dict[str, np.ndarray]:
     if func.shape != (len(names), 88): raise DataError(f"{path}, array func: shape {list(func.shape)}, expected [{len(names)}, 88]")
     if steps.shape != (len(names),) or lld.shape != (steps.sum(), 25):
         raise DataError(f"{path}, array lld: shape {list(lld.shape)}, expected [{steps.sum()}, 25], the sum of lld_len")
-    return dict(zip(names, func[:, None] if audio == "functionals" else np.split(lld, np.cumsum(steps)[:-1])))
+    curves = np.split(lld, np.cumsum(steps)[:-1])
+    if audio == "statistics": return {n: np.concatenate([f, voice_statistics(c)])[None] for n, f, c in zip(names, func, curves)}
+    return dict(zip(names, func[:, None] if audio == "functionals" else curves))
+
+def voice_statistics(curves: np.ndarray) -> np.ndarray:
+    """What the 25 eGeMAPS curves [T, 25] of a clip do while somebody speaks, [352]: mean, spread, 5th and 95th percentile, quartile range, trend
+    and skewness of each and of its slope; then the time spoken (log steps) and the share that is voiced.
+
+    The silence around it is cut off. Loudness and flux count in units of the clip's own mean, for recordings are not calibrated; pitch and what is
+    measured at its harmonics count where there is a voice. Only this clip is looked at. Raises `ShapeError`."""
+    if curves.ndim != 2 or curves.shape[1] != 25 or not len(curves): raise ShapeError(f"curves have shape {list(curves.shape)}; 25 curves are [T, 25], and T at least 1")
+    loud = np.flatnonzero(curves[:, 0] >= .15 * curves[:, 0].max())
+    z = curves[max(0, loud[:1].sum() - 5):loud[-1:].sum() + 6 if len(loud) else None].astype(np.float64)
+    z[:, [0, 5]] /= z[:, [0, 5]].mean(0) + 1e-9
+    voiced, slope = z[:, 10] > 0, np.gradient(z, axis=0) if len(z) > 1 else np.zeros_like(z)
+    inside = voiced & np.roll(voiced, 1) & np.roll(voiced, -1)                 # where a slope is not that of a beginning or an end
+    told = [np.concatenate([_seven(v[:, :10]), _seven((v[rows] if rows.sum() > 5 else v)[:, 10:])], 1) for v, rows in ((z, voiced), (slope, inside))]
+    return np.concatenate([*map(np.ravel, told), [np.log(len(z)), voiced.mean()]]).astype(np.float32)
+
+def _seven(z: np.ndarray) -> np.ndarray:
+    "Seven statistics [7, F] of values [T, F]."
+    low, first, third, high = np.percentile(z, [5, 25, 75, 95], axis=0)
+    mean, spread, place = z.mean(0), z.std(0), np.linspace(-1, 1, len(z))[:, None]
+    return np.stack([mean, spread, low, high, third - first, (place * (z - mean)).mean(0), ((z - mean) ** 3).mean(0) / (spread ** 3 + 1e-3)])
 
 def _action_units(path) -> dict[str, np.ndarray]:
     "{audio name: [35]} of OpenFace means; intensities lie in 0..5, presences in 0..1."

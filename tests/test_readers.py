@@ -6,10 +6,10 @@ import pytest
 import folders
 import torch
 
-from mmemo.batch import ConfigError
+from mmemo.batch import ConfigError, ShapeError
 from mmemo.corpora import check_split, leave_one_out
 from mmemo.factors import EMOTIONS
-from mmemo.readers import DUPLICATE, RAVDESS_EMOTIONS, byte_tokens, ravdess_name, read_cmu_table, read_meld, read_mmmo, read_mosi, read_ravdess, spread, text_stream
+from mmemo.readers import DUPLICATE, RAVDESS_EMOTIONS, byte_tokens, ravdess_name, read_cmu_table, read_meld, read_mmmo, read_mosi, read_ravdess, spread, text_stream, voice_statistics
 from mmemo.tables import read_arrays, read_matrix, read_rows, read_sound
 from mmemo.tables import key, number, one_of, text
 
@@ -125,6 +125,42 @@ def test_ravdess_features(tmp_path, keep, audio):
     for _, train, test in leave_one_out(data, by="fold"): check_split(data, train, test)
 
 
+def spoken(steps: int = 40, seed: int = 0) -> np.ndarray:
+    "Curves [T, 25] of somebody who speaks in the middle, with a voice in the first half of that."
+    curves = np.random.default_rng(seed).normal(size=(steps, 25)) * .1 + 3
+    curves[:, 10] = np.where(np.arange(steps) < steps // 2, 20 + np.arange(steps), 0)
+    return curves
+
+
+def test_voice_statistics_values():
+    from scipy.stats import iqr, skew
+    curves = spoken()
+    told = voice_statistics(curves)
+    values, slopes, (time, share) = told[:175].reshape(7, 25), told[175:350].reshape(7, 25), told[350:]
+    assert told.shape == (352,) and told.dtype == np.float32 and time == pytest.approx(np.log(40)) and share == .5
+    np.testing.assert_allclose(values[:, 3], [curves[:, 3].mean(), curves[:, 3].std(), *np.percentile(curves[:, 3], [5, 95]), iqr(curves[:, 3]),
+                                              (np.linspace(-1, 1, 40) * (curves[:, 3] - curves[:, 3].mean())).mean(), skew(curves[:, 3]) * (1 / (1 + 1e-3 / curves[:, 3].std() ** 3))], rtol=1e-4, atol=1e-6)
+    assert values[0, 10] == pytest.approx(29.5) and values[3, 10] < 40            # pitch: the voiced half alone
+    assert slopes[0, 10] == pytest.approx(1) and slopes[1, 10] == pytest.approx(0, abs=1e-6)     # one a step, without the jump to silence
+
+
+def test_voice_statistics_know_neither_level_nor_silence_around():
+    curves = spoken()
+    louder = curves.copy(); louder[:, [0, 5]] *= 7
+    np.testing.assert_allclose(voice_statistics(louder), voice_statistics(curves), rtol=1e-4, atol=1e-5)
+    still = np.zeros((30, 25))
+    padded = [voice_statistics(np.concatenate([np.zeros((n, 25)), curves, np.zeros((n, 25))])) for n in (5, 30)]
+    assert np.array_equal(*padded) and np.isfinite(voice_statistics(still)).all() and np.isfinite(voice_statistics(curves[:1])).all()
+    with pytest.raises(ShapeError, match=r"\[4, 24\].*25 curves"): voice_statistics(np.ones((4, 24)))
+
+
+def test_ravdess_statistics(tmp_path, keep):
+    folder = folders.write_ravdess(tmp_path / "r")
+    x, arrays = read_ravdess(folder, audio="statistics", **keep)[[2, 0]].streams["audio"].x, np.load(folder / "ravdess_egemapsv02.npz")
+    assert x.shape == (2, 1, 440) and torch.equal(x[:, 0, :88], torch.tensor(arrays["func"][[3, 0]]))
+    assert np.array_equal(x[0, 0, 88:].numpy(), voice_statistics(arrays["lld"][12:18])) and np.array_equal(x[1, 0, 88:].numpy(), voice_statistics(arrays["lld"][:3]))
+
+
 def test_ravdess_missing_face_is_a_mask(tmp_path, keep):
     folder = folders.write_ravdess(tmp_path / "r")
     lines = (folder / "ravdess_openface_au_means.csv").read_text().splitlines()
@@ -141,7 +177,7 @@ def test_ravdess_clips(tmp_path, keep):
     assert sum("2 clips are not audio of speech" in r for r in data.report) == 1 and any("has 2 channels: mixed" in r for r in data.report)
     s = data[[1, 2]].streams["audio"]                                                          # the third is stereo: .1 and .05 of a sine mix to .075
     assert s.x.ndim == 2 and s.mask.sum(1).tolist() == [4100, 4300] and s.x[1].abs().max().item() == pytest.approx(.075, abs=1e-3) and s.t[0, 0] == pytest.approx(.5 / 16000)
-    with pytest.raises(ConfigError, match="functionals, lld, raw"): read_ravdess(folder, audio="mfcc", **keep)
+    with pytest.raises(ConfigError, match="functionals, statistics, lld, raw"): read_ravdess(folder, audio="mfcc", **keep)
 
 
 # CMU tables
