@@ -20,7 +20,7 @@ from .transformer import Encoders, Windows
 # %% auto #0
 __all__ = ['RESIDUAL', 'GAINS', 'STRATEGIES', 'blocks', 'initialise', 'Layer', 'signal', 'draw_signal', 'diverged', 'share']
 
-# %% ../nbs/17b_init.ipynb #00000006
+# %% ../nbs/17b_init.ipynb #0000000a
 RESIDUAL: dict[str, tuple[str, ...]] = {                    # class of a block: its parameters (patterns) that write into the residual path
     "TCNBlock": ("out.*",), "CrossBlock": ("attend.out.*", "mix.3.*"), "Encoders": ("outward*", "down*"),
     "TransformerEncoderLayer": ("self_attn.out_proj.*", "linear2.*"), "Lfm2DecoderLayer": ("self_attn.out_proj.*", "conv.out_proj.*", "feed_forward.w2.*"),
@@ -29,18 +29,6 @@ RESIDUAL: dict[str, tuple[str, ...]] = {                    # class of a block: 
     "ViTLayer": ("attention.o_proj.*", "mlp.fc2.*", "attention.output.dense.*", "output.dense.*")}                  # transformers renamed ViT's
 GAINS = {"xavier": 1.0, "kaiming": math.sqrt(2), "orthogonal": 1.0, "small": 0.1}
 STRATEGIES = ("default", *GAINS, "zero_residual")
-
-def blocks(model: nn.Module, residual: Mapping[str, Sequence[str]] = RESIDUAL) -> dict[str, list[str]]:
-    """The residual blocks of a model, {module: the parameters that its branches end in}; `residual` names them by class, {class name: patterns}.
-
-    Raises `ConfigError` where a block's class is known and none of its parameters fits."""
-    found = {}
-    for name, module in model.named_modules():
-        if (patterns := residual.get(type(module).__name__)) is None: continue
-        ends = [n for n, _ in module.named_parameters() if any(fnmatchcase(n, p) for p in patterns)]
-        if not ends: raise ConfigError(f"{name or 'the model'} is a {type(module).__name__}, and none of its parameters fits {', '.join(patterns)}")
-        found[name] = [f"{name}.{n}".lstrip(".") for n in ends]
-    return found
 
 def _maps(module: nn.Module) -> Iterator[tuple[str, list[Tensor], int, int]]:
     "The linear maps inside one module, children apart: the parameter's name, its pieces [out, in, ...], and how many values go in and come out."
@@ -60,6 +48,20 @@ def _maps(module: nn.Module) -> Iterator[tuple[str, list[Tensor], int, int]]:
             yield name, pieces, pieces[0].shape[1], pieces[0].shape[0]
     elif isinstance(module, Windows): yield "weight", [own["weight"].mT], own["weight"].shape[0] * module.kernel, own["weight"].shape[1]
 
+# %% ../nbs/17b_init.ipynb #0000000c
+def blocks(model: nn.Module, residual: Mapping[str, Sequence[str]] = RESIDUAL) -> dict[str, list[str]]:
+    """The residual blocks of a model, {module: the parameters that its branches end in}; `residual` names them by class, {class name: patterns}.
+
+    Raises `ConfigError` where a block's class is known and none of its parameters fits."""
+    found = {}
+    for name, module in model.named_modules():
+        if (patterns := residual.get(type(module).__name__)) is None: continue
+        ends = [n for n, _ in module.named_parameters() if any(fnmatchcase(n, p) for p in patterns)]
+        if not ends: raise ConfigError(f"{name or 'the model'} is a {type(module).__name__}, and none of its parameters fits {', '.join(patterns)}")
+        found[name] = [f"{name}.{n}".lstrip(".") for n in ends]
+    return found
+
+# %% ../nbs/17b_init.ipynb #0000000d
 @torch.no_grad()
 def initialise(model: nn.Module, strategy: str, gain: float | None = None, seed: int | None = None,
                residual: Mapping[str, Sequence[str]] = RESIDUAL) -> dict[str, float]:
@@ -98,7 +100,7 @@ def initialise(model: nn.Module, strategy: str, gain: float | None = None, seed:
     if not made: raise ConfigError("nothing to draw: this model has no linear map that may be trained")
     return made
 
-# %% ../nbs/17b_init.ipynb #00000007
+# %% ../nbs/17b_init.ipynb #00000010
 class Layer(NamedTuple):
     "One layer of a `signal`: rms of what it gives, and of the loss's gradient there (NaN where none comes)."
     name: str
@@ -146,7 +148,7 @@ def signal(model: nn.Module, batch: Any, objective: Callable | None = None, whic
     back = lambda i, real: math.nan if slopes.get(i) is None else _rms(slopes[i], real)
     return [Layer(name, kind, rms, back(i, real)) for i, (name, kind, _, real, rms) in enumerate(seen)]
 
-# %% ../nbs/17b_init.ipynb #00000008
+# %% ../nbs/17b_init.ipynb #00000011
 def draw_signal(signals: Mapping[str, Sequence[Layer]], which: Callable[[Layer], bool] = lambda layer: True, colours: Mapping[str, str] | None = None, axes=None):
     "Forward and backward rms of several `signal`s, layer by layer, on logarithmic axes; `which` chooses the layers. What is exactly 0 or not finite is a gap. Returns the axes."
     import matplotlib.pyplot as plt
@@ -159,7 +161,7 @@ def draw_signal(signals: Mapping[str, Sequence[Layer]], which: Callable[[Layer],
         ax.set(xlabel="layer", ylabel=said, yscale="log"); ax.spines[["top", "right"]].set_visible(False)
     return axes
 
-# %% ../nbs/17b_init.ipynb #00000009
+# %% ../nbs/17b_init.ipynb #00000017
 def diverged(losses: Sequence[float], constant: float, updates: int | None = None) -> bool:
     """Did a run go wrong? It stopped before `updates`, met a value that is not finite, or ends (mean of its last tenth) not 1 % better than `constant`,
 

@@ -2,7 +2,6 @@
 
 `TRAPS` says which function here shows the naive form and which tests, here or in another file, hold the guard. A naive form that no longer fails makes its
 test fail: then say here what holds now. A test that is renamed or lost is missed by name."""
-import errno
 import inspect
 import io
 import math
@@ -30,8 +29,8 @@ from mmemo.evaluate import regression_metrics
 from mmemo.media import ConcatNorm, LogMel
 from mmemo.model import ConcatFusion, Multimodal, Project, RegressionHead
 from mmemo.numerics import ccc, entropy
-from mmemo.plan import Plan, factor, groups, load, plateaus
-from mmemo.train import NonFiniteError, cross_entropy, fit, mse
+from mmemo.plan import Plan, factor, groups, plateaus
+from mmemo.train import NonFiniteError, fit, mse
 
 HERE = Path(__file__).parent
 
