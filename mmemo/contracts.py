@@ -224,6 +224,7 @@ def stays_missing(encode: nn.Module, given: Stream) -> str:
 def streams_to_vector(fuse: nn.Module, streams: Mapping[str, Stream]) -> str:
     "A fusion gives Fused, with a finite vector [B, H]."
     out, B = fuse(streams), len(next(iter(streams.values())))
+    if bad := [n for n, s in streams.items() if not torch.isfinite(s.x).all()]: raise Untried(f"what comes in from {few(bad)} is not finite")
     if not isinstance(out, Fused): raise Wrong(f"gives {type(out).__name__}; a fusion gives Fused(vector, maps)")
     if out.vector.ndim != 2 or len(out.vector) != B: raise Wrong(f"the vector is {list(out.vector.shape)}; it must be [B={B}, H]")
     if not torch.isfinite(out.vector).all(): raise Wrong("the vector is not finite")
@@ -249,6 +250,7 @@ def maps(fuse: nn.Module, streams: Mapping[str, Stream]) -> str:
 def vector_to_prediction(name: str, model: Multimodal, batch: Batch) -> str:
     "A head's predictions are finite and fit its targets, and nothing keeps a number away from them."
     said, target, B = model(batch).predictions[name], batch.targets.get(name), len(batch)
+    if not torch.isfinite(batch.streams["vector"].x).all(): raise Untried("what comes in is not finite")
     if said.ndim not in (1, 2) or len(said) != B: raise Wrong(f"gives {list(said.shape)}; it must be [B={B}] or [B, C]")
     if not torch.isfinite(said).all(): raise Wrong("gives predictions that are not finite")
     shapes = f"{[B, batch.streams['vector'].x.shape[-1]]} → {list(said.shape)}"

@@ -49,9 +49,8 @@ def attainable(objective: Objective, output, batch: Batch, same: Tensor) -> dict
 
 def alike(batch: Batch) -> Tensor:
     "Items with equal values at their real steps get equal numbers, [B] from 0; times do not count."
-    seen: dict[bytes, int] = {}
     keys = [b"".join(s.mask[i].cpu().numpy().tobytes() + s.x[i][s.mask[i]].cpu().numpy().tobytes() for s in batch.streams.values()) for i in range(len(batch))]
-    return torch.tensor([seen.setdefault(key, len(seen)) for key in keys], device=next(iter(batch.streams.values())).device)
+    return torch.tensor([list(dict.fromkeys(keys)).index(key) for key in keys], device=next(iter(batch.streams.values())).device)
 
 @dataclass(frozen=True)
 class Span:
@@ -92,10 +91,10 @@ class Fitted:
     norms: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
-    def told(self, span: Span, steps: int) -> str:
+    def told(self, span: Span, steps: int, more: str = "") -> str:
         "What came of it, in words. Raises `Wrong` where it was not learned, `Untried` where there was no time to learn it."
         first, last, updates = self.losses[0], self.losses[-1], len(self.losses) - 1
-        said = f"loss {first:.3g} → {last:.3g} in {updates} updates ({span})"
+        said = f"loss {first:.3g} → {last:.3g} in {updates} updates ({span}){more}"
         if span.above(last) <= .05: return said
         if updates < steps and (updates < 10 or span.above(last) < span.above(first) - .1): raise Untried(f"{said}; then the time was over")
         raise Wrong(said)
@@ -126,9 +125,11 @@ def by_heart(model: nn.Module, objective: Objective, batch: Batch, span: Span, s
 
 def gradient_norms(parameters: Mapping[str, nn.Parameter], when: str) -> dict[str, float]:
     "The norm of the gradient of every piece, {piece: norm}. Raises `ConfigError` naming the parameters where it is not finite."
-    norms = {n: float(p.grad.norm()) for n, p in parameters.items() if p.grad is not None}
+    norms = {n: float(p.grad.norm()) if p.grad is not None else 0.0 for n, p in parameters.items()}
     if bad := [n for n, norm in norms.items() if not math.isfinite(norm)]: raise ConfigError(f"the gradient of {few(bad)} is not finite {when}")
-    return {piece: math.hypot(*(norms.get(n, 0.0) for n in parameters if piece_of(n) == piece)) for piece in map(piece_of, parameters)}
+    pieces: dict[str, list[float]] = {}
+    for n, norm in norms.items(): pieces.setdefault(piece_of(n), []).append(norm)
+    return {piece: math.hypot(*each) for piece, each in pieces.items()}
 
 # %% ../nbs/17c_pieces.ipynb #00000011
 @dataclass(frozen=True)
@@ -164,9 +165,7 @@ def _learns(facts: dict, piece: str, part: nn.Module, data: Batch, objective: Ob
     fitted = by_heart(part, objective, data, span, steps, end, tell)
     norms = [v for k, v in fitted.norms.items() if k.startswith(piece)]
     facts |= {"losses": tuple(fitted.losses), "norm": math.hypot(*norms) if norms else None}
-    norm = f"; gradient norm {facts['norm']:.2g}" if norms else "; frozen"
-    try: said = fitted.told(span, steps) + norm
-    except Wrong as wrong: raise Wrong(f"{wrong}{norm}") from None
+    said = fitted.told(span, steps, f"; gradient norm {facts['norm']:.2g}" if norms else "; frozen")
     if facts["norm"] == 0: raise Wrong(f"{said}: none reaches it; look for detach(), no_grad or zeros in it and behind it")
     return said
 
@@ -194,8 +193,7 @@ def _holes(model: nn.Module, objective: Objective, batch: Batch) -> str:
         objective(model(batch.without(name)), batch)["loss"].backward()
         gradient_norms(parameters, f"where {name} is missing; clamp lengths, and guard rows that find nothing before the softmax")
     with torch.no_grad():
-        for p in parameters.values():
-            if p.grad is not None: p.sub_(1e-4 * p.grad.sign())
+        for p in (p for p in parameters.values() if p.grad is not None): p.sub_(1e-4 * p.grad.sign())
     return "finite, without any one modality too"
 
 def _reached(piece: str, given: nn.Module, norm: float, lost: Mapping[str, str], spare: Collection[str], idle: Collection[str]) -> str:
@@ -239,7 +237,7 @@ def _flat(model: nn.Module, objective: Objective, batch: Batch, left: float, eac
     return "flat"
 
 def _rates(model: nn.Module, plan: Plan) -> str:
-    made = groups(model, plan)                                          # raises ConfigError for patterns that do not fit
+    made = groups(model, plan)                                          # raises ConfigError where patterns do not fit
     if zero := [n for g in made if g["base"] == 0 for n, p in zip(g["names"], g["params"]) if p.requires_grad]: raise Wrong(f"{few(zero)}: is to learn at a rate of 0; give it a rate, or freeze it")
     return f"{', '.join(f'{r:g}' for r in sorted({g['base'] for g in made}))}; every parameter has one"
 
@@ -253,18 +251,18 @@ def _logits(name: str, output, objective: Objective, batch: Batch) -> str:
 # %% ../nbs/17c_pieces.ipynb #00000017
 def check_pieces(model: nn.Module, objective: Objective, batch: Batch, plan: Plan | None = None, *, idle: Collection[str] = (), steps: int = 300,
                  seconds: float = 120.0, tell: Tell = None) -> Checks:
-    """The component test: every piece alone, all together, eight items by heart, and where gradients reach. `print` it before every long training.
+    """The component test: every piece alone, all together, eight items of `batch` by heart, and where gradients reach. `print` it before every long training.
 
-    `batch`: some items with labels, of which eight are used. `idle`: patterns of parameters that are not meant to learn (others are frozen by `Frozen`). What
-    `seconds` do not suffice for is said to be not tried; `tell` gets each row at once, and the loss on the way. `model` stays as it is. Raises `ConfigError`."""
+    `idle`: patterns of parameters that are not meant to learn. What `seconds` do not suffice for is said to be not tried; `tell` gets every row at once, and
+    the loss on the way. `model` stays as it is. Raises `ConfigError`."""
     bench, given, batch, has = Bench(seconds, tell), model, eight(model, batch), {}
     model = copy.deepcopy(given).eval()
     def runs() -> str:
-        has["output"] = model(batch)
-        return ", ".join(f"{k} {list(p.shape)}" for k, p in has["output"].predictions.items())
+        has["output"] = output = model(batch)
+        return ", ".join(f"{k} {list(p.shape)}" for k, p in output.predictions.items())
     def starts() -> str:
         loss, span = float(objective(has["output"], batch)["loss"]), Span.of(objective, has["output"], batch)
-        if span.above(loss) > 3 or not math.isfinite(loss): raise Wrong(f"the loss begins at {loss:.3g}, and knowing nothing costs {span.chance:.3g}; give heads the labels' mean and spread, and small logits")
+        if not span.above(loss) <= 3: raise Wrong(f"the loss begins at {loss:.3g}, and knowing nothing costs {span.chance:.3g}; give heads the labels' mean and spread, and small logits")
         return f"loss {loss:.3g} ({span})"
     def train(m: nn.Module) -> None:
         has["trained"], has["fitted"] = m, by_heart(m, objective, batch, has["span"], steps, time.monotonic() + .5 * bench.left, tell)
