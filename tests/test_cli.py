@@ -90,3 +90,17 @@ def test_a_recipe_is_trained_and_measured_again_from_its_folder(tmp_path):
     again = CliRunner().invoke(app, ["evaluate", str(tmp_path / "run")])
     assert trained.exit_code == again.exit_code == 0 and "phq8 rmse" in again.stdout and again.stdout in trained.stdout
     assert json.loads((tmp_path / "run/metrics.json").read_text())["seed"] == 3
+
+
+def test_a_recipe_is_checked_before_it_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMEMO_CACHE", str(tmp_path / "cache"))
+    result = CliRunner().invoke(app, ["check", "multimodal_fer", "--scale", "smoke", "--branches"])
+    assert result.exit_code == 0, result.output
+    assert "0 wrong" not in result.output and "✗" not in result.output and "✓ eight by heart" in result.output and "audio only" in result.output
+    form = load_recipe("multimodal_fer", "smoke").model_dump()
+    form["plan"]["lr"] = {"encoders.*": 0.0, "*": 0.001}
+    (tmp_path / "still.yaml").write_text(yaml.safe_dump(form))
+    result = CliRunner().invoke(app, ["check", str(tmp_path / "still.yaml"), "--scale", "smoke"])
+    assert result.exit_code == 1 and "✗ rates" in result.output
+    result = CliRunner().invoke(app, ["check", "multimodal_fer", "--data", str(tmp_path / "nowhere")])
+    assert result.exit_code == 1 and "there is no folder" in result.output and "Traceback" not in result.output

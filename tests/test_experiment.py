@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from mmemo.batch import ConfigError, DataError, Stream
-from mmemo.build import build, course, lean, objective, taught
+from mmemo.build import build, course, lean, objective, plan, taught
 from mmemo.evaluate import predict
 from mmemo.experiment import evaluate_run, load_run, train_recipe
 from mmemo.measure import folds
 from mmemo.model import Frozen
-from mmemo.plan import Plan
+from mmemo.plan import Plan, groups
 from mmemo.recipe import Recipe, load_recipe
 from mmemo.sources import adapt, data, items
 from mmemo.train import NonFiniteError, fit
@@ -170,3 +170,21 @@ def test_a_run_that_turns_to_nan_names_the_cause_and_leaves_a_report(tmp_path):
     form["plan"].update(lr=1e30, clip=None, precision="fp32")
     with pytest.raises(NonFiniteError, match="update") as error: train_recipe(Recipe.model_validate(form), tmp_path / "run")
     assert error.value.finding and list((tmp_path / "run" / "nan").glob("step-*")) and not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_end_to_end_trains_from_words_sound_and_pictures(tmp_path):
+    form = small("end_to_end", items=24, items_per_speaker=2).model_dump()
+    form["plan"].update(epochs=3, keep_every=2, save_every=3, accumulate=2, batch_size=4)
+    recipe = Recipe.model_validate(form)
+    histories, metrics = train_recipe(recipe, tmp_path / "run")
+    steps, kept = histories["split"].epochs, {p.name for p in (tmp_path / "run/training/checkpoints").iterdir()}
+    assert {f"step-{steps[i]['step']:08d}" for i in (1, 2)} | {f"step-{histories['split'].best['step']:08d}"} == kept        # every second epoch, the last and the best
+    model, test = load_run(tmp_path / "run"), data(recipe)["test"]
+    kinds = {type(m).__name__ for m in model.modules()}
+    assert {"RobertaModel", "Wav2Vec2Model", "ViTModel", "ModalityAttention"} <= kinds
+    B, output = len(test), model(test)
+    maps = output.maps["modalities"]
+    assert maps.shape == (B, 4, 3, 3) and torch.allclose(maps.sum(-1), torch.ones(B, 4, 3), atol=1e-5)
+    rates = {name: g["base"] for g in groups(model, plan(recipe)) for name in g["names"]}
+    assert {r for n, r in rates.items() if n.split(".")[2] in ("transformer", "speech", "image")} == {0.0001} and {r for n, r in rates.items() if n.startswith(("fusion", "heads"))} == {0.001}
+    assert sum(k.startswith("sentiment, ") for k in metrics) == 6 and not [s for s in histories["split"].steps if s["norm"] is None]
