@@ -326,7 +326,7 @@ def test_broken_branches_fail_alone(make, bad):
 
 
 def test_the_innermost_branch_is_blamed():
-    assert "fusion cannot alone" in row(check_pieces(network(fusion=DeadReLU), mse("y"), items(), steps=30), "together", "eight by heart").found
+    assert "fusion cannot alone" in row(check_pieces(network(fusion=DeadReLU), mse("y"), items(), steps=60), "together", "eight by heart").found
 
 
 def test_branches_of_frozen_encoders_and_of_time():

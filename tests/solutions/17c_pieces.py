@@ -7,7 +7,7 @@ def floor_of_smoothing(classes, smoothing):
 def halves(model, objective, batch, span):
     found = {}
     for n in (8, 16):
-        fitted = by_heart(copy.deepcopy(model), objective, batch[:n], span, 300)
+        fitted = by_heart(copy.deepcopy(model), objective, batch[:n], span, 100)
         found[n] = span.above(fitted.losses[-1]) <= .05
     return found
 
