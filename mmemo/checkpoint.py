@@ -110,7 +110,7 @@ def prune(folder: str | Path, keep: set[int]) -> None:
 
 def clear(folder: Path) -> None:
     "Delete what an earlier run left in a folder, and nothing else that lies there."
-    for part in ("checkpoints", "tb", "wandb"): shutil.rmtree(folder / part, ignore_errors=True)
+    for part in ("checkpoints", "tb", "wandb", "nan"): shutil.rmtree(folder / part, ignore_errors=True)
     (folder / "log.jsonl").unlink(missing_ok=True)
 
 def step_of(path: Path) -> int: return int(path.name.removeprefix("step-"))

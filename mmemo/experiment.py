@@ -160,7 +160,7 @@ def _train(recipe: Recipe, model: Multimodal, fold: Fold, folder: Path, seed: in
         fit(other, objective(plain, chosen := parts["train"][rows]), chosen, None, calm, progress=False)
         return other
     parts, options = course(recipe, taught(recipe, parts), reference, seed)
-    history = fit(small, objective(recipe, parts["train"]), parts["train"], parts.get("valid"), plan(recipe, seed), folder / "training", progress=progress, track=track, guard=Guard(folder / "nan"), **options)
+    history = fit(small, objective(recipe, parts["train"]), parts["train"], parts.get("valid"), plan(recipe, seed), folder / "training", progress=progress, track=track, guard=Guard(folder / "training" / "nan"), **options)
     write_whole(folder / "model.safetensors", save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}))
     first = next(iter(tests))
     return history, {k.removeprefix("test "): Said.by(recipe, small, parts[k]) for k in tests}, by_modality(recipe, small, parts[first])

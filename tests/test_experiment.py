@@ -169,7 +169,7 @@ def test_a_run_that_turns_to_nan_names_the_cause_and_leaves_a_report(tmp_path):
     form = small("multimodal_fer", items=80, items_per_speaker=4, protocol="split").model_dump()
     form["plan"].update(lr=1e30, clip=None, precision="fp32")
     with pytest.raises(NonFiniteError, match="update") as error: train_recipe(Recipe.model_validate(form), tmp_path / "run")
-    assert error.value.finding and list((tmp_path / "run" / "nan").glob("step-*")) and not (tmp_path / "run" / "metrics.json").exists()
+    assert error.value.finding and list((tmp_path / "run/training/nan").glob("step-*")) and not (tmp_path / "run" / "metrics.json").exists()
 
 
 def test_end_to_end_trains_from_words_sound_and_pictures(tmp_path):
