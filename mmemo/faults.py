@@ -167,7 +167,9 @@ class _Slope(torch.autograd.Function):
         ctx.factor, ctx.dtype = factor, dtype
         return x.clone()
     @staticmethod
-    def backward(ctx, g): return (g.to(ctx.dtype or g.dtype) * ctx.factor * ctx.factor).to(g.dtype), None, None
+    def backward(ctx, g):
+        if ctx.dtype: g = g / g.abs().max().clamp(min=1e-30)             # the largest is 1, so that it is this product that leaves the type
+        return (g.to(ctx.dtype or g.dtype) * ctx.factor * ctx.factor).to(g.dtype), None, None
 
 def _only(h: Tensor, x: Tensor, value) -> Tensor:
     "`value` where `h` is True, else 1."
@@ -175,7 +177,7 @@ def _only(h: Tensor, x: Tensor, value) -> Tensor:
 
 FAULTS = {                                       # name: direction, operation, what is done to a module's output x at the place h (one True)
     "log of 0": ("forward", "log", lambda x, h: x + _only(h, x, x * 0).detach().log()),
-    "division by 0": ("forward", "div", lambda x, h: x / _only(h, x, x.detach() * 0)),
+    "division by 0": ("forward", "div", lambda x, h: x + torch.div(torch.ones_like(x), _only(h, x, x.detach() * 0))),
     "root of -1": ("forward", "sqrt", lambda x, h: x + _only(h, x, x.detach() * 0 - 1).sqrt()),
     "0 to the -1": ("forward", "pow", lambda x, h: x + _only(h, x, x.detach() * 0).pow(-1.5)),
     "overflow": ("forward", "mul", lambda x, h: x + (h * 1e30) * 1e30),
