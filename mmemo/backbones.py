@@ -4,7 +4,7 @@
 
 # %% ../nbs/15b_backbones.ipynb #00000004
 from __future__ import annotations
-import copy, inspect, json, os
+import inspect, json, os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path

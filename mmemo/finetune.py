@@ -5,9 +5,8 @@
 # %% ../nbs/16_finetune.ipynb #00000004
 from __future__ import annotations
 import copy, os, time, weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, NamedTuple

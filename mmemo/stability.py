@@ -182,7 +182,7 @@ def draw_norms(names: Sequence[str], norms: Float[Tensor, "S P"], step: int, fou
     for label in ax.get_yticklabels():
         if label.get_text() == guilty: label.set(fontweight="bold", color=COLOURS["audio"])
     ax.set_xlabel("update"); ax.spines[["top", "right"]].set_visible(False)
-    ax.set_title(f"gradient norms; red: not finite" + (f"; found: {found.direction + ' pass of ' if found.direction else found.kind + ' '}{found.name}" if found else ""), fontsize=9)
+    ax.set_title("gradient norms; red: not finite" + (f"; found: {found.direction + ' pass of ' if found.direction else found.kind + ' '}{found.name}" if found else ""), fontsize=9)
     ax.figure.colorbar(picture, ax=ax, pad=.01, aspect=30).set_label("log10 of the norm", fontsize=8)
     return ax
 

@@ -355,9 +355,6 @@ def test_sound_files_alone_have_no_pictures_and_ids_are_the_callers(tmp_path):
 
 
 def test_an_album_cover_is_no_film(tmp_path):
-    from io import BytesIO
-    from PIL import Image
-    Image.new("RGB", (8, 8)).save(picture := BytesIO(), "PNG")
     with av.open(str(tmp_path / "a.mp4"), "w") as file:
         a, v = file.add_stream("aac", rate=RATE, layout="mono"), file.add_stream("png", rate=1)
         v.width = v.height = 8; v.pix_fmt = "rgb24"; v.disposition = av.stream.Disposition.attached_pic

@@ -7,7 +7,7 @@ from torch import nn
 
 from mmemo.batch import Batch, ConfigError, Stream, masked_mean
 from mmemo.contracts import (Bench, Check, Checks, Untried, Wrong, alive, alone, as_batch, contracts, eight, few, for_itself, maps, missing, padding,
-                             stays_missing, stream_to_stream, streams_to_vector, vector_to_prediction, weights)
+                             stays_missing, stream_to_stream, vector_to_prediction, weights)
 from mmemo.fusion import FUSIONS, get_fusion
 from mmemo.media import LogMel, WaveCNN
 from mmemo.model import ClassHead, ConcatFusion, Fused, Multimodal, Project, RegressionHead

@@ -10,11 +10,10 @@ from mmemo.batch import ConfigError, DataError, Stream
 from mmemo.build import build, course, lean, objective, plan, taught
 from mmemo.evaluate import predict
 from mmemo.experiment import evaluate_run, load_run, train_recipe
-from mmemo.measure import folds
 from mmemo.model import Frozen
 from mmemo.plan import Plan, groups
 from mmemo.recipe import Recipe, load_recipe
-from mmemo.sources import adapt, data, items
+from mmemo.sources import data, items
 from mmemo.train import NonFiniteError, fit
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mmemo.batch import Batch, ConfigError, Stream, masked_mean
-from mmemo.contracts import Untried, Wrong, alone, eight
+from mmemo.contracts import Untried, Wrong, eight
 from mmemo.fusion import FUSIONS, ModalityDropout, get_fusion
 from mmemo.lora import inject
 from mmemo.media import ConcatNorm

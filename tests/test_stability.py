@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import Answer, Tiny, items, tiny
+from tiny import items, tiny
 from torch import nn
 
-from mmemo.batch import Batch, CheckpointError, ConfigError, Stream, masked_mean
-from mmemo.faults import FAULTS, KINDS, Watch, decoy, is_bad, mend, odd, plant
+from mmemo.batch import Batch, CheckpointError, ConfigError, Stream
+from mmemo.faults import KINDS, Watch, decoy, is_bad, mend, odd, plant
 from mmemo.fusion import get_fusion
 from mmemo.media import ConcatNorm
 from mmemo.model import Multimodal, Project, RegressionHead, Standardize
 from mmemo.plan import Plan, seed_of
 from mmemo.report import BadStep
-from mmemo.stability import Finding, Guard, Replay, draw_norms, find, layer_norms, replay
+from mmemo.stability import Finding, Guard, draw_norms, find, layer_norms, replay
 from mmemo.temporal import TCN
 from mmemo.train import NonFiniteError, fit, mse
 
