@@ -168,8 +168,8 @@ class _Slope(torch.autograd.Function):
         return x.clone()
     @staticmethod
     def backward(ctx, g):
-        if ctx.dtype: g = g / g.abs().max().clamp(min=1e-30)             # the largest is 1, so that it is this product that leaves the type
-        return (g.to(ctx.dtype or g.dtype) * ctx.factor * ctx.factor).to(g.dtype), None, None
+        given = g.float() / g.float().abs().max().clamp(min=1e-30) if ctx.dtype else g        # the largest is 1, so that it is this product that leaves the type
+        return (given.to(ctx.dtype or g.dtype) * ctx.factor * ctx.factor).to(g.dtype), None, None
 
 def _only(h: Tensor, x: Tensor, value) -> Tensor:
     "`value` where `h` is True, else 1."
