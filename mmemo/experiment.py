@@ -39,8 +39,8 @@ from .stability import Guard
 from .train import fit
 
 # %% auto #0
-__all__ = ['provenance', 'missing_numbers', 'write_json', 'write_metrics', 'check_recipe', 'train_recipe', 'protocol', 'home',
-           'facts_of', 'claim', 'read_run', 'load_run', 'evaluate_run']
+__all__ = ['provenance', 'missing_numbers', 'write_json', 'write_metrics', 'train_recipe', 'protocol', 'home', 'facts_of',
+           'claim', 'read_run', 'load_run', 'evaluate_run', 'check_recipe']
 
 # %% ../nbs/20d_experiment.ipynb #00000007
 _STARTED, _PACKAGE = time.time(), Path(importlib.util.find_spec("mmemo").origin).parent
@@ -71,25 +71,6 @@ def write_metrics(out: str | os.PathLike, metrics: Mapping) -> Path:
     if not metrics.get("steps", 0) > 0: raise DataError("the run took no training step (metrics.steps must be above 0): there is nothing to measure")
     write_json(path := Path(out) / "metrics.json", metrics)
     return path
-
-# %% ../nbs/20d_experiment.ipynb #0000000a
-def check_recipe(recipe: Recipe, source: str | os.PathLike = KNOWN, seed: int = 0, seconds: float = 120.0, tell: Callable[[str], Any] | None = None,
-                 with_branches: bool = False) -> list[Checks]:
-    """The component test of a recipe's model on items of its training data (`pieces.check_pieces`), and of each branch by itself where it is wanted.
-
-    Of the known-answer corpus no more is written than the test needs; a curriculum, which only orders items, is left out. Raises what data and weights raise."""
-    form = recipe.model_dump() | {"curriculum": None}
-    if str(source) == KNOWN:
-        knobs = dict(recipe.corpus.knobs)
-        form["corpus"] = form["corpus"] | {"items": min(recipe.corpus.items, 120), "knobs": knobs | {"items_per_speaker": min(knobs.get("items_per_speaker", 10), 4)}}
-    short = Recipe.model_validate(form)
-    train = taught(short, {"train": next(iter(folds(short, _read(short, source, seed)).values())).train})["train"]
-    with own_noise():
-        torch.manual_seed(seed)
-        model = build(short, train)
-    given = model, objective(short, train), train
-    found = [check_pieces(*given, plan(short, seed), seconds=seconds, tell=tell)]
-    return found + ([branches(*given, seconds=seconds / 2, tell=tell)] if with_branches else [])
 
 # %% ../nbs/20d_experiment.ipynb #0000000d
 def train_recipe(recipe: Recipe, folder: str | os.PathLike, source: str | os.PathLike = KNOWN, seed: int = 0, progress: bool = False,
@@ -220,3 +201,22 @@ def evaluate_run(folder: str | os.PathLike, source: str | os.PathLike | None = N
         said |= {(name, test): Said.by(recipe, model, batch) for test, batch in fold.tests.items()}
         for way, answer in by_modality(recipe, model, next(iter(fold.tests.values()))).items(): partly.setdefault(way, []).append(answer)
     return {"recipe": recipe.name, "scale": recipe.scale, "seed": run["seed"], "protocol": protocol(recipe, said), "items": sum(len(s.items) for s in said.values())} | numbers(recipe, said) | _lacking(recipe, partly)
+
+# %% ../nbs/20d_experiment.ipynb #0000000a
+def check_recipe(recipe: Recipe, source: str | os.PathLike = KNOWN, seed: int = 0, seconds: float = 120.0, tell: Callable[[str], Any] | None = None,
+                 with_branches: bool = False) -> list[Checks]:
+    """The component test of a recipe's model on items of its training data (`pieces.check_pieces`), and of each branch by itself where it is wanted.
+
+    Of the known-answer corpus no more is written than the test needs; a curriculum, which only orders items, is left out. Raises what data and weights raise."""
+    form = recipe.model_dump() | {"curriculum": None}
+    if str(source) == KNOWN:
+        knobs = dict(recipe.corpus.knobs)
+        form["corpus"] = form["corpus"] | {"items": min(recipe.corpus.items, 120), "knobs": knobs | {"items_per_speaker": min(knobs.get("items_per_speaker", 10), 4)}}
+    short = Recipe.model_validate(form)
+    train = taught(short, {"train": next(iter(folds(short, _read(short, source, seed)).values())).train})["train"]
+    with own_noise():
+        torch.manual_seed(seed)
+        model = build(short, train)
+    given = model, objective(short, train), train
+    found = [check_pieces(*given, plan(short, seed), seconds=seconds, tell=tell)]
+    return found + ([branches(*given, seconds=seconds / 2, tell=tell)] if with_branches else [])

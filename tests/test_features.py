@@ -290,7 +290,7 @@ def test_a_full_disk_is_said_and_harms_nothing(tmp_path, monkeypatch):
         if count[0] == 3: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(handle)
     with monkeypatch.context() as patch:
-        patch.setattr(module.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(ConfigError, match="No space left on device"): quiet(tmp_path, shard=4)(told(), data, "audio")
     assert not list(tmp_path.rglob("*.part"))
     encoder = told(); quiet(tmp_path)(encoder, data, "audio")
