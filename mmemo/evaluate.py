@@ -13,8 +13,8 @@ from .batch import Batch, ConfigError, DataError, ShapeError
 from .factors import FACTORS, LATENTS, NEEDS, Knobs, bayes
 
 # %% auto #0
-__all__ = ['Speakers', 'predict', 'probabilities', 'class_metrics', 'confusion', 'reliability', 'regression_metrics', 'Interval',
-           'bootstrap', 'Comparison', 'compare', 'best_prediction', 'xray', 'explained_share']
+__all__ = ['Speakers', 'predict', 'probabilities', 'class_metrics', 'share_of', 'confusion', 'reliability', 'regression_metrics',
+           'Interval', 'bootstrap', 'Comparison', 'compare', 'best_prediction', 'xray', 'explained_share']
 
 # %% ../nbs/06_evaluate.ipynb #9c282eeb
 def predict(model: nn.Module, data, batch_size: int = 256) -> dict[str, Tensor]:
@@ -84,6 +84,12 @@ def class_metrics(scores, target) -> dict[str, float]:
         tensors = torch.from_numpy(probabilities(scores)), torch.from_numpy(target).long()
         out["ece"] = multiclass_calibration_error(*tensors, num_classes=C, n_bins=15)
     return {name: float(value) for name, value in out.items()}
+
+def share_of(count: int, total: int, level: float = 0.95) -> Interval:
+    "A share, `count` of `total`, with its Wilson interval (Wilson 1927), which has a width at 0 of 10 too."
+    from scipy.stats import binomtest
+    found = binomtest(count, total).proportion_ci(level, method="wilson")
+    return Interval(count / total, float(found.low), float(found.high))
 
 def confusion(scores, target, classes: int | None = None) -> np.ndarray:
     "Confusion matrix [C, C] of counts: rows are true classes, columns are predicted ones."

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from .batch import COLOURS, ConfigError, Stream
-from .evaluate import Interval
+from .evaluate import Interval, share_of
 from .model import Fused, Output
 from .plan import own_noise
 from .transformer import Encoders, Windows
@@ -174,6 +174,4 @@ def diverged(losses: Sequence[float], constant: float, updates: int | None = Non
 def share(events: Sequence[bool], level: float = 0.95) -> Interval:
     "The share of events that are true, with its Wilson interval (Wilson 1927); honest at 0 of 10, where the textbook's has no width. Raises `ConfigError`."
     if not len(events): raise ConfigError("a share of nothing: give at least one event")
-    n, k, z = len(events), sum(map(bool, events)), float(torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.double)))
-    middle, half = (k / n + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(k * (n - k) / n ** 3 + z * z / (4 * n * n))
-    return Interval(k / n, max(0.0, middle - half), min(1.0, middle + half))
+    return share_of(sum(map(bool, events)), len(events), level)

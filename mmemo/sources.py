@@ -138,7 +138,7 @@ def _features(recipe: Recipe, source, whole, media, progress: bool) -> dict[str,
 
 def _prepare(recipe: Recipe, tokenizer: Tokenizer | None, batch: Batch, media: Mapping[str, Stream], given: Mapping[str, Mapping]) -> Batch:
     "The streams, targets and meta fields of some items that this recipe looks at."
-    streams = {name: _stream(name, getattr(recipe.encoders, name), tokenizer, batch, media, given, columns(recipe, name) if getattr(getattr(recipe.encoders, name), "columns", "all") != "all" else None) for name in recipe.encoders.names}
+    streams = {name: _stream(recipe, name, tokenizer, batch, media, given) for name in recipe.encoders.names}
     missing = lambda C: torch.full((len(batch),), math.nan) if C == 1 else torch.full((len(batch),), -100)
     targets = {task: batch.targets.get(task, missing(recipe.classes(task))) for task in recipe.heads}
     if "emotion" in batch.targets and "emotion" in targets:
@@ -148,9 +148,9 @@ def _prepare(recipe: Recipe, tokenizer: Tokenizer | None, batch: Batch, media: M
     meta = {k: batch.meta[k] for k in ("id", "speaker", "session", "corpus", "split", "fold", "factors", "difficulty") if k in batch.meta}
     return Batch(streams, targets, meta | ({"score": batch.targets["phq8"]} if "phq8" in batch.targets else {}))
 
-def _stream(name: str, part, tokenizer: Tokenizer | None, batch: Batch, media: Mapping[str, Stream], given: Mapping[str, Mapping], chosen: list[int] | None) -> Stream:
+def _stream(recipe: Recipe, name: str, tokenizer: Tokenizer | None, batch: Batch, media: Mapping[str, Stream], given: Mapping[str, Mapping]) -> Stream:
     "One stream of some items, as its encoder wants it."
-    clock = lambda s: Stream(s.x, s.mask, (s.t * 1e4).round() / 1e4)
+    part, clock = getattr(recipe.encoders, name), lambda s: Stream(s.x, s.mask, (s.t * 1e4).round() / 1e4)
     if name == "text":
         heard = batch.streams["text"].mask.any(1).tolist() if "text" in batch.streams else [True] * len(batch)
         return clock(tokenizer.stream([w if h else [] for w, h in zip(batch.meta["words"], heard)], batch.meta["spans"]))
@@ -161,9 +161,9 @@ def _stream(name: str, part, tokenizer: Tokenizer | None, batch: Batch, media: M
     if name in given: return attach(batch, name, given[name]).streams[name]
     if name not in batch.streams: raise DataError(f"the corpus has no {name} features, and {part.kind} wants them; it has {', '.join(batch.streams)}")
     s = clock(batch.streams[name])
-    if chosen is not None:
+    if getattr(part, "columns", "all") != "all":
         if s.x.shape[-1] != len(COLUMNS[name]): raise DataError(f"{name} has {s.x.shape[-1]} columns here, and the recipe names some of the {len(COLUMNS[name])} of the known-answer corpus and DAIC-WOZ: set columns: all")
-        s = s.with_x(s.x[..., chosen])
+        s = s.with_x(s.x[..., columns(recipe, name)])
     return Resample(part.steps)(s) if part.kind == "tcn" else MeanPool()(s) if part.kind == "utterance" else s
 
 def by_split(whole: Batch) -> dict[str, Batch]:

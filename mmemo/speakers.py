@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from .batch import COLOURS, Batch, ConfigError, DataError
 from .corpora import check_split, leave_one_out, speaker_split
-from .evaluate import Interval, predict
+from .evaluate import Interval, predict, share_of
 from .model import precompute, static_front
 from .multitask import linear_probe
 
@@ -52,9 +52,7 @@ def speaker_probe(model: nn.Module | Tensor, data: Batch, by: str = "speaker", f
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)                       # many classes of few items are no mistake here
             right += linear_probe(x[a], code[a], x[b], code[b], C)["accuracy"] * int(b.sum())
-    from scipy.stats import binomtest
-    low, high = binomtest(round(right), asked).proportion_ci(method="wilson")
-    return Probe(Interval(right / asked, low, high), float(count.max() / asked), S)
+    return Probe(share_of(round(right), asked), float(count.max() / asked), S)
 
 # %% ../nbs/14_speakers.ipynb #00000012
 def normalise_by_speaker(data: Batch, names: Iterable[str], by: str = "speaker") -> Batch:

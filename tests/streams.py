@@ -18,3 +18,11 @@ def learned(module: nn.Module, seed: int = 1, scale: float = 0.5) -> nn.Module:
     with torch.no_grad():
         for p in module.parameters(): p.copy_(torch.randn(p.shape, generator=g) * scale)
     return module.eval()
+
+
+def pictures(B: int, T: int, size: int, seed: int, lost: int) -> Stream:
+    "Frames of different numbers, that at place `lost` of the first item dropped; the last item is missing."
+    g = torch.Generator().manual_seed(seed)
+    mask = torch.arange(T) < torch.tensor([T, *[T // 2] * (B - 1)]).unsqueeze(1)
+    mask[0, lost], mask[-1] = False, False
+    return Stream(torch.randint(0, 256, (B, T, 3, size, size + 4), generator=g, dtype=torch.uint8), mask, ((torch.arange(T) + .5) / 8).repeat(B, 1))

@@ -29,12 +29,7 @@ def sound(B=3, N=5003, seed=0):
     return Stream(torch.randn(B, N, generator=g) * .1, mask, ((torch.arange(N) + .5) / 16000).repeat(B, 1))
 
 
-def clips(B=3, T=11, size=24, seed=0):
-    "Frames of different lengths, with a dropped one; the last item is missing."
-    g = torch.Generator().manual_seed(seed)
-    mask = torch.arange(T) < torch.tensor([T, *[T // 2] * (B - 1)]).unsqueeze(1)
-    mask[0, 4], mask[-1] = False, False
-    return Stream(torch.randint(0, 256, (B, T, 3, size, size + 4), generator=g, dtype=torch.uint8), mask, ((torch.arange(T) + .5) / 8).repeat(B, 1))
+def clips(B=3, T=11, size=24, seed=0): return streams.pictures(B, T, size, seed, lost=4)
 
 
 def mels(B=4, L=23, features=6, seed=0):
