@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
-from mmemo.daicwoz import PRESENCES
-from mmemo.readers import RAVDESS_EMOTIONS, UNITS
-from mmemo.synthetic import AUS
+from mmemo.data.daicwoz import PRESENCE_UNITS
+from mmemo.data.ravdess import OPENFACE_UNITS, RAVDESS_EMOTIONS
+from mmemo.data.standards import AUS
 
 TRAIN = "Participant_ID,PHQ8_Binary,PHQ8_Score,Gender,PHQ8_NoInterest,PHQ8_Depressed,PHQ8_Sleep,PHQ8_Tired,PHQ8_Appetite,PHQ8_Failure,PHQ8_Concentrating,PHQ8_Moving"
 TURNS = [(1.0, 2.0, "Ellie", "hi i'm ellie thanks for coming in today"), (2.5, 3.5, "Participant", "i'm fine thank you"),
@@ -38,7 +38,7 @@ def write_session(root, person: str, turns=TURNS, seconds: float = 9, x: np.ndar
     present = (np.arange(T * 6).reshape(T, 6) % 2).astype(float)
     rows = np.column_stack([np.arange(T) + 1, t, np.full(T, .9), success(t), aus, present])
     with open(folder / f"{person}_CLNF_AUs.txt", "w") as file:
-        file.write("frame, timestamp, confidence, success, " + ", ".join(AUS + PRESENCES) + "\n")
+        file.write("frame, timestamp, confidence, success, " + ", ".join(AUS + PRESENCE_UNITS) + "\n")
         for row in rows: file.write(", ".join(f"{v:.6g}" for v in row) + "\n")
     with open(folder / f"{person}_TRANSCRIPT.csv", "w", encoding="utf-8") as file:
         file.write("start_time\tstop_time\tspeaker\tvalue\n")
@@ -88,7 +88,7 @@ def write_ravdess(root, names=RAVDESS_NAMES, **changes) -> Path:
     np.savez(root / "ravdess_egemapsv02.npz", **{**arrays, **changes})
     with open(root / "ravdess_openface_au_means.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*UNITS, "audio_name"])
+        writer.writerow([*OPENFACE_UNITS, "audio_name"])
         for i, name in enumerate(names): writer.writerow([*([round(.1 * (i % 10), 1)] * 35), name])
     with open(root / "meta.csv", "w", newline="") as file:
         writer = csv.writer(file)

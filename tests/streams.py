@@ -2,7 +2,7 @@
 import torch
 from torch import nn
 
-from mmemo.batch import Stream
+from mmemo.core.batch import Stream
 
 
 def padded(s: Stream, by: int, fill: float = 3.0, when: float = 0.0) -> Stream:

@@ -9,12 +9,13 @@ from hypothesis import given, settings, strategies as st
 from streams import padded
 from torch import nn
 
-from mmemo.attention import (AttentionPool, Clock, CrossAttention, CrossBlock, CrossModalFusion, DynamicFusion, attention_mass, draw_attention,
-                             masked_softmax)
-from mmemo.batch import Batch, ConfigError, ShapeError, Stream
-from mmemo.model import Multimodal, Project, RegressionHead
-from mmemo.shapes import walk
-from mmemo.train import mse
+from mmemo.models.attention import Clock, CrossAttention, CrossBlock, masked_softmax
+from mmemo.models.crossmodal import attention_mass, AttentionPool, CrossModalFusion, draw_attention, DynamicFusion
+from mmemo.core.batch import Batch, Stream
+from mmemo.core.errors import ConfigError, ShapeError
+from mmemo.models.base import Multimodal, Project, RegressionHead
+from mmemo.diagnostics.walk import walk
+from mmemo.training.objectives import mse
 
 WIDTHS = {"text": 6, "audio": 4, "video": 3}
 PAIRS = (("text", "audio"), ("text", "video"))

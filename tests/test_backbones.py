@@ -11,15 +11,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, ViTForImageClassification, Wav2Vec2FeatureExtractor, Wav2Vec2ForPreTraining, ViTImageProcessor
 
-from mmemo.backbones import KNOWN, ImageEncoder, ModalityAttention, OwnLength, SpeechEncoder, at_own_length, windows
-from mmemo.batch import Batch, ConfigError, ShapeError, Stream, WeightsError, masked_mean
-from mmemo.model import ClassHead, Frozen, Multimodal
-from mmemo.plan import Plan
-from mmemo.shapes import walk
-from mmemo.train import cross_entropy, fit
+from mmemo.models.backbones import at_own_length, ImageEncoder, OwnLength, PUBLISHED_CONFIGS, SpeechEncoder, window_times
+from mmemo.models.fusion import ModalityAttention
+from mmemo.core.batch import Batch, masked_mean, Stream
+from mmemo.core.errors import ConfigError, ShapeError, WeightsError
+from mmemo.models.base import ClassHead, Frozen, Multimodal
+from mmemo.training.plan import Plan
+from mmemo.diagnostics.walk import walk
+from mmemo.training.loop import fit
+from mmemo.training.objectives import cross_entropy
 
 padded = partial(streams.padded, fill=99.0, when=77.0)
-TINY = {k: v for k, v in KNOWN["wav2vec2-tiny"].items() if k != "model_type"}
+TINY = {k: v for k, v in PUBLISHED_CONFIGS["wav2vec2-tiny"].items() if k != "model_type"}
 SEW = TINY | {"conv_dim": (8,) * 6 + (16,) * 7}
 KINDS = {"wav2vec2": ("wav2vec2", TINY), "wav2vec2, large": ("wav2vec2", TINY | {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}), "hubert": ("hubert", TINY),
          "hubert, large": ("hubert", TINY | {"feat_extract_norm": "layer", "do_stable_layer_norm": True}), "wavlm": ("wavlm", TINY), "unispeech": ("unispeech", TINY),
@@ -55,7 +58,7 @@ def same(a, b, atol=2e-5):
 def test_windows_by_hand(size, hop):
     mask, t = torch.rand(3, 40) < .5, torch.rand(3, 40).cumsum(1)
     mask[2, 8:30] = False
-    real, times = windows(mask, t, size, hop)
+    real, times = window_times(mask, t, size, hop)
     assert real.shape == (3, (40 - size) // hop + 1)
     for i in range(3):
         for k in range(real.shape[1]):
@@ -65,7 +68,7 @@ def test_windows_by_hand(size, hop):
 
 def test_a_clock_keeps_its_digits_after_an_hour():
     t = (3600 + (torch.arange(1600, dtype=torch.float64) + .5) / 16000).float().unsqueeze(0)
-    made = windows(torch.ones(1, 1600, dtype=torch.bool), t, 400, 320)[1]
+    made = window_times(torch.ones(1, 1600, dtype=torch.bool), t, 400, 320)[1]
     assert (made[0].double() - (3600 + (320 * torch.arange(4) + 200) / 16000)).abs().max() < 3e-4                 # what float32 can say of 3600.01
 
 
@@ -262,7 +265,7 @@ def test_blank_is_the_seeds_and_takes_names_folders_dicts_and_configurations(tmp
     same_weights = lambda b: all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
     before = torch.get_rng_state()
     a.model.config.save_pretrained(tmp_path)
-    for source in ("wav2vec2-tiny", KNOWN["wav2vec2-tiny"], a.model.config, tmp_path, str(tmp_path)): assert same_weights(SpeechEncoder.blank(source, 1))
+    for source in ("wav2vec2-tiny", PUBLISHED_CONFIGS["wav2vec2-tiny"], a.model.config, tmp_path, str(tmp_path)): assert same_weights(SpeechEncoder.blank(source, 1))
     assert not same_weights(SpeechEncoder.blank("wav2vec2-tiny", 2)) and torch.equal(before, torch.get_rng_state())
     assert SpeechEncoder.blank("wav2vec2-tiny", hidden_size=32).width == 32 and SpeechEncoder.blank(a.model.config, num_hidden_layers=1).model.config.num_hidden_layers == 1 and a.model.config.num_hidden_layers == 2
     with pytest.raises(WeightsError, match="there is no folder './none'"): SpeechEncoder.blank("./none")

@@ -16,10 +16,12 @@ import soundfile
 import folders
 import torch
 
-from mmemo.batch import MmemoError
-from mmemo.daicwoz import read_daicwoz
-from mmemo.readers import read_cmu_table, read_meld, read_mosi, read_ravdess
-from mmemo.tables import read_arrays
+from mmemo.core.errors import MmemoError
+from mmemo.data.daicwoz import read_daicwoz
+from mmemo.data.cmu import read_cmu_table, read_mosi
+from mmemo.data.meld import read_meld
+from mmemo.data.ravdess import read_ravdess
+from mmemo.data.tables import read_arrays
 
 CASES = {}
 

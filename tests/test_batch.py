@@ -5,7 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmemo.batch import Batch, ConfigError, ShapeError, Stream, align, collate, draw_masks, last_real, masked_mean, masked_std
+from mmemo.core.batch import align, Batch, collate, last_real, masked_mean, masked_std, Stream
+from mmemo.core.errors import ConfigError, ShapeError
+from mmemo.core.style import draw_masks
 
 sizes = dict(B=st.integers(1, 4), T=st.integers(1, 9), F=st.integers(1, 5), seed=st.integers(0, 99))
 

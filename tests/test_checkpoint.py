@@ -13,9 +13,9 @@ from tiny import MEMORY, items, tiny
 from torch import nn
 
 import mmemo.checkpoint as module
-from mmemo.batch import CheckpointError
-from mmemo.checkpoint import (History, Log, checkpoints, dumps, load_weights, newest, optimiser_tensors, prune, read_checkpoint, read_log,
-                              restore_optimiser, save_checkpoint)
+from mmemo.core.errors import CheckpointError
+from mmemo.core.files import canonical_json
+from mmemo.training.checkpoint import History, list_checkpoints, load_weights, Log, newest_checkpoint, optimiser_tensors, prune_checkpoints, read_checkpoint, read_log, restore_optimiser, save_checkpoint
 
 TENSORS = {"weights": {"a": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3)}, "optimiser": {"a/exp_avg": torch.randn(2, 3, dtype=torch.bfloat16)}}
 
@@ -33,7 +33,7 @@ def test_what_is_saved_comes_back(tmp_path):
     path = save_checkpoint(tmp_path, 7, TENSORS, state)
     found = read_checkpoint(path)
     assert equal(found.tensors, TENSORS) and found.state == state and [p.name for p in tmp_path.iterdir()] == ["step-00000007"]
-    assert newest(tmp_path / "nothing here") is None
+    assert newest_checkpoint(tmp_path / "nothing here") is None
 
 
 def test_tied_weights_are_saved(tmp_path):
@@ -57,10 +57,10 @@ def test_any_damage_is_refused_by_name_and_the_one_before_is_used(tmp_path, name
     file.write_bytes(data[:{"truncate": len(data) - 1, "empty": 0}.get(damage, len(data))])
     if damage == "delete": file.unlink()
     with pytest.raises(CheckpointError, match=f"step-00000002/{name}"): read_checkpoint(tmp_path / "step-00000002")
-    with pytest.warns(UserWarning, match=f"refused: .*step-00000002/{name}.*going on from step-00000001"): found = newest(tmp_path)
+    with pytest.warns(UserWarning, match=f"refused: .*step-00000002/{name}.*going on from step-00000001"): found = newest_checkpoint(tmp_path)
     assert found.state == {"step": 1} and equal(found.tensors, TENSORS)
     shutil.rmtree(tmp_path / "step-00000001")
-    with pytest.raises(CheckpointError, match="no checkpoint can be used"): newest(tmp_path)
+    with pytest.raises(CheckpointError, match="no checkpoint can be used"): newest_checkpoint(tmp_path)
 
 
 @given(st.data())
@@ -95,12 +95,12 @@ def test_a_crash_at_any_file_operation_leaves_the_old_or_the_new(tmp_path, monke
             with monkeypatch.context() as patch:
                 for name, operation in real.items(): patch.setattr(os, name, counted(operation))
                 patch.setattr(shutil, "rmtree", counted(rmtree))
-                try: save_checkpoint(folder, 2, TENSORS, {"step": 2}); prune(folder, {2})
+                try: save_checkpoint(folder, 2, TENSORS, {"step": 2}); prune_checkpoints(folder, {2})
                 except Killed: pass
                 else: break
-            found = newest(folder)                                       # no warning: nothing half-written stands under a checkpoint's name
+            found = newest_checkpoint(folder)                                       # no warning: nothing half-written stands under a checkpoint's name
             assert found.state["step"] in (1, 2) and equal(found.tensors, TENSORS)
-            save_checkpoint(folder, 3, TENSORS, {"step": 3}); prune(folder, {3})
+            save_checkpoint(folder, 3, TENSORS, {"step": 3}); prune_checkpoints(folder, {3})
             assert [p.name for p in folder.iterdir()] == ["step-00000003"]
         assert 8 <= crash_at < 39
 
@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_the_previous_loadable(tmp_path, room):
         try: save_checkpoint(disk, 2, big, {"step": 2})
         except CheckpointError as error: assert "No space left" in str(error) and "step-00000002" in str(error) and room < 100
         else: assert room == 100
-        assert newest(disk).state["step"] == (2 if room == 100 else 1) and equal(newest(disk).tensors, big)
+        assert newest_checkpoint(disk).state["step"] == (2 if room == 100 else 1) and equal(newest_checkpoint(disk).tensors, big)
         assert not list(disk.glob(".step-*"))
     finally: subprocess.run(["umount", str(disk)])
 
@@ -131,7 +131,7 @@ def test_a_full_disk_leaves_the_previous_loadable(tmp_path, room):
 @pytest.mark.parametrize("fail_at", [1, 2, 3, 4, 5])
 def test_no_space_at_any_write(tmp_path, monkeypatch, fail_at):
     save_checkpoint(tmp_path, 1, TENSORS, {"step": 1})
-    write, count = module._write, [0]
+    write, count = module.write_through, [0]
     def full(path, data):
         count[0] += 1
         if count[0] == fail_at: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -139,7 +139,7 @@ def test_no_space_at_any_write(tmp_path, monkeypatch, fail_at):
     monkeypatch.setattr(module, "_write", full)
     if fail_at <= 4:
         with pytest.raises(CheckpointError, match="No space left on device; earlier checkpoints are untouched"): save_checkpoint(tmp_path, 2, TENSORS, {})
-    assert [p.name for p in checkpoints(tmp_path)] == ["step-00000001"] and newest(tmp_path).state == {"step": 1}
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000001"] and newest_checkpoint(tmp_path).state == {"step": 1}
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
@@ -169,7 +169,7 @@ def test_a_log_is_cut_at_its_mark_and_a_changed_one_refused(tmp_path):
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
-def test_numbers_survive_the_log_bit_for_bit(x): assert json.loads(dumps(x)) == x
+def test_numbers_survive_the_log_bit_for_bit(x): assert json.loads(canonical_json(x)) == x
 
 
 def test_best_and_stale_of_a_history():

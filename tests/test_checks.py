@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from mmemo.batch import Batch, ConfigError, Stream, masked_mean
-from mmemo.checks import examine, hides_nan, longer, memory_growth, padding_matters, unmoved
-from mmemo.model import ConcatFusion, Fused, Multimodal, Project, RegressionHead
-from mmemo.train import mse
-from mmemo.transformer import CrossModalTransformer
+from mmemo.core.batch import Batch, masked_mean, Stream
+from mmemo.core.errors import ConfigError
+from mmemo.diagnostics.pitfalls import examine, hides_nan, lengthened, memory_growth, padding_matters, unmoved_parameters
+from mmemo.models.base import ConcatFusion, Fused, Multimodal, Project, RegressionHead
+from mmemo.training.objectives import mse
+from mmemo.models.mult import CrossModalTransformer
 
 WIDTHS = {"text": 7, "audio": 4}
 
@@ -44,13 +45,13 @@ def test_a_sound_model_moves_everywhere_and_is_left_alone():
     model, data = network(), batch()
     before, noise = {n: p.clone() for n, p in model.named_parameters()}, torch.get_rng_state()
     model.heads.eval()
-    assert unmoved(model, mse("y"), data) == {}
+    assert unmoved_parameters(model, mse("y"), data) == {}
     assert all(torch.equal(p, before[n]) and p.grad is None for n, p in model.named_parameters())
     assert torch.equal(noise, torch.get_rng_state()) and model.training and not model.heads.training
 
 
 def test_parameters_that_get_no_gradient_are_named_with_their_reason():
-    found = unmoved(network(Partial()), mse("y"), batch())
+    found = unmoved_parameters(network(Partial()), mse("y"), batch())
     assert found == {"fusion.unused.weight": "no gradient: the loss does not depend on it", "fusion.unused.bias": "no gradient: the loss does not depend on it",
                      "fusion.silent.weight": "its gradient is 0", "fusion.silent.bias": "its gradient is 0"}
 
@@ -63,21 +64,21 @@ def test_parameters_that_an_optimiser_was_not_given_are_named():
         mse("y")(model(data), data)["loss"].backward(); optimiser.step()
     model = network()
     names = [n for n, _ in model.named_parameters()][3:5]
-    assert unmoved(model, mse("y"), data, train) == dict.fromkeys(names, "it has a gradient, but nothing moves it")
+    assert unmoved_parameters(model, mse("y"), data, train) == dict.fromkeys(names, "it has a gradient, but nothing moves it")
 
 
 def test_frozen_parameters_are_not_complained_of():
     model = network(); model.encoders["text"].requires_grad_(False)
-    assert unmoved(model, mse("y"), batch()) == {}
+    assert unmoved_parameters(model, mse("y"), batch()) == {}
 
 
 # ------------------------------------------------------------------ padding
 def test_longer_adds_steps_that_are_not_real():
     s = batch().streams["audio"]
-    found = longer(s, 3, 1.0)
+    found = lengthened(s, 3, 1.0)
     assert found.x.shape == (6, 12, 4) and torch.equal(found.mask.sum(1), s.mask.sum(1)) and found.x[:, 9:].eq(1).all() and torch.equal(found.x[:, :9], s.x)
     ids = Stream.of(torch.arange(6).view(2, 3), rate=1)
-    assert longer(ids, 2, 1).x.dtype == ids.x.dtype
+    assert lengthened(ids, 2, 1).x.dtype == ids.x.dtype
 
 
 def test_padding_matters_where_means_ignore_the_mask():
@@ -85,7 +86,7 @@ def test_padding_matters_where_means_ignore_the_mask():
     careful, careless = padding_matters(network(), data), padding_matters(network(Careless()), data)
     assert max(careful.values()) < 1e-5 and min(careless.values()) > .01 and set(careful) == set(WIDTHS)
     model = network(Careless()).eval()
-    want = (model(data.replace(audio=longer(data.streams["audio"], 2, 0))).predictions["y"] - model(data).predictions["y"]).abs().max()
+    want = (model(data.replace(audio=lengthened(data.streams["audio"], 2, 0))).predictions["y"] - model(data).predictions["y"]).abs().max()
     assert padding_matters(model, data, by=2)["audio"] >= want > 0 and not model.training
 
 

@@ -6,9 +6,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from mmemo.batch import ConfigError, DataError
-from mmemo.cli import app, execute, missing_numbers, provenance, run_notebooks, write_metrics
-from mmemo.recipe import load_recipe
+from mmemo.core.errors import ConfigError, DataError
+from mmemo.experiments.run import missing_numbers, run_provenance, write_metrics
+from mmemo.cli import app, execute_notebook, run_notebooks
+from mmemo.experiments.recipe import load_recipe
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_unknown_runs_and_scales_name_the_choices(checkout):
     for words, said in ((["run", "stairs"], "bad, good"), (["run", "good", "--scale", "huge"], "smoke, laptop or full")):
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 1 and said in result.output
-    with pytest.raises(ConfigError, match="stairs"): execute("stairs", checkout)
+    with pytest.raises(ConfigError, match="stairs"): execute_notebook("stairs", checkout)
     assert set(run_notebooks()) == {"good", "bad"}
 
 
@@ -54,7 +55,7 @@ def test_a_missing_number_fails_the_run_and_writes_nothing(tmp_path, metrics, sa
 
 
 def test_provenance_says_where_a_number_comes_from():
-    known = provenance(seed=3)
+    known = run_provenance(seed=3)
     assert known["seed"] == 3 and known["versions"]["torch"] and known["threads"] >= 1 and known["peak_memory_gb"] > 0 and missing_numbers(known) == []
 
 

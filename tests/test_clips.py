@@ -14,12 +14,17 @@ from hypothesis import given, settings, strategies as st
 from scipy.signal import correlate
 from streams import padded
 
-from mmemo.batch import ConfigError, DataError, ShapeError, Stream
+from mmemo.core.batch import Stream
+from mmemo.core.errors import ConfigError, DataError, ShapeError
 from mmemo import clips
-from mmemo.clips import RATE, Frames, decode_clip, pick, read_clips, read_media, render_media, rendered
-from mmemo.lookalike import write_clip, write_meld
-from mmemo.render import render_audio, render_frames
-from mmemo.synthetic import known_answer
+from mmemo.core.batch import spread_steps
+from mmemo.data.clips import decode_clip, read_clips, read_media
+from mmemo.data.standards import SOUND_RATE
+from mmemo.synthetic.media import render_kept, render_media
+from mmemo.models.audiovisual import Frames
+from mmemo.synthetic.lookalike import write_clip, write_meld
+from mmemo.synthetic.render import render_audio, render_frames
+from mmemo.synthetic.known_answer import known_answer
 
 
 def write(path, seconds=1.0, fps=10, size=(48, 64), video=True, audio=True, rate=44100, layout="stereo", options=None):
@@ -44,7 +49,7 @@ def write(path, seconds=1.0, fps=10, size=(48, 64), video=True, audio=True, rate
 def test_pick_by_hand(seed, T, steps):
     g = np.random.default_rng(seed)
     t, mask = np.cumsum(g.uniform(.1, 1, T)).astype(np.float32), g.random(T) < .7
-    found = pick(torch.from_numpy(mask)[None], torch.from_numpy(t)[None], steps)[0].tolist()
+    found = spread_steps(torch.from_numpy(mask)[None], torch.from_numpy(t)[None], steps)[0].tolist()
     real = np.flatnonzero(mask)
     if not len(real): assert found == [0] * steps; return
     low, high = t[real[0]], t[real[-1]]
@@ -68,7 +73,7 @@ def test_frames_are_real_in_time_order_and_blind_to_padding():
         assert torch.equal(made.x, other.x) and torch.equal(made.mask, other.mask) and torch.equal(made.t, other.t)
     square = Stream(s.x[..., :6, :6], s.mask, s.t)
     chosen = Frames(9, 6)(square)
-    assert torch.equal(chosen.x[0], square.x[0, pick(s.mask, s.t, 9)[0]])                     # of the right size already: not a bit is changed
+    assert torch.equal(chosen.x[0], square.x[0, spread_steps(s.mask, s.t, 9)[0]])                     # of the right size already: not a bit is changed
     with pytest.raises(ShapeError, match=r"frames are \[B, T, 3, H, W\]"): Frames()(Stream.of(torch.zeros(2, 3, 4), rate=1))
     with pytest.raises(ConfigError, match="steps=0"): Frames(0)
 
@@ -96,7 +101,7 @@ def test_rendered_media_are_those_of_the_renderer(data):
 
 
 def test_rendered_corpus_is_cached_and_the_same(data, tmp_path):
-    made = rendered(data, 4, 24, cache=tmp_path, progress=False, chunk=4)
+    made = render_kept(data, 4, 24, cache=tmp_path, progress=False, chunk=4)
     want = render_media(data, 4, 24)
     whole = made.to_batch()
     assert whole.streams["video"].x.dtype == torch.uint8
@@ -106,9 +111,9 @@ def test_rendered_corpus_is_cached_and_the_same(data, tmp_path):
         assert torch.equal(got.mask, s.mask[:, :n]) and torch.equal(got.x, s.x[:, :n].where(s.mask[:, :n].reshape(*s.mask[:, :n].shape, *[1] * (s.x.ndim - 2)), got.x)) and not s.mask[:, n:].any()
     assert torch.equal(whole.targets["phq8"], data.targets["phq8"]) and whole.meta["id"] == data.meta["id"]
     folders = sorted(tmp_path.iterdir())
-    rendered(data, 4, 24, cache=tmp_path, progress=False)
+    render_kept(data, 4, 24, cache=tmp_path, progress=False)
     assert sorted(tmp_path.iterdir()) == folders
-    rendered(data[:3], 4, 24, cache=tmp_path, progress=False)
+    render_kept(data[:3], 4, 24, cache=tmp_path, progress=False)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -117,9 +122,9 @@ def test_a_clip_is_decoded_by_its_clock(tmp_path):
     clip = decode_clip(write(tmp_path / "a.mp4"), frames=5, size=32)
     assert clip.complaints == () and clip.frames.shape == (5, 3, 32, 32) and clip.frames.dtype == np.uint8
     assert np.allclose(clip.times, [.1, .3, .4, .6, .8], atol=.051) and np.allclose(clip.frames.mean((1, 2, 3)), clip.times * 200, atol=6)
-    assert clip.sound.dtype == np.float32 and abs(len(clip.sound) - RATE) < .1 * RATE
+    assert clip.sound.dtype == np.float32 and abs(len(clip.sound) - SOUND_RATE) < .1 * SOUND_RATE
     heard = np.abs(np.fft.rfft(clip.sound[2000:14000]))
-    assert abs(heard.argmax() * RATE / 12000 - 440) < 3 and abs(np.abs(clip.sound[2000:14000]).max() - .5) < .05
+    assert abs(heard.argmax() * SOUND_RATE / 12000 - 440) < 3 and abs(np.abs(clip.sound[2000:14000]).max() - .5) < .05
 
 
 def test_a_clip_of_the_look_alike_comes_back(tmp_path):
@@ -169,7 +174,7 @@ def test_a_clip_that_breaks_off_is_read_as_far_as_it_goes_and_says_so(tmp_path, 
 
 def test_a_clip_that_never_ends_is_cut(tmp_path):
     clip = decode_clip(write(tmp_path / "a.mp4", seconds=4), frames=3, limit=2)
-    assert clip.times.max() < 2 and len(clip.sound) <= 2.1 * RATE and "video lasts 4 s: cut at 2" in clip.complaints
+    assert clip.times.max() < 2 and len(clip.sound) <= 2.1 * SOUND_RATE and "video lasts 4 s: cut at 2" in clip.complaints
 
 
 # ------------------------------------------------------------------ a folder
@@ -244,10 +249,12 @@ def test_a_folder_without_clips_says_so(tmp_path):
 def test_clips_train_a_model(folder, tmp_path):
     "From files to a trained step: frames and sound of a folder through the encoders of the media lesson."
     from torch import nn
-    from mmemo.media import R3D, ConcatNorm, LogMel, WaveCNN
-    from mmemo.model import ClassHead, Frozen, Multimodal, Project
-    from mmemo.plan import Plan
-    from mmemo.train import cross_entropy, fit
+    from mmemo.models.audiovisual import LogMel, R3D, WaveCNN
+    from mmemo.models.fusion import ConcatNorm
+    from mmemo.models.base import ClassHead, Frozen, Multimodal, Project
+    from mmemo.training.plan import Plan
+    from mmemo.training.loop import fit
+    from mmemo.training.objectives import cross_entropy
     corpus = read(folder[0], tmp_path)
     encoders = {"audio": nn.Sequential(LogMel(), Frozen(WaveCNN()), Project(128, 16)), "video": nn.Sequential(Frozen(R3D()), Project(512, 16))}
     model = Multimodal(encoders, ConcatNorm({"audio": 16, "video": 16}, 8), {"emotion": ClassHead(8, 7)})
@@ -256,7 +263,7 @@ def test_clips_train_a_model(folder, tmp_path):
 
 
 # ------------------------------------------------------------------ any sound and film
-def voice(seconds=1.0, rate=RATE, hz=440.0, channels=1):
+def voice(seconds=1.0, rate=SOUND_RATE, hz=440.0, channels=1):
     tone = .25 * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)
     return np.stack([tone * 2 * (k + 1) / (channels + 1) for k in range(channels)], 1).astype(np.float32)
 
@@ -274,10 +281,10 @@ def test_any_rate_and_any_number_of_channels_is_the_same_sound(tmp_path, rate, c
     soundfile.write(path, voice(1, rate, channels=channels) + (voice(1, rate, 10_000, channels) if rate > 20_000 and ending == "wav" else 0), rate)
     clip = decode_clip(path, kinds=("audio",))
     assert clip.complaints == () and clip.frames is None and clip.sound.dtype == np.float32
-    assert abs(len(clip.sound) - RATE) <= (1200 if ending == "mp3" else 4 if rate != RATE else 0)
+    assert abs(len(clip.sound) - SOUND_RATE) <= (1200 if ending == "mp3" else 4 if rate != SOUND_RATE else 0)
     middle = clip.sound[3000:13000]
     power = np.abs(np.fft.rfft(middle * np.hanning(len(middle)))) ** 2
-    hz = np.fft.rfftfreq(len(middle), 1 / RATE)
+    hz = np.fft.rfftfreq(len(middle), 1 / SOUND_RATE)
     assert abs(hz[power.argmax()] - 440) < 2 and power[abs(hz - 440) > 20].max() < 1e-4 * power.max() and abs(np.abs(middle).max() - .25) < .01
 
 
@@ -293,29 +300,29 @@ def spoil(folder, kind):
     path = folder / f"{kind}.wav"
     if kind == "empty": path.write_bytes(b"")
     if kind == "text": path.write_text("This is a letter, and no sound at all.\n" * 99)
-    if kind == "header": soundfile.write(path, voice(), RATE); path.write_bytes(path.read_bytes()[:44])
+    if kind == "header": soundfile.write(path, voice(), SOUND_RATE); path.write_bytes(path.read_bytes()[:44])
     if kind == "torn":
         path = path.with_suffix(".flac")
-        soundfile.write(path, np.random.default_rng(0).standard_normal(5 * RATE) * .1, RATE); path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2])
-    if kind == "nan": x = voice()[:, 0]; x[100:150] = np.nan; x[9000] = np.inf; soundfile.write(path, x, RATE, subtype="FLOAT")
+        soundfile.write(path, np.random.default_rng(0).standard_normal(5 * SOUND_RATE) * .1, SOUND_RATE); path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2])
+    if kind == "nan": x = voice()[:, 0]; x[100:150] = np.nan; x[9000] = np.inf; soundfile.write(path, x, SOUND_RATE, subtype="FLOAT")
     if kind == "nan48": x = voice(rate=48_000, channels=2); x[3000:3030, 1] = -np.inf; soundfile.write(path, x, 48_000, subtype="DOUBLE")
-    if kind == "all nan": soundfile.write(path, np.full(1000, np.nan), RATE, subtype="FLOAT")
-    if kind == "silent": soundfile.write(path, np.zeros(RATE), RATE)
-    if kind == "one": soundfile.write(path, voice()[:1] + .1, RATE)
+    if kind == "all nan": soundfile.write(path, np.full(1000, np.nan), SOUND_RATE, subtype="FLOAT")
+    if kind == "silent": soundfile.write(path, np.zeros(SOUND_RATE), SOUND_RATE)
+    if kind == "one": soundfile.write(path, voice()[:1] + .1, SOUND_RATE)
     if kind == "folder": path.mkdir()
     return path
 
 
 @pytest.mark.parametrize("kind, says, read", [
     ("missing", "there is no such file", 0), ("folder", "there is no such file", 0), ("empty", "the file is empty", 0), ("text", "", 0), ("header", "audio", 0),
-    ("torn", "audio", None), ("nan", "51 samples of the sound are not finite", RATE), ("nan48", "30 samples of the sound are not finite", RATE),
-    ("all nan", "1000 samples of the sound are not finite", 0), ("silent", "the sound is silent from end to end", RATE), ("one", None, 1)])
+    ("torn", "audio", None), ("nan", "51 samples of the sound are not finite", SOUND_RATE), ("nan48", "30 samples of the sound are not finite", SOUND_RATE),
+    ("all nan", "1000 samples of the sound are not finite", 0), ("silent", "the sound is silent from end to end", SOUND_RATE), ("one", None, 1)])
 def test_what_can_be_wrong_with_a_recording(tmp_path, kind, says, read):
     clip = decode_clip(spoil(tmp_path, kind), kinds=("audio",))
     if says is None: assert clip.complaints == ()
     else: assert len(clip.complaints) >= 1 and any(says in c for c in clip.complaints) and not any(str(tmp_path) in c for c in clip.complaints), clip.complaints
     if read == 0: assert clip.sound is None; return
-    if kind == "torn": assert 1 * RATE < len(clip.sound) < 4 * RATE and np.isfinite(clip.sound).all(); return
+    if kind == "torn": assert 1 * SOUND_RATE < len(clip.sound) < 4 * SOUND_RATE and np.isfinite(clip.sound).all(); return
     assert len(clip.sound) == read
     gone = np.flatnonzero(np.isnan(clip.sound))
     want = {"nan": [*range(100, 150), 9000], "nan48": list(range(1000, 1010))}.get(kind, [])
@@ -336,7 +343,7 @@ def test_a_folder_of_everything_becomes_a_corpus_and_a_report(tmp_path):
     assert heard == [True, True, False, True, True, True] and seen == [False, True, True, False, False, False]
     assert batch.targets["emotion"].tolist() == [-100, 3, -100, 1, -100, -100] and batch.targets["score"].nan_to_num(-1).tolist() == [-1, 2.5, -1, -1, 7, -1]
     assert batch.meta["speaker"] == [None, "ann", "bob", None, None, None] and torch.allclose(batch.meta["seconds"][[0, 3, 4]], torch.tensor([.5, 1, 1]), atol=1e-3)
-    assert (~batch.streams["audio"].mask[3, :RATE]).sum() == 51 and batch.streams["audio"].x.isfinite().all()
+    assert (~batch.streams["audio"].mask[3, :SOUND_RATE]).sum() == 51 and batch.streams["audio"].x.isfinite().all()
     lines = {line.split(": ")[0]: line for line in made.report}
     assert sorted(lines) == ["all nan", "empty", "mute", "nan", "silent", "text", "torn"] and len(made.report) == 7
     assert all(lines[n].endswith("left out") for n in ("all nan", "empty", "text")) and lines["mute"].endswith("no audio stream: kept, its audio is missing")
@@ -344,11 +351,11 @@ def test_a_folder_of_everything_becomes_a_corpus_and_a_report(tmp_path):
 
 def test_sound_files_alone_have_no_pictures_and_ids_are_the_callers(tmp_path):
     paths = {f"x/{k}": tmp_path / f"{k}.wav" for k in range(3)}
-    for k, path in enumerate(paths.values()): soundfile.write(path, voice(.1 * (k + 1)), RATE)
+    for k, path in enumerate(paths.values()): soundfile.write(path, voice(.1 * (k + 1)), SOUND_RATE)
     made = media(paths, tmp_path / "cache")
     assert list(made.to_batch().streams) == ["audio"] and made.meta["id"] == ["x/0", "x/1", "x/2"] and made.to_batch().streams["audio"].mask.sum(1).tolist() == [1600, 3200, 4800]
     assert media(paths, tmp_path / "cache").folder == made.folder
-    soundfile.write(paths["x/1"], voice(.7), RATE)
+    soundfile.write(paths["x/1"], voice(.7), SOUND_RATE)
     assert media(paths, tmp_path / "cache").folder != made.folder
     write(tmp_path / "0.mp4")
     assert sorted(media(tmp_path, tmp_path / "cache").meta["id"]) == ["0.mp4", "0.wav", "1", "2"]
@@ -356,13 +363,13 @@ def test_sound_files_alone_have_no_pictures_and_ids_are_the_callers(tmp_path):
 
 def test_an_album_cover_is_no_film(tmp_path):
     with av.open(str(tmp_path / "a.mp4"), "w") as file:
-        a, v = file.add_stream("aac", rate=RATE, layout="mono"), file.add_stream("png", rate=1)
+        a, v = file.add_stream("aac", rate=SOUND_RATE, layout="mono"), file.add_stream("png", rate=1)
         v.width = v.height = 8; v.pix_fmt = "rgb24"; v.disposition = av.stream.Disposition.attached_pic
-        sound = av.AudioFrame.from_ndarray(voice().T.copy(), "fltp", "mono"); sound.rate, sound.pts = RATE, 0
+        sound = av.AudioFrame.from_ndarray(voice().T.copy(), "fltp", "mono"); sound.rate, sound.pts = SOUND_RATE, 0
         file.mux(a.encode(sound)); file.mux(a.encode(None))
         file.mux(v.encode(av.VideoFrame.from_ndarray(np.zeros((8, 8, 3), np.uint8), "rgb24"))); file.mux(v.encode(None))
     clip = decode_clip(tmp_path / "a.mp4", 2, 8)
-    assert clip.frames is None and clip.complaints == ("no video stream",) and len(clip.sound) > .9 * RATE
+    assert clip.frames is None and clip.complaints == ("no video stream",) and len(clip.sound) > .9 * SOUND_RATE
 
 
 def test_nothing_to_read_is_one_clear_error(tmp_path):
@@ -377,7 +384,7 @@ def test_a_killed_reading_goes_on_where_it_was(tmp_path, monkeypatch, workers):
     "SIGKILL in the middle of a chunk, twice: finished chunks are not decoded again, and the corpus is that of a reading nobody disturbed."
     source, log, plain = tmp_path / "files", tmp_path / "log", clips.decode_clip
     source.mkdir()
-    for k in range(18): soundfile.write(source / f"{k:02}.wav", voice(.02 * (k + 1)), RATE)
+    for k in range(18): soundfile.write(source / f"{k:02}.wav", voice(.02 * (k + 1)), SOUND_RATE)
     for k in (3, 8, 9, 10, 11, 15): (source / f"{k:02}.wav").write_bytes(b"")                      # the chunk 8..11 has nothing at all
     monkeypatch.setattr(clips, "CHUNK", 4)
     whole = media(source, tmp_path / "undisturbed")
@@ -407,7 +414,7 @@ def test_a_chunk_that_was_torn_is_read_again(tmp_path, monkeypatch):
     "Half a chunk, as a full disk or a dying one leaves it, is noticed by its size."
     monkeypatch.setattr(clips, "CHUNK", 2)
     paths = {f"{k}": tmp_path / f"{k}.wav" for k in range(5)}
-    for path in paths.values(): soundfile.write(path, voice(.05), RATE)
+    for path in paths.values(): soundfile.write(path, voice(.05), SOUND_RATE)
     want, plain, counted = media(paths, tmp_path / "a").to_batch(), clips.decode_clip, []
     def once(path, *how):
         counted.append(path.stem)

@@ -5,14 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from mmemo.batch import Batch, ConfigError, Stream, masked_mean
-from mmemo.contracts import (Bench, Check, Checks, Untried, Wrong, alive, alone, as_batch, contracts, eight, few, for_itself, maps, missing, padding,
-                             stays_missing, stream_to_stream, vector_to_prediction, weights)
-from mmemo.fusion import FUSIONS, get_fusion
-from mmemo.media import LogMel, WaveCNN
-from mmemo.model import ClassHead, ConcatFusion, Fused, Multimodal, Project, RegressionHead
-from mmemo.temporal import TCN, Resample
-from mmemo.transformer import CrossModalTransformer, LastState
+from mmemo.core.batch import Batch, masked_mean, Stream
+from mmemo.core.errors import ConfigError
+from mmemo.core.errors import some_names
+from mmemo.diagnostics.contracts import as_batch, Bench, Check, check_contracts, Checks, choose_items, finite_weights, items_differ, items_stand_alone, maps_add_up, missing_is_finite, missing_stays_missing, padding_is_silent, pieces_alone, stream_to_stream, Untried, vector_to_prediction, Wrong
+from mmemo.models.fusion import FUSIONS, get_fusion
+from mmemo.models.audiovisual import LogMel, WaveCNN
+from mmemo.models.base import ClassHead, ConcatFusion, Fused, Multimodal, Project, RegressionHead
+from mmemo.models.temporal import Resample, TCN
+from mmemo.models.mult import CrossModalTransformer, LastState
 
 WIDTHS = {"text": 7, "audio": 4, "video": 5}
 
@@ -57,7 +58,7 @@ def test_the_bench_says_what_came_of_each_check():
     assert len(told) == 5 and told[1] == "✗ p: b  why"
     late = Bench(seconds=-1.0)
     assert late("p", "a", str) is None and late.rows[0].found == "no time left"
-    assert few(list("abcde")) == "a, b, c and 2 more" and few(["a"]) == "a"
+    assert some_names(list("abcde")) == "a, b, c and 2 more" and some_names(["a"]) == "a"
 
 
 # ------------------------------------------------------------------ sound pieces
@@ -65,7 +66,7 @@ def test_the_bench_says_what_came_of_each_check():
 def test_every_fusion_keeps_its_promises(name):
     model = network(name)
     model.heads.eval()
-    checks = contracts(model, items())
+    checks = check_contracts(model, items())
     assert checks.ok, str(checks)
     assert {r.piece for r in checks} == {*(f"encoders.{n}" for n in WIDTHS), "fusion", "heads.y", "heads.mood", "together"}
     assert model.training and not model.heads.training
@@ -73,17 +74,17 @@ def test_every_fusion_keeps_its_promises(name):
 
 def test_temporal_encoders_and_the_transformer_keep_theirs():
     encoders = {"text": lambda F, H: LastState(F, 6, H), "audio": lambda F, H: TCN(F, H), "video": lambda F, H: nn.Sequential(TCN(F, H), Resample(4))}
-    assert (checks := contracts(network(**encoders), items())).ok, str(checks)
+    assert (checks := check_contracts(network(**encoders), items())).ok, str(checks)
     transformer = Multimodal({n: nn.Identity() for n in WIDTHS}, CrossModalTransformer(WIDTHS, 8, 2, 1, maps=True), {"y": RegressionHead(48)})
-    assert (checks := contracts(transformer, items())).ok, str(checks)
+    assert (checks := check_contracts(transformer, items())).ok, str(checks)
     wave = Batch({"audio": Stream.of(torch.randn(3, 4000), torch.arange(4000) < torch.tensor([[4000], [2500], [900]]), rate=16_000)}, {"y": torch.randn(3)})
     deep = Multimodal({"audio": nn.Sequential(LogMel(16), WaveCNN(16, (8, 12)))}, ConcatFusion({"audio": 12}, 8), {"y": RegressionHead(8)})
-    assert (checks := contracts(deep, wave)).ok, str(checks)
+    assert (checks := check_contracts(deep, wave)).ok, str(checks)
 
 
 def test_pieces_alone_are_models_that_share_their_modules():
     model, data = network("cross_attention"), items()
-    pieces = alone(model, data)
+    pieces = pieces_alone(model, data)
     assert list(pieces) == ["encoders.text", "encoders.audio", "encoders.video", "fusion", "heads.y", "heads.mood"]
     part, given = pieces["fusion"]
     model.eval()
@@ -96,19 +97,19 @@ def test_pieces_alone_are_models_that_share_their_modules():
         said = one(stream).predictions["vector"]
         own = model.encoders["audio"](data.streams["audio"])
         assert said.shape == (12, 3 * 12 + 1) and torch.allclose(said[:, :12], masked_mean(own.x, own.mask)) and torch.allclose(said[:, -1], masked_mean(own.t, own.mask))
-    assert alone(nn.Linear(2, 2), data) == {}
+    assert pieces_alone(nn.Linear(2, 2), data) == {}
 
 
 def test_eight_items_are_spread_over_the_labels_that_are_known():
     data = items(40)
     data.targets["y"][:3] = math.nan
     data.targets["mood"][5] = -100
-    some = eight(network(), data)
+    some = choose_items(network(), data)
     assert len(some) == 8 and torch.isfinite(some.targets["y"]).all() and (some.targets["mood"] >= 0).all()
     assert some.targets["y"].min() == data.targets["y"].nan_to_num(99)[6:].min() or some.targets["y"].min() <= data.targets["y"].nan_to_num(99).sort().values[2]
-    assert list(eight(Multimodal({"audio": Project(4, 3)}, ConcatFusion({"audio": 3}, 3), {"y": RegressionHead(3)}), data).streams) == ["audio"]
-    assert len(eight(network(), items(3))) == 3
-    with pytest.raises(ConfigError, match="at least two items"): eight(network(), items(1))
+    assert list(choose_items(Multimodal({"audio": Project(4, 3)}, ConcatFusion({"audio": 3}, 3), {"y": RegressionHead(3)}), data).streams) == ["audio"]
+    assert len(choose_items(network(), items(3))) == 3
+    with pytest.raises(ConfigError, match="at least two items"): choose_items(network(), items(1))
 
 
 # ------------------------------------------------------------------ encoders that break theirs
@@ -152,15 +153,15 @@ ENCODERS = [(Numbered, "stream to stream", "keep|carry mask and clock"), (Backwa
 @pytest.mark.parametrize("broken,what,why", ENCODERS, ids=lambda v: getattr(v, "__name__", None))
 def test_a_broken_encoder_is_named(broken, what, why):
     import re
-    first = contracts(network(audio=broken), items()).failed[0]
+    first = check_contracts(network(audio=broken), items()).failed[0]
     assert (first.piece, first.what) == ("encoders.audio", what) and re.search(why, first.found), first
 
 
 def test_missing_streams_stay_missing():
     s = items().streams["audio"]
-    assert stays_missing(Project(4, 3), s) == "finite, and stays missing"
-    with pytest.raises(Wrong, match="mask must stay False"): stays_missing(Everyone(4, 3), s)
-    with pytest.raises(Wrong, match="not finite"): stays_missing(Poisoned(4, 3), s)
+    assert missing_stays_missing(Project(4, 3), s) == "finite, and stays missing"
+    with pytest.raises(Wrong, match="mask must stay False"): missing_stays_missing(Everyone(4, 3), s)
+    with pytest.raises(Wrong, match="not finite"): missing_stays_missing(Poisoned(4, 3), s)
     with pytest.raises(Wrong, match="2 items without a real step"):
         gone = Stream(s.x, s.mask & (torch.arange(12) > 1)[:, None], s.t)
         stream_to_stream(Everyone(4, 3), gone)
@@ -197,7 +198,7 @@ FAULTS = [(Careless, "padding", "padding of"), (OverItems, "each item for itself
 @pytest.mark.parametrize("broken,what,why", FAULTS)
 def test_a_broken_fusion_is_named(broken, what, why):
     import re
-    first = contracts(network(fusion=broken(dict.fromkeys(WIDTHS, 12), 12)), items()).failed[0]
+    first = check_contracts(network(fusion=broken(dict.fromkeys(WIDTHS, 12), 12)), items()).failed[0]
     assert (first.piece, first.what) == ("fusion", what) and re.search(why, first.found), first
 
 
@@ -206,18 +207,18 @@ def test_maps_that_are_right():
     streams = {n: Project(F, 12)(data.streams[n]) for n, F in WIDTHS.items()}
     for make in (lambda s: real(s["audio"]), lambda s: torch.rand(12, 3), lambda s: torch.zeros(12, 9)):
         fusion = mapped(make)(dict.fromkeys(WIDTHS, 12), 12)
-        if make(streams).shape[1] == 9: assert maps(fusion, streams) == "pool audio [12, 9]"
-    assert maps(ConcatFusion(dict.fromkeys(WIDTHS, 12), 12), streams) == "none"
+        if make(streams).shape[1] == 9: assert maps_add_up(fusion, streams) == "pool audio [12, 9]"
+    assert maps_add_up(ConcatFusion(dict.fromkeys(WIDTHS, 12), 12), streams) == "none"
 
 
 def test_weights_that_are_not_finite_are_named():
     model = network()
     with torch.no_grad(): model.fusion.mix[0].weight[0, 0] = math.inf
-    first = contracts(model, items()).failed[0]
+    first = check_contracts(model, items()).failed[0]
     assert (first.piece, first.what) == ("fusion", "weights") and "mix.0.weight" in first.found
     norm = nn.BatchNorm1d(3); norm.running_var[1] = math.nan
-    with pytest.raises(Wrong, match="running_var"): weights(norm)
-    assert weights(nn.Linear(2, 3)) == "9 parameters, all finite"
+    with pytest.raises(Wrong, match="running_var"): finite_weights(norm)
+    assert finite_weights(nn.Linear(2, 3)) == "9 parameters, all finite"
 
 
 # ------------------------------------------------------------------ heads that break theirs
@@ -228,13 +229,13 @@ def ending(*last): return nn.Sequential(nn.Linear(12, 1), *last, nn.Flatten(0))
     ("y", ending(nn.Sigmoid()), "never leaves 0 ... 1"), ("y", ending(nn.Hardtanh(-5, 5)), "never leaves -5 ... 5"), ("y", RegressionHead(11), "raises"),
     ("y", nn.Sequential(RegressionHead(12), nn.Threshold(1e9, math.nan)), "not finite")], ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else None)
 def test_a_broken_head_is_named(task, head, why):
-    first = contracts(network(heads={task: head}), items()).failed[0]
+    first = check_contracts(network(heads={task: head}), items()).failed[0]
     assert (first.piece, first.what) == (f"heads.{task}", "vector to prediction") and why in first.found, first
 
 
 def test_heads_that_are_right():
     for task, head in (("y", ending(nn.Softplus())), ("y", RegressionHead(12)), ("mood", ClassHead(12, 3)), ("other", nn.Linear(12, 5))):
-        part, data = alone(network(heads={task: head}).eval(), items())[f"heads.{task}"]
+        part, data = pieces_alone(network(heads={task: head}).eval(), items())[f"heads.{task}"]
         with torch.no_grad(): assert "[12, 12] → " in vector_to_prediction(task, part, data)
 
 
@@ -242,8 +243,8 @@ def test_heads_that_are_right():
 def test_order_company_padding_and_absence_of_a_whole_model():
     data, model = items(), network().eval()
     with torch.no_grad():
-        assert for_itself(model, data) and padding(model, data) and missing(model, data) == "finite without text, audio, video, all"
-        with pytest.raises(Wrong, match="padding of text.*padding of audio.*padding of video"): padding(network(fusion=Careless(dict.fromkeys(WIDTHS, 12), 12)).eval(), data)
+        assert items_stand_alone(model, data) and padding_is_silent(model, data) and missing_is_finite(model, data) == "finite without text, audio, video, all"
+        with pytest.raises(Wrong, match="padding of text.*padding of audio.*padding of video"): padding_is_silent(network(fusion=Careless(dict.fromkeys(WIDTHS, 12), 12)).eval(), data)
 
 
 def test_padding_of_tokens_is_not_made_longer_than_the_model_takes():
@@ -253,18 +254,18 @@ def test_padding_of_tokens_is_not_made_longer_than_the_model_takes():
         def forward(self, s): return s.with_x((self.token(s.x) + self.place(torch.arange(s.steps))).masked_fill(~s.mask.unsqueeze(-1), 0))
     ids = Stream.of(torch.randint(0, 5, (4, 6)), torch.arange(6) < torch.tensor([[6], [2], [4], [5]]), rate=2)
     model = Multimodal({"text": Places()}, ConcatFusion({"text": 4}, 4), {"y": RegressionHead(4)})
-    assert (checks := contracts(model, Batch({"text": ids}, {"y": torch.randn(4)}))).ok, str(checks)
+    assert (checks := check_contracts(model, Batch({"text": ids}, {"y": torch.randn(4)}))).ok, str(checks)
 
 
 def test_alive():
-    part, data = alone(network(), items())["encoders.audio"]
+    part, data = pieces_alone(network(), items())["encoders.audio"]
     with torch.no_grad():
-        assert alive(part, data) == "12 of 12 outputs differ between items"
+        assert items_differ(part, data) == "12 of 12 outputs differ between items"
         nn.init.zeros_(part.encoders["audio"].linear.weight)
-        with pytest.raises(Wrong, match="the same values"): alive(part, data)
+        with pytest.raises(Wrong, match="the same values"): items_differ(part, data)
         nn.init.zeros_(part.encoders["audio"].linear.bias)
-        with pytest.raises(Wrong, match="zeros"): alive(part, data)
-    with pytest.raises(Untried): alive(part, data.without("audio"))
+        with pytest.raises(Wrong, match="zeros"): items_differ(part, data)
+    with pytest.raises(Untried): items_differ(part, data.without("audio"))
 
 
 def test_vectors_as_a_batch():

@@ -12,9 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmemo.batch import Batch, ConfigError, DataError, Stream, collate
-from mmemo.corpora import Corpus, cached, check_split, folds, leave_one_out, speaker_split
-from mmemo.synthetic import known_answer
+from mmemo.core.batch import Batch, collate, Stream
+from mmemo.core.errors import ConfigError, DataError
+from mmemo.data.corpus import cached, Corpus
+from mmemo.data.splits import check_split, leave_one_out_rows, speaker_folds, speaker_split
+from mmemo.synthetic.known_answer import known_answer
 
 
 def item(i: int, T: int, F: int = 3, text: bool = True) -> Batch:
@@ -77,7 +79,7 @@ def test_indexing_and_columns(corpus):
 
 def test_columns_do_not_read_streams(corpus, monkeypatch):
     monkeypatch.setattr(Corpus, "_stream", lambda *a: pytest.fail("a stream was read"))
-    corpus.targets, corpus.meta, corpus.where(split="train"), list(leave_one_out(corpus))
+    corpus.targets, corpus.meta, corpus.where(split="train"), list(leave_one_out_rows(corpus))
 
 
 def test_clock_of_an_even_stream_is_not_stored(tmp_path):
@@ -197,12 +199,12 @@ def people(n=60, speakers=11, seed=0) -> Batch:
 
 def test_leave_one_out():
     data = people()
-    parts = list(leave_one_out(data))
+    parts = list(leave_one_out_rows(data))
     assert [name for name, *_ in parts] == sorted(set(data.meta["speaker"]))
     for name, train, test in parts:
         assert {data.meta["speaker"][i] for i in test} == {name} and name not in {data.meta["speaker"][i] for i in train} and len(train) + len(test) == 60
-    assert [name for name, *_ in leave_one_out(data, by="fold")] == [0, 1, 2]
-    with pytest.raises(ConfigError, match="no meta field 'session'"): next(leave_one_out(data, by="session"))
+    assert [name for name, *_ in leave_one_out_rows(data, by="fold")] == [0, 1, 2]
+    with pytest.raises(ConfigError, match="no meta field 'session'"): next(leave_one_out_rows(data, by="session"))
 
 
 @settings(max_examples=30, deadline=None)
@@ -210,7 +212,7 @@ def test_leave_one_out():
 def test_folds_never_part_a_speaker(n, speakers, seed, k):
     data = people(n, speakers, seed)
     tested = []
-    for _, train, test in folds(data, k, seed=seed):
+    for _, train, test in speaker_folds(data, k, seed=seed):
         check_split(data, train, test)
         assert len(test) and sorted([*train, *test]) == list(range(n))
         tested += test.tolist()
@@ -225,8 +227,8 @@ def test_splits_are_even_and_repeatable():
     train, valid, test = speaker_split(data, (.8, .1, .1), seed=3)
     assert abs(len(train) - 800) < 15 and abs(len(valid) - 100) < 15 and abs(len(test) - 100) < 15
     assert np.array_equal(train, speaker_split(data, (.8, .1, .1), seed=3)[0]) and not np.array_equal(train, speaker_split(data, (.8, .1, .1), seed=4)[0])
-    assert max(len(t) for _, _, t in folds(data, 5)) - min(len(t) for _, _, t in folds(data, 5)) < 12
-    with pytest.raises(ConfigError, match="2 groups cannot make 5 parts"): list(folds(people(9, 2), 5))
+    assert max(len(t) for _, _, t in speaker_folds(data, 5)) - min(len(t) for _, _, t in speaker_folds(data, 5)) < 12
+    with pytest.raises(ConfigError, match="2 groups cannot make 5 parts"): list(speaker_folds(people(9, 2), 5))
 
 
 def test_check_split_names_the_leak():

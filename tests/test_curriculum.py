@@ -16,11 +16,13 @@ from scipy.stats import rankdata
 from tiny import MEMORY, PRELOAD, items, same, tiny
 from torch import nn
 
-from mmemo.batch import Batch, ConfigError, DataError, ShapeError, Stream
-from mmemo.curriculum import (PACINGS, Curriculum, cross_fit, difficulty_by_class, difficulty_by_confidence, difficulty_by_label, dropout_after,
-                              pace, ranks, scaled_cross_entropy)
-from mmemo.plan import Plan, order
-from mmemo.train import cross_entropy, fit, mse
+from mmemo.core.batch import Batch, Stream
+from mmemo.core.errors import ConfigError, DataError, ShapeError
+from mmemo.training.curriculum import cross_fit, Curriculum, difficulty_by_class, difficulty_by_confidence, difficulty_by_label, dropout_after, pace_at, PACINGS, rank_shares, scaled_cross_entropy
+from mmemo.core.state import epoch_order
+from mmemo.training.plan import Plan
+from mmemo.training.loop import fit
+from mmemo.training.objectives import cross_entropy, mse
 
 quiet = dict(progress=False, track=())
 
@@ -37,20 +39,20 @@ def said(**predictions): return SimpleNamespace(predictions=predictions)
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(-5, 5), min_size=2, max_size=30))
 def test_ranks_are_scipys(values):
-    found = ranks(torch.tensor(values, dtype=torch.float64))
+    found = rank_shares(torch.tensor(values, dtype=torch.float64))
     assert found.tolist() == pytest.approx(((rankdata(values) - 1) / (len(values) - 1)).tolist(), abs=1e-6)
     assert found.mean().item() == pytest.approx(0.5) and 0 <= found.min() and found.max() <= 1
 
 
 def test_unknown_values_rank_last_and_one_item_in_the_middle():
-    assert ranks(torch.tensor([math.nan, 2.0, -1.0, math.nan])).tolist() == pytest.approx([5 / 6, 1 / 3, 0, 5 / 6])
-    assert ranks(torch.tensor([7.0])).tolist() == [0.5] and len(ranks(torch.zeros(0))) == 0
+    assert rank_shares(torch.tensor([math.nan, 2.0, -1.0, math.nan])).tolist() == pytest.approx([5 / 6, 1 / 3, 0, 5 / 6])
+    assert rank_shares(torch.tensor([7.0])).tolist() == [0.5] and len(rank_shares(torch.zeros(0))) == 0
 
 
 def test_by_label_is_the_distance_to_the_centre_of_the_class():
     labels = torch.tensor([0, 1, 0, 0, 1, -100, 1]); values = torch.tensor([1.0, 10, 2, 9, 14, 3, math.nan])
     # centres 4 and 12: distances 3, 2, 2, 5, 2, unknown, unknown
-    assert torch.equal(difficulty_by_label(values, labels), ranks(torch.tensor([3.0, 2, 2, 5, 2, math.nan, math.nan])))
+    assert torch.equal(difficulty_by_label(values, labels), rank_shares(torch.tensor([3.0, 2, 2, 5, 2, math.nan, math.nan])))
     wide = torch.randn(9, 3); kinds = torch.tensor([0, 2, 1, 0, 2, 1, 1, 0, 2]); centres = torch.randn(4, 3)
     want = torch.stack([torch.linalg.vector_norm(wide[i] - centres[kinds[i]]) for i in range(9)])
     assert torch.equal(difficulty_by_label(wide, kinds, centres).argsort(), want.argsort())
@@ -61,7 +63,7 @@ def test_by_label_is_the_distance_to_the_centre_of_the_class():
 
 def test_by_class_rare_is_hard():
     labels = torch.tensor([3, 0, 0, 3, 3, 1, -100])
-    assert torch.equal(difficulty_by_class(labels), ranks(torch.tensor([-3.0, -2, -2, -3, -3, -1, math.nan])))
+    assert torch.equal(difficulty_by_class(labels), rank_shares(torch.tensor([-3.0, -2, -2, -3, -3, -1, math.nan])))
 
 
 @pytest.mark.parametrize("form", ["logits", "probabilities"])
@@ -106,18 +108,18 @@ def test_cross_fit_scores_every_item_by_a_model_that_has_not_seen_it(by):
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(PACINGS), st.integers(1, 40), st.floats(0.01, 1))
 def test_pace_starts_rises_and_ends(kind, epochs, start):
-    shares = [pace(e, epochs, kind, start) for e in range(epochs + 3)]
+    shares = [pace_at(e, epochs, kind, start) for e in range(epochs + 3)]
     assert shares[epochs - 1:] == [1.0] * 4 and all(a <= b + 1e-12 for a, b in zip(shares, shares[1:])) and max(shares) == 1
     if epochs > 2: assert shares[0] == pytest.approx(start)
 
 
 def test_pace_values():
-    assert [pace(e, 5, "linear", 0.2) for e in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
-    assert [pace(e, 5, "sqrt", 0.6) ** 2 for e in range(5)] == pytest.approx([0.36, 0.52, 0.68, 0.84, 1])       # its square is a line
-    assert [pace(e, 8, "log", 0.1) for e in range(8)] == pytest.approx([0.1 + 0.9 * math.log(1 + e) / math.log(8) for e in range(8)])
-    assert [pace(e, 6, "step", 0.5) for e in range(7)] == [0.5, 0.5, 0.75, 0.75, 1, 1, 1] and [pace(e, 2, "step") for e in (0, 1)] == [0.3, 1]
+    assert [pace_at(e, 5, "linear", 0.2) for e in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
+    assert [pace_at(e, 5, "sqrt", 0.6) ** 2 for e in range(5)] == pytest.approx([0.36, 0.52, 0.68, 0.84, 1])       # its square is a line
+    assert [pace_at(e, 8, "log", 0.1) for e in range(8)] == pytest.approx([0.1 + 0.9 * math.log(1 + e) / math.log(8) for e in range(8)])
+    assert [pace_at(e, 6, "step", 0.5) for e in range(7)] == [0.5, 0.5, 0.75, 0.75, 1, 1, 1] and [pace_at(e, 2, "step") for e in (0, 1)] == [0.3, 1]
     for bad, words in ((dict(kind="exp"), "linear, sqrt, log, step"), (dict(epochs=0), "at least one"), (dict(start=0.0), "above 0"), (dict(start=1.2), "up to 1")):
-        with pytest.raises(ConfigError, match=words): pace(0, **{"epochs": 5, **bad})
+        with pytest.raises(ConfigError, match=words): pace_at(0, **{"epochs": 5, **bad})
 
 
 # ------------------------------------------------------------------ the sampler
@@ -129,10 +131,10 @@ HARD = torch.rand(N, generator=torch.Generator().manual_seed(1))
 def test_an_epoch_is_the_easiest_share_in_random_order(pacing):
     sampler = Curriculum(HARD, 6, pacing, 0.3, seed=2)
     for epoch in range(8):
-        rows = sampler(epoch); n = math.ceil(pace(epoch, 6, pacing, 0.3) * N)
+        rows = sampler(epoch); n = math.ceil(pace_at(epoch, 6, pacing, 0.3) * N)
         assert set(rows) == set(HARD.argsort()[:n].tolist()) and len(rows) == n and rows == sampler(epoch)
     assert sampler(0) != sorted(sampler(0)) and sampler(6) != sampler(7)
-    assert sampler(7) == order(N, 2, 7)                                                 # afterwards fit's own order
+    assert sampler(7) == epoch_order(N, 2, 7)                                                 # afterwards fit's own order
     assert Curriculum(HARD, 6, pacing, 0.3, seed=3)(0) != sampler(0)
 
 
@@ -141,7 +143,7 @@ def test_balance_keeps_the_shares_of_the_classes():
     sizes = torch.tensor([30, 15, 7])
     for epoch in range(5):
         rows = torch.tensor(Curriculum(difficulty, 5, "linear", 0.2, balance=labels)(epoch)); kinds = labels[rows]
-        share = pace(epoch, 5, "linear", 0.2)
+        share = pace_at(epoch, 5, "linear", 0.2)
         found = torch.stack([(kinds == c).sum() for c in (0, 1, 4)])
         assert torch.equal(found, torch.ceil(share * sizes - 1e-6).long()) and (kinds == -100).sum() == 1
         for c in (0, 1, 4): assert difficulty[rows[kinds == c]].max() <= difficulty[labels == c].sort().values[found[[0, 1, 4].index(c)] - 1]
@@ -258,7 +260,7 @@ def test_hard_items_count_more_and_parts_add_up(options, strength):
 
 def test_the_usual_form_in_its_proportions():
     "loss x (1 + d) is 3/2 of ours."
-    logits, y, d = torch.randn(8, 3), torch.randint(0, 3, (8,)), ranks(torch.rand(8))
+    logits, y, d = torch.randn(8, 3), torch.randint(0, 3, (8,)), rank_shares(torch.rand(8))
     usual = (nn.functional.cross_entropy(logits, y, reduction="none") * (1 + d)).mean()
     assert scaled_cross_entropy("e", "d")(said(e=logits), batch_of(e=y, d=d))["loss"].item() == pytest.approx(usual.item() / 1.5, rel=1e-5)
 

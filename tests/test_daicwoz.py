@@ -4,9 +4,9 @@ import pytest
 import folders
 import torch
 
-from mmemo.batch import ConfigError, DataError
-from mmemo.daicwoz import PRESENCES, answers, inside, read_daicwoz, read_transcript, words_of
-from mmemo.synthetic import AUS, COVAREP, VOICED_ONLY
+from mmemo.core.errors import ConfigError, DataError
+from mmemo.data.daicwoz import group_answers, inside_turns, PRESENCE_UNITS, read_daicwoz, read_transcript, words_of
+from mmemo.data.standards import AUS, COVAREP, VOICED_ONLY
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*remarks on the data")
 
@@ -192,8 +192,8 @@ def test_silent_participant_is_reported(root, keep):
 
 def test_inside_and_answers():
     turns = [dict(start=a, stop=b, speaker=s) for a, b, s in ((0, 1, "Ellie"), (.5, 2, "Participant"), (3, 4, "Participant"), (4, 5, "Ellie"), (5, 6, "Participant"))]
-    assert inside(torch.tensor([0., .99, 1.5, 2.5, 3., 5.99, 6.1]), turns).tolist() == [True, True, True, False, True, True, False]
-    assert [len(g) for g in answers(turns)] == [3, 2] and answers([]) == []
+    assert inside_turns(torch.tensor([0., .99, 1.5, 2.5, 3., 5.99, 6.1]), turns).tolist() == [True, True, True, False, True, True, False]
+    assert [len(g) for g in group_answers(turns)] == [3, 2] and group_answers([]) == []
 
 
 def test_reopening_parses_nothing(root, keep, monkeypatch):
@@ -208,4 +208,4 @@ def test_a_changed_transcript_is_a_new_corpus(root, keep):
     path = root / "300_P" / "300_TRANSCRIPT.csv"
     path.write_text(path.read_text().replace("thank you", "thank god"))
     second = read_daicwoz(root, **keep)
-    assert second.folder != first.folder and "god" in second.meta["words"][0] and PRESENCES[0] == "AU04_c"
+    assert second.folder != first.folder and "god" in second.meta["words"][0] and PRESENCE_UNITS[0] == "AU04_c"

@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mmemo.batch import Batch, ConfigError, DataError, ShapeError, Stream
-from mmemo.evaluate import (Interval, best_prediction, bootstrap, class_metrics, compare, confusion, explained_share, predict, probabilities,
-                            regression_metrics, reliability, xray)
-from mmemo.factors import FACTORS, INFORMATION, LATENTS, Knobs, bayes, with_sarcasm
+from mmemo.core.batch import Batch, Stream
+from mmemo.core.errors import ConfigError, DataError, ShapeError
+from mmemo.models.base import predict, probabilities
+from mmemo.evaluation.metrics import bootstrap, class_metrics, compare, confusion, Interval, regression_metrics, reliability
+from mmemo.evaluation.xray import best_prediction, explained_share, xray
+from mmemo.synthetic.factors import bayes_prediction, FACTORS, INFORMATION, Knobs, LATENTS, with_sarcasm
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")       # the libraries warn of absent classes, on purpose here
 torch.set_num_threads(1)
@@ -25,7 +27,7 @@ def listeners(n=800, per=20, seed=0, knobs=Knobs(), corpora=1):
     "A known-answer corpus without its signals: factors, speakers, labels, and streams of one step."
     rng = np.random.default_rng(seed)
     factors = torch.from_numpy(with_sarcasm(rng.choice([-1, 1], (n, 7)))).float()
-    points = bayes(factors, LATENTS, knobs=knobs) + torch.from_numpy(rng.standard_normal(n)).float()
+    points = bayes_prediction(factors, LATENTS, knobs=knobs) + torch.from_numpy(rng.standard_normal(n)).float()
     stream = lambda: Stream(torch.zeros(n, 1, 2), torch.ones(n, 1, dtype=torch.bool), torch.zeros(n, 1))
     return Batch({m: stream() for m in ("text", "audio", "video")}, {"phq8": points.round().clip(0, 24)},
                  {"factors": factors, "speaker": [f"s{i // per}" for i in range(n)], "corpus": [f"corpus{i // per % corpora}" for i in range(n)]})
@@ -78,8 +80,8 @@ def test_predict_works_on_any_data_set_that_answers_rows_and_refuses_an_empty_on
 
 def test_the_real_static_model_is_predicted_and_xrayed():
     from torch import nn
-    from mmemo.model import ClassHead, ConcatFusion, Multimodal, Project, RegressionHead, static_front
-    from mmemo.synthetic import known_answer
+    from mmemo.models.base import ClassHead, ConcatFusion, Multimodal, Project, RegressionHead, static_front
+    from mmemo.synthetic.known_answer import known_answer
     data, names = known_answer(130, items_per_speaker=10), ("audio", "video")
     torch.manual_seed(0)
     model = Multimodal({n: nn.Sequential(static_front(data, n), Project(data.streams[n].x.shape[-1], 8)) for n in names}, ConcatFusion(dict.fromkeys(names, 8), 6), {"phq8": RegressionHead(6), "emotion": ClassHead(6, 7)})
@@ -243,10 +245,10 @@ def test_bootstrap_equals_explicit_resamples_scored_by_the_libraries():
 
 
 def test_one_resample_is_a_sum_over_drawn_speakers():
-    from mmemo.evaluate import _by_speaker, _resample
-    sums = _by_speaker(np.c_[np.ones(6), [1, 10, 100, 1000, 1e4, 1e5]], list("abcabc"))
+    from mmemo.evaluation.metrics import resample_speakers, sum_by_speaker
+    sums = sum_by_speaker(np.c_[np.ones(6), [1, 10, 100, 1000, 1e4, 1e5]], list("abcabc"))
     assert np.array_equal(np.sort(sums[:, 1]), [1001, 10010, 100100])
-    draws = _resample(sums, 300, 0)
+    draws = resample_speakers(sums, 300, 0)
     assert (draws[:, 0] == 6).all() and len({tuple(d) for d in draws}) == 10 and np.allclose(draws[:, 1].mean(), sums[:, 1].sum(), rtol=.1)
 
 
@@ -326,7 +328,7 @@ def test_p_value_is_honest_under_correlated_speakers():
 @pytest.mark.parametrize("chosen", [dict(tone=1), dict(tone=.5, contour=1, sarcasm=-.25), dict(zip(FACTORS, np.linspace(.1, 1, 8)))])
 def test_known_answer_xray(chosen):
     data = listeners()
-    full = np.linalg.lstsq(np.c_[np.ones(800), data.meta["factors"]], bayes(data.meta["factors"], LATENTS).double().numpy(), rcond=None)[0][1:]
+    full = np.linalg.lstsq(np.c_[np.ones(800), data.meta["factors"]], bayes_prediction(data.meta["factors"], LATENTS).double().numpy(), rcond=None)[0][1:]
     prediction = 3 + data.meta["factors"].double() @ torch.tensor([chosen.get(k, 0.) * w for k, w in zip(FACTORS, full)], dtype=torch.float64)
     for name, ray in xray(prediction, data).items(): assert ray.value == pytest.approx(chosen.get(name, 0), abs=1e-6) and ray.high - ray.low < .06
 
@@ -334,7 +336,7 @@ def test_known_answer_xray(chosen):
 def test_xray_of_bayes_is_one_for_what_it_hears_and_zero_elsewhere():
     data = listeners()
     for hears in INFORMATION.values():
-        ray = xray(bayes(data.meta["factors"], hears), data)
+        ray = xray(bayes_prediction(data.meta["factors"], hears), data)
         assert list(ray) == list(FACTORS)
         for k, i in ray.items():
             inside = k in hears or k == "sarcasm" and {"words", "contour"} <= set(hears)
@@ -382,17 +384,17 @@ def test_best_prediction_knows_the_corpus_of_an_item():
     knobs = Knobs(corpora=2, prior=.3); data = listeners(400, knobs=knobs, corpora=2)
     second = np.array([c == "corpus1" for c in data.meta["corpus"]]); out = best_prediction(data, (), knobs)
     assert len(out.unique()) == 2 and out[second].mean() > out[~second].mean() + 2
-    assert torch.equal(out[second], bayes(data.meta["factors"], (), knobs=knobs, corpus=1)[second])
+    assert torch.equal(out[second], bayes_prediction(data.meta["factors"], (), knobs=knobs, corpus=1)[second])
 
 
 def test_explained_share_is_zero_at_the_constant_and_one_at_the_ceiling():
     data = listeners(); f = data.meta["factors"]; hears = INFORMATION["temporal"]
-    const, best = bayes(f, ()), bayes(f, hears)
+    const, best = bayes_prediction(f, ()), bayes_prediction(f, hears)
     assert explained_share(const, data, hears) == Interval(0, 0, 0) and explained_share(best, data, hears) == pytest.approx((1, 1, 1))
     y, t = (const + best) / 2, data.targets["phq8"]; mse = lambda v: float(((v - t).double() ** 2).mean())
     share = explained_share(y, data, hears)
     assert share.value == pytest.approx((mse(const) - mse(y)) / (mse(const) - mse(best)), abs=1e-6) and share.low < share.value < share.high
-    assert explained_share(bayes(f, LATENTS), data, hears).value > 1.1
+    assert explained_share(bayes_prediction(f, LATENTS), data, hears).value > 1.1
     data.targets["phq8"][:10] = float("nan"); assert np.isfinite(explained_share(y, data, hears)).all()
 
 

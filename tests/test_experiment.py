@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from mmemo.batch import ConfigError, DataError, Stream
-from mmemo.build import build, course, lean, objective, plan, taught
-from mmemo.evaluate import predict
-from mmemo.experiment import evaluate_run, load_run, train_recipe
-from mmemo.model import Frozen
-from mmemo.plan import Plan, groups
-from mmemo.recipe import Recipe, load_recipe
-from mmemo.sources import data, items
-from mmemo.train import NonFiniteError, fit
+from mmemo.core.batch import Stream
+from mmemo.core.errors import ConfigError, DataError
+from mmemo.experiments.build import build_model, recipe_objective, recipe_plan, split_frozen, training_course, with_speaker_targets
+from mmemo.models.base import predict
+from mmemo.experiments.run import evaluate_run, load_run, train_recipe
+from mmemo.models.base import Frozen
+from mmemo.training.plan import parameter_groups, Plan
+from mmemo.experiments.recipe import load_recipe, Recipe
+from mmemo.experiments.sources import recipe_data, recipe_items
+from mmemo.training.loop import fit, NonFiniteError
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -35,19 +36,19 @@ def small(name="multimodal_baseline", experiment=None, items=80, items_per_speak
 def test_frozen_means_frozen(name, tmp_path):
     "No parameter and no statistic of what is frozen moves; whatever learns does; and the lean model is the whole one."
     recipe = small(name, items=16, items_per_speaker=1)
-    parts = data(recipe, seed=2)
+    parts = recipe_data(recipe, seed=2)
     torch.manual_seed(0)
-    model = build(recipe, parts["train"])
+    model = build_model(recipe, parts["train"])
     before = {k: v.clone() for k, v in model.state_dict().items()}
     frozen = {f"{m}.{k}" for m, module in model.named_modules() if isinstance(module, Frozen) for k in module.state_dict()}
     assert any("running_mean" in k for k in frozen) == (name == "frozen_two_head")
-    small_one, computed = lean(model, parts)
+    small_one, computed = split_frozen(model, parts)
     whole = predict(model, parts["test"])["emotion"]
     torch.testing.assert_close(predict(small_one, computed["test"])["emotion"], whole, atol=1e-5, rtol=1e-4)
     plan = Plan(epochs=3, batch_size=5, lr=.01, optimiser="adam")
-    fit(small_one, objective(recipe, parts["train"]), computed["train"], computed["valid"], plan, progress=False)
-    direct = build(recipe, parts["train"]); direct.load_state_dict(before)
-    fit(direct, objective(recipe, parts["train"]), parts["train"], parts["valid"], plan, progress=False)     # with the frozen pieces inside the loop
+    fit(small_one, recipe_objective(recipe, parts["train"]), computed["train"], computed["valid"], plan, progress=False)
+    direct = build_model(recipe, parts["train"]); direct.load_state_dict(before)
+    fit(direct, recipe_objective(recipe, parts["train"]), parts["train"], parts["valid"], plan, progress=False)     # with the frozen pieces inside the loop
     for one in (model, direct):
         moved = {k for k, v in one.state_dict().items() if not torch.equal(v, before[k])}
         assert not moved & frozen
@@ -58,7 +59,7 @@ def test_frozen_means_frozen(name, tmp_path):
 
 def test_frozen_two_head_is_the_published_system():
     recipe = load_recipe("frozen_two_head")
-    with torch.device("meta"): model = build(recipe, pretrained=False)
+    with torch.device("meta"): model = build_model(recipe, pretrained=False)
     shapes = {k: tuple(p.shape) for k, p in model.named_parameters() if p.requires_grad}
     assert shapes == {"encoders.text.project.linear.weight": (128, 768), "encoders.audio.project.linear.weight": (128, 128), "encoders.video.project.linear.weight": (128, 512),
                       "fusion.linear.weight": (256, 384), "fusion.norm.weight": (256,), "heads.emotion.weight": (7, 256), "heads.sentiment.weight": (3, 256)} | {
@@ -70,19 +71,19 @@ def test_frozen_two_head_is_the_published_system():
 
 def test_curriculum_and_adversary_of_a_recipe():
     recipe = small(experiment="everything")
-    parts = data(recipe)
-    told = taught(recipe, parts)
+    parts = recipe_data(recipe)
+    told = with_speaker_targets(recipe, parts)
     names = sorted(set(parts["train"].meta["speaker"]))
     assert [names[i] for i in told["train"].targets["speaker"].tolist()] == list(parts["train"].meta["speaker"]) and (told["test"].targets["speaker"] == -100).all()
-    given, options = course(recipe, told, lambda rows: None)
+    given, options = training_course(recipe, told, lambda rows: None)
     assert len(options["sampler"](0)) < len(parts["train"]) == len(options["sampler"](recipe.curriculum.epochs))
     assert 0 <= given["train"].targets["difficulty"].min() < given["train"].targets["difficulty"].max() <= 1 and (given["valid"].targets["difficulty"] == .5).all()
-    model = build(recipe, parts["train"])
+    model = build_model(recipe, parts["train"])
     rates = lambda: {m.p for k, m in model.named_modules() if isinstance(m, nn.Dropout) and k.startswith(("fusion", "heads"))}
     options["at_epoch"](model, 0); assert rates() == {.1} and model.heads["speaker"].strength == 0
     options["at_epoch"](model, recipe.curriculum.epochs); assert rates() == {.6} and model.heads["speaker"].strength > .9
     batch = given["train"][list(range(12))]
-    assert set(objective(recipe, given["train"])(model(batch), batch)) == set(recipe.recorded)
+    assert set(recipe_objective(recipe, given["train"])(model(batch), batch)) == set(recipe.recorded)
 
 
 def test_difficulty_by_confidence_asks_models_that_have_not_seen_the_item(tmp_path):
@@ -90,9 +91,9 @@ def test_difficulty_by_confidence_asks_models_that_have_not_seen_the_item(tmp_pa
     _, metrics = train_recipe(Recipe.model_validate(form), tmp_path / "run")
     assert metrics["steps"] > 0 and metrics["emotion"]["uar"].value >= 0
     form["curriculum"]["difficulty"] = "true"
-    parts = data(recipe := Recipe.model_validate(form))
+    parts = recipe_data(recipe := Recipe.model_validate(form))
     for part in parts.values(): part.meta.pop("difficulty")
-    with pytest.raises(DataError, match="true needs the items' difficulty"): course(recipe, parts, lambda rows: None)
+    with pytest.raises(DataError, match="true needs the items' difficulty"): training_course(recipe, parts, lambda rows: None)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def run(tmp_path_factory):
 def test_a_run_of_folds_keeps_predictions_and_can_be_measured_again(run):
     recipe, folder, histories, metrics = run
     table = pq.read_table(folder / "predictions.parquet").to_pydict()
-    whole = items(recipe, seed=1)
+    whole = recipe_items(recipe, seed=1)
     assert sorted(table["id"]) == sorted(whole.meta["id"]) and set(table["fold"]) == set(histories) == set(metrics["folds"]) and len(table["emotion said"][0]) == 4
     hits = sum(max(range(4), key=said.__getitem__) == right for said, right in zip(table["emotion said"], table["emotion"])) / len(whole)
     assert metrics["emotion"]["accuracy"].value == pytest.approx(hits) and metrics["protocol"] == "leave one session out" and "COVAREP" in metrics["notes"][0]
@@ -144,7 +145,7 @@ def test_what_each_modality_says_alone_is_measured_and_measured_again(tmp_path):
     assert ways == ["emotion, text alone", "emotion, audio alone"]
     again = evaluate_run(tmp_path / "run")
     for way in ways: assert again[way]["accuracy"] == pytest.approx(metrics[way]["accuracy"])
-    model, test = load_run(tmp_path / "run"), data(recipe)["test"]
+    model, test = load_run(tmp_path / "run"), recipe_data(recipe)["test"]
     text = test.streams["text"]
     deaf = test.replace(text=Stream(text.x, torch.zeros_like(text.mask), text.t))
     right = (predict(model, deaf)["emotion"].argmax(1) == test.targets["emotion"]).float().mean().item()
@@ -153,9 +154,9 @@ def test_what_each_modality_says_alone_is_measured_and_measured_again(tmp_path):
 
 def test_a_thaw_of_a_recipe_keeps_parts_still_until_their_epoch():
     form = small("multimodal_fer", items=80, items_per_speaker=4).model_dump(); form["thaw"] = {"stages": [["heads.*"], ["*"]], "at": [0, 1]}
-    recipe = Recipe.model_validate(form); parts = data(recipe)
-    model = build(recipe, parts["train"])
-    _, options = course(recipe, parts, lambda rows: model)
+    recipe = Recipe.model_validate(form); parts = recipe_data(recipe)
+    model = build_model(recipe, parts["train"])
+    _, options = training_course(recipe, parts, lambda rows: model)
     options["at_epoch"](model, 0)
     assert {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {"heads"}
     options["at_epoch"](model, 1)
@@ -178,12 +179,12 @@ def test_end_to_end_trains_from_words_sound_and_pictures(tmp_path):
     histories, metrics = train_recipe(recipe, tmp_path / "run")
     steps, kept = histories["split"].epochs, {p.name for p in (tmp_path / "run/training/checkpoints").iterdir()}
     assert {f"step-{steps[i]['step']:08d}" for i in (1, 2)} | {f"step-{histories['split'].best['step']:08d}"} == kept        # every second epoch, the last and the best
-    model, test = load_run(tmp_path / "run"), data(recipe)["test"]
+    model, test = load_run(tmp_path / "run"), recipe_data(recipe)["test"]
     kinds = {type(m).__name__ for m in model.modules()}
     assert {"RobertaModel", "Wav2Vec2Model", "ViTModel", "ModalityAttention"} <= kinds
     B, output = len(test), model(test)
     maps = output.maps["modalities"]
     assert maps.shape == (B, 4, 3, 3) and torch.allclose(maps.sum(-1), torch.ones(B, 4, 3), atol=1e-5)
-    rates = {name: g["base"] for g in groups(model, plan(recipe)) for name in g["names"]}
+    rates = {name: g["base"] for g in parameter_groups(model, recipe_plan(recipe)) for name in g["names"]}
     assert {r for n, r in rates.items() if n.split(".")[2] in ("transformer", "speech", "image")} == {0.0001} and {r for n, r in rates.items() if n.startswith(("fusion", "heads"))} == {0.001}
     assert sum(k.startswith("sentiment, ") for k in metrics) == 6 and not [s for s in histories["split"].steps if s["norm"] is None]

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from mmemo.batch import ConfigError
-from mmemo.factors import (BASE, EMOTIONS, INFORMATION, LATENTS, NEEDS, SENTIMENTS, WEIGHT, Knobs, bayes, ceiling, class_of_state,
-                           with_sarcasm)
-from mmemo.synthetic import known_answer
+from mmemo.core.errors import ConfigError
+from mmemo.data.standards import EMOTIONS, SENTIMENTS
+from mmemo.synthetic.factors import BASE_SCORE, bayes_prediction, ceiling, class_of_state, FACTOR_WEIGHT, INFORMATION, Knobs, LATENTS, NEEDS, with_sarcasm
+from mmemo.synthetic.known_answer import known_answer
 
 
 def brute_force_rmse(hears, noise=1.0, draws=400_000, seed=0):
     "The error of the best constant in each group of states that sound the same, by sampling: no code shared with `ceiling`."
     rng = np.random.default_rng(seed)
     f = rng.choice([-1, 1], (draws, 7)); total = f.sum(1) + f[:, 2] * f[:, 4]
-    y = np.clip(np.round(BASE + WEIGHT * total + noise * rng.standard_normal(draws)), 0, 24)
+    y = np.clip(np.round(BASE_SCORE + FACTOR_WEIGHT * total + noise * rng.standard_normal(draws)), 0, 24)
     group = sum(((f[:, LATENTS.index(k)] > 0) << i) for i, k in enumerate(hears)) if hears else np.zeros(draws, int)
     mean = np.bincount(group, y) / np.bincount(group)
     return math.sqrt(((y - mean[group]) ** 2).mean())
@@ -45,11 +45,11 @@ def test_the_best_guess_reaches_the_ceiling_on_a_corpus(task, knobs):
     data = known_answer(1024, 5, knobs)                                   # real labels of a corpus ...
     f, y = data.meta["factors"], data.targets[task]
     for hears in INFORMATION.values():
-        guess = bayes(f, hears, task, knobs)
+        guess = bayes_prediction(f, hears, task, knobs)
         got = (guess - y).square().mean().sqrt().item() if task == "phq8" else (guess.argmax(1) == y).float().mean().item()
         assert got == pytest.approx(ceiling(hears, task, knobs), abs=.3 if task == "phq8" else .06)
         if task != "phq8":                                                # ... and the expected score over many states, without label noise
-            assert bayes(factors, hears, task, knobs).amax(1).mean().item() == pytest.approx(ceiling(hears, task, knobs), abs=.012)
+            assert bayes_prediction(factors, hears, task, knobs).amax(1).mean().item() == pytest.approx(ceiling(hears, task, knobs), abs=.012)
 
 
 def test_hearing_nothing_is_the_majority_and_hearing_all_is_the_noise():
@@ -102,7 +102,7 @@ def test_a_prior_of_certainty_leaves_only_the_noise():
     "At prior = 0.5 every coin of a corpus is certain: whoever knows the corpus needs to hear nothing."
     sure = Knobs(corpora=2, prior=0.5)
     assert ceiling((), knobs=sure) == pytest.approx(ceiling(LATENTS, knobs=sure)) and np.isfinite(ceiling((), knobs=sure))
-    assert torch.isfinite(bayes(torch.ones(1, 7), LATENTS, knobs=sure, corpus=0)).all()
+    assert torch.isfinite(bayes_prediction(torch.ones(1, 7), LATENTS, knobs=sure, corpus=0)).all()
 
 
 def test_factors_may_come_from_a_generator():

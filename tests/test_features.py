@@ -15,9 +15,12 @@ from streams import padded
 from torch import nn
 
 import mmemo.features as module
-from mmemo.batch import Batch, ConfigError, DataError, Stream
-from mmemo.features import FeatureCache, Features, attach, egemaps, identity, read_features, utterance_features, write_features
-from mmemo.model import MeanPool, Standardize, TextEncoder, Tokenizer, precompute
+from mmemo.core.batch import Batch, Stream
+from mmemo.core.errors import ConfigError, DataError
+from mmemo.data.features import attach_features, egemaps_features, Features, read_features, utterance_features, write_features
+from mmemo.models.cache import encoder_identity, FeatureCache
+from mmemo.models.base import MeanPool, precompute, Standardize
+from mmemo.models.text import TextEncoder, Tokenizer
 
 IDS = ["007", "b.1", "c"]
 X = np.arange(15, dtype=np.float32).reshape(3, 5) / 7
@@ -145,22 +148,22 @@ def items(ids, **meta):
 
 def test_attach_joins_by_id_whatever_the_order():
     table = Features({i: torch.tensor(r) for i, r in zip(IDS, X)})
-    data = attach(items(["c", "007", "b.1", "c"]), "audio", table)
+    data = attach_features(items(["c", "007", "b.1", "c"]), "audio", table)
     s = data.streams["audio"]
     assert torch.equal(s.x[:, 0], torch.tensor(X[[2, 0, 1, 2]])) and s.mask.all() and s.x.shape == (4, 1, 5)
     assert s.t[:, 0].tolist() == pytest.approx([.05, .1, .15, .2]) and torch.equal(data.targets["y"], torch.arange(4))      # the mean time of what was there
-    timed = attach(items(["c"], seconds=torch.tensor([3.0])), "voice", table)
+    timed = attach_features(items(["c"], seconds=torch.tensor([3.0])), "voice", table)
     assert timed.streams["voice"].t.item() == 1.5 and set(timed.streams) == {"audio", "voice"}
 
 
 def test_attach_leaves_missing_what_the_table_does_not_know():
     table = Features({"a": torch.ones(3)})
-    with pytest.warns(UserWarning, match="audio: 4 of 5 items are not in the table.*: b, c, d, ..."): data = attach(items(["b", "a", "c", "d", "e"]), "audio", table)
+    with pytest.warns(UserWarning, match="audio: 4 of 5 items are not in the table.*: b, c, d, ..."): data = attach_features(items(["b", "a", "c", "d", "e"]), "audio", table)
     s = data.streams["audio"]
     assert s.mask[:, 0].tolist() == [False, True, False, False, False] and s.x[~s.mask].eq(0).all() and s.x[1].eq(1).all()
-    with pytest.raises(DataError, match="none of the 2 items.*like x.wav, y.wav, the table's like a"): attach(items(["x.wav", "y.wav"]), "audio", table)
-    with pytest.raises(ConfigError, match="no meta field 'clip'"): attach(items(["a"]), "audio", table, by="clip")
-    by = attach(items(["1"], clip=["a"]), "audio", table, by="clip")
+    with pytest.raises(DataError, match="none of the 2 items.*like x.wav, y.wav, the table's like a"): attach_features(items(["x.wav", "y.wav"]), "audio", table)
+    with pytest.raises(ConfigError, match="no meta field 'clip'"): attach_features(items(["a"]), "audio", table, by="clip")
+    by = attach_features(items(["1"], clip=["a"]), "audio", table, by="clip")
     assert by.streams["audio"].mask.all()
 
 
@@ -193,7 +196,7 @@ def speech(n=10, seed=0):
 
 def test_identity_tells_what_changed():
     make = lambda **o: nn.Sequential(Standardize(torch.zeros(3), torch.ones(3), **o), MeanPool())
-    differ = lambda a, b: {k for k, v in identity(a).items() if v != identity(b)[k]}
+    differ = lambda a, b: {k for k, v in encoder_identity(a).items() if v != encoder_identity(b)[k]}
     assert differ(make(), make()) == set() and differ(make(), make(limit=9.0)) == {"settings"}
     assert differ(make(), make()[:1]) >= {"structure"}
     other = make(); other[0].mean += 1e-3
@@ -205,9 +208,9 @@ def test_identity_tells_what_changed():
 
 def test_identity_of_a_transformer_knows_its_configuration():
     one, two = TextEncoder.pretrained("mmemo-tiny"), TextEncoder.pretrained("mmemo-tiny")
-    assert identity(one) == identity(two)
+    assert encoder_identity(one) == encoder_identity(two)
     two.model.config.layer_norm_eps = 1e-3
-    assert [k for k in identity(one) if identity(one)[k] != identity(two)[k]] == ["settings"]
+    assert [k for k in encoder_identity(one) if encoder_identity(one)[k] != encoder_identity(two)[k]] == ["settings"]
 
 
 # ------------------------------------------------------------------ the cache
@@ -346,17 +349,17 @@ def test_progress_is_shown_where_it_is_wanted(tmp_path, capsys):
 # ------------------------------------------------------------------ eGeMAPS
 def test_without_opensmile_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'mmemo\[egemaps\]'"): egemaps(["a.wav"])
+    with pytest.raises(ConfigError, match=r"pip install 'mmemo\[egemaps\]'"): egemaps_features(["a.wav"])
 
 
 def test_egemaps_are_opensmiles(corpora_root):
     pytest.importorskip("opensmile", reason="opensmile is an optional extra: pip install 'mmemo[egemaps]'")
     with np.load(corpora_root / "ravdess" / "ravdess_egemapsv02.npz") as z: names, want = z["name"].tolist(), z["func"]
     picked = [0, 77, 900]
-    found = egemaps([corpora_root / "ravdess" / "flac16k" / f"{names[i]}.flac" for i in picked], progress=False)
+    found = egemaps_features([corpora_root / "ravdess" / "flac16k" / f"{names[i]}.flac" for i in picked], progress=False)
     for i in picked: assert np.allclose(found[names[i]].numpy(), want[i], rtol=1e-4, atol=1e-4)
     rng = torch.Generator().manual_seed(0)
-    waves = egemaps({"long": torch.randn(16000, generator=rng), "short": torch.zeros(100)}, progress=False)
+    waves = egemaps_features({"long": torch.randn(16000, generator=rng), "short": torch.zeros(100)}, progress=False)
     assert list(waves) == ["long"] and waves.width == 88 and "short" in waves.report[0]
 
 

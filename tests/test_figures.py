@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from mmemo.batch import COLOURS, ConfigError, ShapeError
-from mmemo.evaluate import Comparison, Interval
-from mmemo.factors import FACTORS, INFORMATION, LATENTS, ceiling
-from mmemo.figures import draw_calibration, draw_comparison, draw_confusion, draw_xray, staircase
+from mmemo.core.errors import ConfigError, ShapeError
+from mmemo.core.style import COLOURS
+from mmemo.evaluation.metrics import Comparison, Interval
+from mmemo.synthetic.factors import ceiling, FACTORS, INFORMATION, LATENTS
+from mmemo.evaluation.figures import draw_calibration, draw_comparison, draw_confusion, draw_staircase, draw_xray
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +21,7 @@ def words(ax): return [t.get_text() for t in ax.texts]
 
 
 def test_steps_of_the_staircase_are_the_explained_variance_of_the_ceilings():
-    ax = staircase({"static": {"pooled": [3.6, 3.5, 3.7]}})
+    ax = draw_staircase({"static": {"pooled": [3.6, 3.5, 3.7]}})
     best = [ceiling(h) for h in INFORMATION.values()]
     values, edges, _ = ax.patches[0].get_data()
     assert np.allclose(values, [100 * (1 - (b / best[0]) ** 2) for b in best]) and np.allclose(edges, np.arange(6) - .5)
@@ -34,7 +35,7 @@ def test_steps_of_the_staircase_are_the_explained_variance_of_the_ceilings():
 def test_staircase_of_any_number_of_rungs_and_models(rungs):
     ceilings = {"nothing": 5.0, **{f"r{i}": 4.8 - .4 * i for i in range(rungs)}}
     scores = {f"r{i}": {f"m{j}": [4.9 - .4 * i + .02 * j] * (j + 1) for j in range(i % 3 + 1)} for i in range(rungs)}
-    ax = staircase(scores, ceilings, {})
+    ax = draw_staircase(scores, ceilings, {})
     dots = [line for line in ax.lines if line.get_marker() == "o"]
     assert len(dots) == sum(len(m) for m in scores.values())
     for (name, models) in scores.items():
@@ -46,14 +47,14 @@ def test_staircase_of_any_number_of_rungs_and_models(rungs):
 
 
 def test_a_model_worse_than_a_constant_is_seen_below_zero_and_one_above_its_ceiling_on_top():
-    ax = staircase({"nothing": {"constant": [4.35]}, "lora": {"bad": [5.0, 5.1]}, "static": {"leaks": [2.0]}})
+    ax = draw_staircase({"nothing": {"constant": [4.35]}, "lora": {"bad": [5.0, 5.1]}, "static": {"leaks": [2.0]}})
     assert ax.get_ylim()[0] < 100 * (1 - (5.1 / ceiling(())) ** 2) < 0 and any(w.startswith("-") for w in words(ax))
     right = ax.child_axes[0]; ax.figure.canvas.draw()
     assert right.get_ylabel() == "RMSE (points)"
 
 
 def test_an_unknown_rung_is_refused():
-    with pytest.raises(ConfigError, match="no ceiling for \\['tcn'\\].*static"): staircase({"tcn": {"m": [1.0]}})
+    with pytest.raises(ConfigError, match="no ceiling for \\['tcn'\\].*static"): draw_staircase({"tcn": {"m": [1.0]}})
 
 
 def test_xray_shades_what_a_model_should_hear_and_leaves_the_rest_hollow():

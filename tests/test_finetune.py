@@ -16,14 +16,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import (BertConfig, BertModel, DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel, ViTConfig, ViTModel, Wav2Vec2Config,
                           Wav2Vec2Model)
 
-from mmemo.batch import Batch, ConfigError, Stream
-from mmemo.checkpoint import History, checkpoints
-from mmemo.finetune import FrozenNorm, Memory, Thaw, checkpointing, depths, freeze_norms, layer_rates, measured_memory, predicted_memory
-from mmemo.lora import lora
-from mmemo.model import ConcatFusion, Frozen, Multimodal, Project, RegressionHead, TextEncoder
-from mmemo.plan import Plan, cut, groups, order
-from mmemo.temporal import TCN
-from mmemo.train import fit, mse
+from mmemo.core.batch import Batch, Stream
+from mmemo.core.errors import ConfigError
+from mmemo.training.checkpoint import History, list_checkpoints
+from mmemo.training.finetune import checkpoint_gradients, freeze_norms, FrozenNorm, layer_rates, parameter_depths, Thaw
+from mmemo.training.memory import measured_memory, Memory, predicted_memory
+from mmemo.models.lora import add_lora
+from mmemo.models.base import ConcatFusion, Frozen, Multimodal, Project, RegressionHead
+from mmemo.models.text import TextEncoder
+from mmemo.core.state import epoch_order
+from mmemo.training.plan import cut_updates, parameter_groups, Plan
+from mmemo.models.temporal import TCN
+from mmemo.training.loop import fit
+from mmemo.training.objectives import mse
 
 HERE = Path(__file__).parent
 TRAIN, VALID = items(44), items(20, seed=1)
@@ -80,27 +85,27 @@ def test_every_layer_has_its_rate_and_every_parameter_one_pattern(name):
     model = around(x=part)
     if layers is None: layers = next(k for k, m in part.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n)
     rates = layer_rates(model, 1e-2, 0.5, 1.0)
-    base = {k: g["base"] for g in groups(model, Plan(lr=rates)) for k in g["names"]}
+    base = {k: g["base"] for g in parameter_groups(model, Plan(lr=rates)) for k in g["names"]}
     names = [k for k, _ in part.named_parameters()]
     last = max(i for i, k in enumerate(names) if k.startswith(f"{layers}."))
     for i, k in enumerate(names):
         depth = n - int(k.removeprefix(f"{layers}.").split(".")[0]) if k.startswith(f"{layers}.") else 1 if i > last else n + 1
         assert base[f"encoders.x.0.model.{k}"] == pytest.approx(1e-2 * 0.5 ** (depth - 1)), k
     assert {v for k, v in base.items() if not k.startswith("encoders.x.0.")} == {1.0}
-    backwards = groups(model, Plan(lr=dict(reversed(rates.items()))))                             # no order of the patterns matters
+    backwards = parameter_groups(model, Plan(lr=dict(reversed(rates.items()))))                             # no order of the patterns matters
     assert {k: g["base"] for g in backwards for k in g["names"]} == base
 
 
 def test_encoders_of_different_depth_end_together():
-    found = depths(around(a=bert(3), b=bert(11)))
+    found = parameter_depths(around(a=bert(3), b=bert(11)))
     assert found["encoders.a.0.model.encoder.layer.2.*"] == found["encoders.b.0.model.encoder.layer.10.*"] == 1
     assert (found["encoders.a.0.model.embeddings.*"], found["encoders.b.0.model.embeddings.*"], found["encoders.b.0.model.encoder.layer.1.*"]) == (4, 12, 10)
-    assert depths(bert(2)) == {"encoder.layer.1.*": 1, "encoder.layer.0.*": 2, "embeddings.*": 3}
+    assert parameter_depths(bert(2)) == {"encoder.layer.1.*": 1, "encoder.layer.0.*": 2, "embeddings.*": 3}
 
 
 def test_rates_with_an_adapter_and_without_new_rate():
-    model = text_model(encoder=lora(TextEncoder(bert(12)), targets=["query"]))
-    base = {k: g["base"] for g in groups(model, Plan(lr=layer_rates(model, 1e-3, 0.5))) for k in g["names"]}
+    model = text_model(encoder=add_lora(TextEncoder(bert(12)), targets=["query"]))
+    base = {k: g["base"] for g in parameter_groups(model, Plan(lr=layer_rates(model, 1e-3, 0.5))) for k in g["names"]}
     for layer in (1, 11):
         assert {v for k, v in base.items() if f".layer.{layer}." in k} == {1e-3 * 0.5 ** (11 - layer)}
     assert base["heads.y.linear.weight"] == 1e-3
@@ -108,7 +113,7 @@ def test_rates_with_an_adapter_and_without_new_rate():
 
 def test_what_has_no_layers_is_named():
     with pytest.raises(ConfigError, match="say the patterns yourself"): layer_rates(tiny(), 1e-3)
-    with pytest.raises(ConfigError, match="BertModel.*no stack"): depths(around(x=bert(1)))
+    with pytest.raises(ConfigError, match="BertModel.*no stack"): parameter_depths(around(x=bert(1)))
     with pytest.raises(ConfigError, match="decay=0"): layer_rates(around(x=bert(2)), 1e-3, decay=0)
 
 
@@ -157,12 +162,12 @@ def test_a_thaw_in_fit_is_the_bare_loop_with_it(kind):
         marks.append({k for k, p in model.named_parameters() if not torch.equal(p, start[k])})
         thaw(model, epoch)
     history = fit(a, mse("y"), TRAIN, None, plan, at_epoch=watch, **quiet)
-    made = [{"params": g["params"], "weight_decay": g["weight_decay"]} for g in groups(b, plan)]
+    made = [{"params": g["params"], "weight_decay": g["weight_decay"]} for g in parameter_groups(b, plan)]
     optimiser = torch.optim.AdamW(made, lr=1e-2, fused=True) if kind == "adamw" else torch.optim.SGD(made, lr=1e-2, momentum=0.9)
     losses = []
     for epoch in range(4):
         thaw(b, epoch)
-        for [rows] in cut(order(len(TRAIN), 0, epoch), plan):
+        for [rows] in cut_updates(epoch_order(len(TRAIN), 0, epoch), plan):
             loss = mse("y")(b(TRAIN[rows]), TRAIN[rows])["loss"]
             loss.backward(); optimiser.step(); optimiser.zero_grad(); losses.append(loss.item())
     assert [s["loss"] for s in history.steps] == losses and same(a, b)
@@ -182,7 +187,7 @@ def test_killed_around_every_thaw_and_resumed_it_is_the_same_run(tmp_path, optio
         assert_same_run(want, (model, fit(model, mse("y"), TRAIN, VALID, plan, folder, at_epoch=Thaw(STAGES), **quiet)))
         assert_same_run(want, (model, History.load(folder)))
     optimiser = folder / "checkpoints"
-    assert len(checkpoints(optimiser)) > 0
+    assert len(list_checkpoints(optimiser)) > 0
 
 
 def test_two_processes_average_what_is_thawed(tmp_path):
@@ -300,19 +305,19 @@ def test_checkpointing_changes_nothing_but_memory(kind):
     torch.manual_seed(0)
     model, batch = (text_model(), words()) if kind == "bert" else (Stacked(), items(9))
     other, keys = copy.deepcopy(model), list(model.state_dict())
-    want, names = gradients(model, batch), checkpointing(other)
+    want, names = gradients(model, batch), checkpoint_gradients(other)
     assert len(names) == (3 if kind == "bert" else 6) and list(other.state_dict()) == keys
     for net in (other, copy.deepcopy(other)):
         found = gradients(net, batch)
         net.load_state_dict(model.state_dict() if net is not other else net.state_dict())
         if net is other: assert all(torch.equal(v, found[k]) for k, v in want.items())
-    assert checkpointing(other, on=False) == [] and all("forward" not in vars(m) for m in other.modules())
-    assert checkpointing(copy.deepcopy(model)) == names
+    assert checkpoint_gradients(other, on=False) == [] and all("forward" not in vars(m) for m in other.modules())
+    assert checkpoint_gradients(copy.deepcopy(model)) == names
 
 
 def test_a_copy_computes_its_own_blocks_again():
     torch.manual_seed(0)
-    model = Stacked(); checkpointing(model)
+    model = Stacked(); checkpoint_gradients(model)
     other = copy.deepcopy(model)
     with torch.no_grad():
         for p in model.parameters(): p.zero_()
@@ -320,7 +325,7 @@ def test_a_copy_computes_its_own_blocks_again():
 
 
 def test_nothing_to_checkpoint():
-    with pytest.raises(ConfigError, match="nothing to checkpoint"): checkpointing(tiny())
+    with pytest.raises(ConfigError, match="nothing to checkpoint"): checkpoint_gradients(tiny())
 
 
 # --- memory
@@ -332,9 +337,9 @@ ROWS = {"full": {}, "checkpointed": {}, "frozen": {}, "lora": {}, "bf16": dict(p
 def test_predicted_is_what_the_allocator_saw(name):
     torch.manual_seed(0)
     encoder = TextEncoder(bert(4, hidden_size=64, num_attention_heads=4, intermediate_size=256))
-    model = text_model(encoder=lora(encoder, targets=["query", "value"]) if name == "lora" else encoder)
+    model = text_model(encoder=add_lora(encoder, targets=["query", "value"]) if name == "lora" else encoder)
     if name == "frozen": encoder.requires_grad_(False)
-    if name == "checkpointed": checkpointing(model)
+    if name == "checkpointed": checkpoint_gradients(model)
     batch, plan = words(24, 33), Plan(**{"batch_size": 24} | ROWS[name])
     state, world = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
     found = predicted_memory(model.eval(), mse("y"), batch, plan)

@@ -7,12 +7,12 @@ import torch
 from streams import learned, padded
 from torch import nn
 
-from mmemo.attention import CrossModalFusion, DynamicFusion
-from mmemo.batch import Batch, ConfigError, ShapeError, Stream
-from mmemo.fusion import (FUSIONS, AdaptiveFusion, BottleneckFusion, CrossAttentionFusion, GatedFusion, LowRankFusion, ModalityDropout, ProductFusion,
-                          Ramp, Summaries, TensorFusion, get_fusion, same_budget)
-from mmemo.model import Fused, Multimodal, Project, RegressionHead
-from mmemo.shapes import walk
+from mmemo.models.crossmodal import CrossModalFusion, DynamicFusion
+from mmemo.core.batch import Batch, Stream
+from mmemo.core.errors import ConfigError, ShapeError
+from mmemo.models.fusion import AdaptiveFusion, BottleneckFusion, CrossAttentionFusion, FUSIONS, GatedFusion, get_fusion, LowRankFusion, ModalityDropout, ProductFusion, Ramp, same_budget, Summaries, TensorFusion
+from mmemo.models.base import Fused, Multimodal, Project, RegressionHead
+from mmemo.diagnostics.walk import walk
 
 WIDTHS = {"text": 6, "audio": 5, "video": 3}
 SETS = [("audio",), ("text", "video"), ("audio", "video"), ("text", "audio", "video")]
@@ -287,7 +287,7 @@ class Ear(nn.Module):
 
 def test_modality_dropout_follows_the_law_of_the_corpus():
     "Each is lost with probability p; who would lose all keeps one, each as likely as the other (factors._presence)."
-    from mmemo.factors import _presence
+    from mmemo.synthetic.factors import _presence
     given, p = {n: Stream.of(torch.randn(20_000, 1, 2), rate=1) for n in WIDTHS}, 0.5
     drop = ModalityDropout(ear := Ear(), p).train(); drop(given)
     assert ear.present.any(1).all()

@@ -6,12 +6,15 @@ import torch
 from streams import padded
 from torch import nn
 
-from mmemo.batch import Batch, ConfigError, ShapeError, Stream
-from mmemo.giant import GIANT, Lfm2Fusion, pack, progressive
-from mmemo.model import ClassHead, Multimodal
-from mmemo.plan import Plan
-from mmemo.shapes import walk
-from mmemo.train import cross_entropy, fit
+from mmemo.core.batch import Batch, Stream
+from mmemo.core.errors import ConfigError, ShapeError
+from mmemo.models.lfm2 import GIANT, Lfm2Fusion, pack_steps
+from mmemo.training.finetune import head_first
+from mmemo.models.base import ClassHead, Multimodal
+from mmemo.training.plan import Plan
+from mmemo.diagnostics.walk import walk
+from mmemo.training.loop import fit
+from mmemo.training.objectives import cross_entropy
 
 WIDTHS = {"text": 5, "audio": 4, "video": 3}
 
@@ -40,7 +43,7 @@ def net(**options):
 # ------------------------------------------------------------------ packing
 def test_pack_keeps_the_order_and_says_where_all_went():
     x, mask = torch.arange(12.).view(2, 6, 1), torch.tensor([[0, 1, 0, 1, 1, 0], [1, 0, 0, 0, 0, 1]]).bool()
-    packed, place = pack(x, mask)
+    packed, place = pack_steps(x, mask)
     assert packed.shape == (2, 3, 1) and packed[0, :, 0].tolist() == [1, 3, 4] and packed[1, :2, 0].tolist() == [6, 11]
     for b in range(2): assert torch.equal(packed[b, place[b][mask[b]]], x[b][mask[b]])
 
@@ -111,7 +114,7 @@ def test_maps_are_causal_over_real_steps():
 
 def test_gradients_reach_everything_and_a_thawed_head_alone_first():
     model, batch = net(), Batch(streams(share=.9), {"emotion": torch.arange(6) % 3})
-    rates, thaw = progressive(2, lr=.01, then=.001)
+    rates, thaw = head_first(2, lr=.01, then=.001)
     before, seen = {n: p.detach().clone() for n, p in model.named_parameters()}, []
     def at(m, epoch): thaw(m, epoch); seen.append({n for n, p in m.named_parameters() if not torch.equal(p, before[n])})
     fit(model, cross_entropy("emotion"), batch, None, Plan(epochs=4, batch_size=6, lr=rates, weight_decay=0), progress=False, at_epoch=at)
@@ -119,7 +122,7 @@ def test_gradients_reach_everything_and_a_thawed_head_alone_first():
     assert seen[0] == set() and seen[1] == seen[2] == heads and seen[3] == set(before)
     moved = {n: (p - before[n]).abs().max() for n, p in model.named_parameters()}
     assert min(moved[n] for n in heads) > .008 > .0041 > max(v for n, v in moved.items() if n not in heads)
-    with pytest.raises(ConfigError, match="epochs=0 cannot be"): progressive(0)
+    with pytest.raises(ConfigError, match="epochs=0 cannot be"): head_first(0)
 
 
 def test_the_giant_has_149_million_weights_and_walks():

@@ -5,16 +5,20 @@ import pytest
 import torch
 from torch import nn
 
-from mmemo.attention import CrossBlock
-from mmemo.batch import Batch, ConfigError, Stream
-from mmemo.init import GAINS, RESIDUAL, STRATEGIES, Layer, blocks, diverged, draw_signal, initialise, share, signal
-from mmemo.lora import lora
-from mmemo.model import ConcatFusion, Multimodal, Project, RegressionHead, TextEncoder
-from mmemo.temporal import TCN
-from mmemo.train import mse
-from mmemo.transformer import CrossModalTransformer, Encoders
+from mmemo.models.attention import CrossBlock
+from mmemo.core.batch import Batch, Stream
+from mmemo.core.errors import ConfigError
+from mmemo.models.initialisation import draw_signal, INITIAL_GAINS, INITIAL_STRATEGIES, initialise, Layer, measure_signal, residual_blocks, RESIDUAL_ENDS
+from mmemo.evaluation.metrics import share_of
+from mmemo.evaluation.seeds import diverged
+from mmemo.models.lora import add_lora
+from mmemo.models.base import ConcatFusion, Multimodal, Project, RegressionHead
+from mmemo.models.text import TextEncoder
+from mmemo.models.temporal import TCN
+from mmemo.training.objectives import mse
+from mmemo.models.mult import CrossModalTransformer, Encoders
 
-DRAWN = tuple(GAINS)
+DRAWN = tuple(INITIAL_GAINS)
 
 
 def stream(B=3, T=5, F=4):
@@ -41,7 +45,7 @@ def test_the_spread_that_is_said_is_the_spread_that_is_drawn():
             p = model.get_parameter(name)
             assert float(p.detach().std()) == pytest.approx(sd, rel=0.05), (strategy, name)
         again = initialise(model, strategy, gain, seed=1)
-        assert all(again[n] == pytest.approx(sd * gain / GAINS[strategy]) for n, sd in made.items())
+        assert all(again[n] == pytest.approx(sd * gain / INITIAL_GAINS[strategy]) for n, sd in made.items())
         for name, sd in again.items(): assert float(model.get_parameter(name).detach().std()) == pytest.approx(sd, rel=0.05)
 
 
@@ -77,7 +81,7 @@ def test_what_it_must_not_touch_stays():
     for strategy in DRAWN: assert set(initialise(model, strategy)) == {"2.weight"}
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items() if k != "2.weight")
     assert initialise(model, "default") == {}
-    adapted = lora(TextEncoder.pretrained("mmemo-tiny"), r=2)
+    adapted = add_lora(TextEncoder.pretrained("mmemo-tiny"), r=2)
     before = {k: v.clone() for k, v in adapted.state_dict().items()}
     with pytest.raises(ConfigError, match="nothing to draw"): initialise(adapted, "xavier")
     assert any("lora_" in k for k in before) and all(torch.equal(v, before[k]) for k, v in adapted.state_dict().items())
@@ -98,7 +102,7 @@ def hugging(name):
         model = {"bert": lambda: t.BertModel(t.BertConfig(vocab_size=9, **size)), "roberta": lambda: t.RobertaModel(t.RobertaConfig(vocab_size=9, **size)),
                  "vit": lambda: t.ViTModel(t.ViTConfig(**size)), "wav2vec2": lambda: t.Wav2Vec2Model(t.Wav2Vec2Config(**size)),
                  "distilbert": lambda: t.DistilBertModel(t.DistilBertConfig(vocab_size=9, dim=16, n_heads=2, hidden_dim=32, n_layers=2))}[name]().eval()
-        layer = next(m for m in model.modules() if type(m).__name__ in RESIDUAL)
+        layer = next(m for m in model.modules() if type(m).__name__ in RESIDUAL_ENDS)
         norms = [m for m in layer.modules() if isinstance(m, nn.LayerNorm)]
         first = lambda out: out if isinstance(out, torch.Tensor) else out[0]
         normed = name in ("bert", "roberta", "distilbert", "wav2vec2")                            # norms after the sum, in the order of the sums
@@ -138,7 +142,7 @@ def test_a_block_that_ends_in_zero_is_its_residual_path(make):
     initialise(block, "kaiming", seed=0)
     assert not torch.allclose(out(), path(), atol=1e-2)
     ends = initialise(block, "zero_residual")
-    assert set(ends) == {n for names in blocks(block).values() for n in names} and set(ends.values()) == {0.0}
+    assert set(ends) == {n for names in residual_blocks(block).values() for n in names} and set(ends.values()) == {0.0}
     assert torch.allclose(out(), path(), atol=1e-5)
     out().square().sum().backward()
     grown = [n for n in ends if (g := block.get_parameter(n).grad) is not None and g.any()]
@@ -146,7 +150,7 @@ def test_a_block_that_ends_in_zero_is_its_residual_path(make):
 
 
 def test_every_known_block_is_tested():
-    assert set(RESIDUAL) == {"TCNBlock", "CrossBlock", "Encoders", "TransformerEncoderLayer", "Lfm2DecoderLayer", "BertLayer", "RobertaLayer", "TransformerBlock",
+    assert set(RESIDUAL_ENDS) == {"TCNBlock", "CrossBlock", "Encoders", "TransformerEncoderLayer", "Lfm2DecoderLayer", "BertLayer", "RobertaLayer", "TransformerBlock",
                              "Wav2Vec2EncoderLayer", "ViTLayer"}
 
 
@@ -159,14 +163,14 @@ class Own(nn.Module):
 def test_blocks_of_ones_own_are_told_by_class_and_pattern():
     model, x = nn.Sequential(Own(), Own()), torch.randn(3, 4)
     with pytest.raises(ConfigError, match="no residual block is in this model"): initialise(model, "zero_residual")
-    assert blocks(model, {"Own": ["last.*"]}) == {"0": ["0.last.weight", "0.last.bias"], "1": ["1.last.weight", "1.last.bias"]}
+    assert residual_blocks(model, {"Own": ["last.*"]}) == {"0": ["0.last.weight", "0.last.bias"], "1": ["1.last.weight", "1.last.bias"]}
     assert len(initialise(model, "zero_residual", residual={"Own": ["last.*"]})) == 4 and torch.equal(model(x), x)
-    with pytest.raises(ConfigError, match="0 is a Own, and none of its parameters fits lost"): blocks(model, {"Own": ["lost.*"]})
+    with pytest.raises(ConfigError, match="0 is a Own, and none of its parameters fits lost"): residual_blocks(model, {"Own": ["lost.*"]})
 
 
 def test_what_cannot_be_is_said():
     model = nn.Linear(3, 2)
-    with pytest.raises(ConfigError, match=f"strategy='he' cannot be: choose {', '.join(STRATEGIES)}"): initialise(model, "he")
+    with pytest.raises(ConfigError, match=f"strategy='he' cannot be: choose {', '.join(INITIAL_STRATEGIES)}"): initialise(model, "he")
     for strategy in ("default", "zero_residual"):
         with pytest.raises(ConfigError, match="has no gain"): initialise(model, strategy, gain=1.0)
     for gain in (0.0, -1.0, math.nan, math.inf):
@@ -180,7 +184,7 @@ def test_a_linear_chain_by_hand():
     "Orthogonal maps keep every length: times gain going forward, times gain going back."
     chain = nn.Sequential(*(nn.Linear(32, 32) for _ in range(6)))
     initialise(chain, "orthogonal", gain=0.5)
-    x = torch.randn(64, 32); found = signal(chain, x)
+    x = torch.randn(64, 32); found = measure_signal(chain, x)
     start, into = float(x.square().mean().sqrt()), found[-1].backward
     assert [l.name for l in found] == list("012345") and {l.kind for l in found} == {"Linear"} and into == pytest.approx(1, rel=0.05)
     for i, l in enumerate(found):
@@ -194,7 +198,7 @@ def test_variance_of_a_relu_net_is_what_he_et_al_computed():
         for seed in range(20):
             net = nn.Sequential(*(m for _ in range(8) for m in (nn.Linear(64, 64), nn.ReLU())))
             initialise(net, strategy, seed=seed)
-            found = [l for l in signal(net, torch.randn(32, 64, generator=torch.Generator().manual_seed(seed))) if l.kind == "Linear"]
+            found = [l for l in measure_signal(net, torch.randn(32, 64, generator=torch.Generator().manual_seed(seed))) if l.kind == "Linear"]
             grown.append((found[-1].forward / found[0].forward) ** 2)
         assert sum(grown) / 20 == pytest.approx(factor ** 7, rel=0.35), strategy
 
@@ -204,7 +208,7 @@ def test_gradients_are_autograds_under_an_objective_and_nothing_is_left_behind()
     torch.manual_seed(0)
     model = Multimodal({"text": Project(4, 7), "audio": Project(6, 7)}, ConcatFusion(dict.fromkeys(("text", "audio"), 7), 9, 0.5), {"y": RegressionHead(9)})
     model.encoders.eval(); modes, noise = [m.training for m in model.modules()], torch.get_rng_state()
-    found = {l.name: l for l in signal(model, batch, mse("y"), which=lambda n, m: True)}
+    found = {l.name: l for l in measure_signal(model, batch, mse("y"), which=lambda n, m: True)}
     assert torch.equal(noise, torch.get_rng_state()) and modes == [m.training for m in model.modules()] and all(p.grad is None for p in model.parameters())
     assert not any(m._forward_hooks for m in model.modules())
     kept = {}
@@ -221,19 +225,19 @@ def test_padding_does_not_dilute_a_signal():
     initialise(block, "xavier", seed=0)
     more = Stream(*(torch.cat([v, torch.zeros(3, 4, *v.shape[2:], dtype=v.dtype)], 1) for v in (s.x, s.mask, s.t)))
     streams = lambda n, m: type(m).__name__ == "TCNBlock"
-    with torch.no_grad(): assert [l.forward for l in signal(block, s, which=streams)] == pytest.approx([l.forward for l in signal(block, more, which=streams)])
+    with torch.no_grad(): assert [l.forward for l in measure_signal(block, s, which=streams)] == pytest.approx([l.forward for l in measure_signal(block, more, which=streams)])
 
 
 def test_layers_without_a_gradient_and_layers_called_twice():
     shared = nn.Linear(5, 5)
     net = nn.Sequential(nn.Linear(5, 5).requires_grad_(False), shared, nn.ReLU(), shared, nn.Embedding(3, 2))
-    found = signal(net[:4], torch.randn(7, 5))
+    found = measure_signal(net[:4], torch.randn(7, 5))
     assert [l.name for l in found] == ["0", "1", "2", "1"] and math.isnan(found[0].backward) and all(l.backward > 0 for l in found[1:])
 
 
 def test_a_hook_does_not_outlive_an_error():
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(4, 4))
-    with pytest.raises(RuntimeError): signal(net, torch.randn(2, 3))
+    with pytest.raises(RuntimeError): measure_signal(net, torch.randn(2, 3))
     assert not any(m._forward_hooks for m in net.modules())
 
 
@@ -259,6 +263,5 @@ def test_wilsons_interval_is_scipys():
     for n in (1, 4, 10, 37):
         for k in {0, 1, n // 3, n}:
             for level in (0.8, 0.95):
-                found, theirs = share([True] * k + [False] * (n - k), level), binomtest(k, n).proportion_ci(level, "wilson")
+                found, theirs = share_of(k, n, level), binomtest(k, n).proportion_ci(level, "wilson")
                 assert found == pytest.approx((k / n, theirs.low, theirs.high), abs=1e-9)
-    with pytest.raises(ConfigError, match="nothing"): share([])

@@ -2,13 +2,14 @@
 import pytest
 import torch
 
-from mmemo.attention import CrossModalFusion
-from mmemo.batch import ConfigError
-from mmemo.ladder import RUNGS, VIEWS, climb, front, prepare, tuned_text
-from mmemo.lora import is_peft, trainable
-from mmemo.model import TextEncoder
-from mmemo.normalized import NormalizedConcat
-from mmemo.synthetic import known_answer, split_of
+from mmemo.models.crossmodal import CrossModalFusion
+from mmemo.core.errors import ConfigError
+from mmemo.experiments.ladder import climb_rung, ladder_front, prepare_view, RUNGS, tuned_text, VIEWS
+from mmemo.models.lora import count_trainable, is_peft
+from mmemo.models.text import TextEncoder
+from mmemo.models.normalized import NormalizedConcat
+from mmemo.data.standards import split_of
+from mmemo.synthetic.known_answer import known_answer
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def text(): return TextEncoder.pretrained("mmemo-tiny")
 def views(text):
     data = known_answer(200, seed=3)
     raw = {name: split_of(data, name) for name in ("train", "valid", "test")}
-    return {view: prepare(raw, view, text, steps=12) for view in VIEWS}
+    return {view: prepare_view(raw, view, text, steps=12) for view in VIEWS}
 
 
 def test_views_have_the_shapes_that_rungs_begin_with(views):
@@ -35,7 +36,7 @@ def test_statistics_come_from_the_training_items_alone(text):
     data = known_answer(120, seed=5)
     train, other = data[list(range(60))], data[list(range(60, 120))]
     shifted = other.replace(audio=other.streams["audio"].with_x(other.streams["audio"].x + 1000))
-    a, b = (prepare({"train": train, "test": test}, "sequence", text, ("audio",), 12)["train"].streams["audio"] for test in (other, shifted))
+    a, b = (prepare_view({"train": train, "test": test}, "sequence", text, ("audio",), 12)["train"].streams["audio"] for test in (other, shifted))
     assert torch.equal(a.x, b.x)
     flat = a.x[a.mask]
     assert flat.mean(0).abs().max() < 1e-3 and (flat.std(0) - 1).abs().median() < 0.05
@@ -45,7 +46,7 @@ def test_statistics_come_from_the_training_items_alone(text):
 def test_every_rung_trains_and_predicts_without_a_modality(name, views, text):
     rung = RUNGS[name]
     parts = views[rung.view]
-    model, history = climb(rung, parts, text, seed=1, width=16, epochs=1)
+    model, history = climb_rung(rung, parts, text, seed=1, width=16, epochs=1)
     assert len(history.steps) == -(-len(parts["train"]) // rung.plan.batch_size)
     for gone in ("text", "audio", "video"):
         said = model.eval()(parts["test"].without(gone)).predictions["phq8"]
@@ -77,20 +78,20 @@ def is_peft_inside(model): return any(isinstance(m, TextEncoder) and is_peft(m) 
 
 
 def test_the_upper_rungs_begin_with_what_the_lower_one_tuned(views, text):
-    model, _ = climb(RUNGS["lora"], views["ids"], text, width=16, epochs=1)
+    model, _ = climb_rung(RUNGS["lora"], views["ids"], text, width=16, epochs=1)
     tuned, ids = tuned_text(model).eval(), views["ids"]["test"].streams["text"]
-    assert not is_peft(tuned) and trainable(text)[1] == trainable(tuned)[1]
+    assert not is_peft(tuned) and count_trainable(text)[1] == count_trainable(tuned)[1]
     with torch.no_grad():
         torch.testing.assert_close(tuned(ids).x, model.encoders["text"][0].eval()(ids).x, atol=1e-4, rtol=1e-4)
         assert not torch.allclose(tuned(ids).x, text(ids).x, atol=1e-3)
 
 
 def test_an_unknown_view_is_named(views, text):
-    with pytest.raises(ConfigError, match="'raw'; choose pooled, ids, tuned, sequence"): front("raw", "audio", views["tuned"]["train"], text)
+    with pytest.raises(ConfigError, match="'raw'; choose pooled, ids, tuned, sequence"): ladder_front("raw", "audio", views["tuned"]["train"], text)
 
 
 def test_freezing_does_not_reach_the_callers_encoder(text):
     fresh = TextEncoder.pretrained("mmemo-tiny")
     data = known_answer(60, seed=5)
-    for view in VIEWS: front(view, "text", data, fresh)
+    for view in VIEWS: ladder_front(view, "text", data, fresh)
     assert all(p.requires_grad for p in fresh.parameters())

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from mmemo.batch import ConfigError, DataError
-from mmemo.factors import EMOTIONS, SENTIMENTS
-from mmemo.lookalike import DEFECTS, MELD, MELD_COLUMNS, NEEDED, SESSIONS, SHIFTS, START, write_clip, write_daicwoz, write_meld
-from mmemo.render import RATE, landmarks, render_audio, render_frames, with_factors
-from mmemo.synthetic import AUS, COVAREP, VOICED_ONLY, fill_unvoiced, known_answer
+from mmemo.core.errors import ConfigError, DataError
+from mmemo.data.standards import EMOTIONS, SENTIMENTS
+from mmemo.synthetic.lookalike import INTERVIEW_START, MELD_FILES, MELD_HEADER, NEEDED_SESSIONS, PLANTED_DEFECTS, PLANTED_OFFSETS, SESSIONS, write_clip, write_daicwoz, write_meld
+from mmemo.data.standards import SOUND_RATE
+from mmemo.synthetic.render import face_landmarks, render_audio, render_frames, with_factors
+from mmemo.data.standards import AUS, COVAREP, fill_unvoiced, VOICED_ONLY
+from mmemo.synthetic.known_answer import known_answer
 
 ITEMS = 16
 
@@ -50,7 +52,7 @@ def test_every_number_comes_back_bit_by_bit(data, folder):
         item = data[i]; words, spans, begin = answer(folder, pid)
         audio, video, text = (item.streams[k] for k in ("audio", "video", "text")); T, V = (round(item.meta["seconds"].item() * r) for r in (100, 30))
         x = covarep(folder, pid); assert not x[:int(begin * 100)].any(); x = x[int(begin * 100):]
-        assert begin == START and len(x) == T and x.shape[1] == 74
+        assert begin == INTERVIEW_START and len(x) == T and x.shape[1] == 74
         assert np.array_equal(x[:audio.steps], audio.x[0].numpy()) and np.array_equal(x.any(1)[:audio.steps], audio.mask[0].numpy()) and not x[audio.steps:].any()
         aus = clnf(folder, pid, "AUs"); seen = (aus["success"] == 1)[int(begin * 30):]
         values = np.stack([aus[c] for c in AUS], 1).astype(np.float32)[int(begin * 30):]
@@ -65,7 +67,7 @@ def test_every_number_comes_back_bit_by_bit(data, folder):
 
 def test_repairing_unvoiced_columns_changes_nothing(data, folder):
     for i in (0, 5):
-        audio, x = data[i].streams["audio"], torch.from_numpy(covarep(folder, SESSIONS[i]))[None, START * 100:][:, :data[i].streams["audio"].steps]
+        audio, x = data[i].streams["audio"], torch.from_numpy(covarep(folder, SESSIONS[i]))[None, INTERVIEW_START * 100:][:, :data[i].streams["audio"].steps]
         assert torch.equal(fill_unvoiced(x, x[..., 1] > 0, x.any(-1)).masked_fill(~x.any(-1, keepdim=True), 0), audio.x)
 
 def test_labels_and_splits(data, folder):
@@ -97,10 +99,10 @@ def test_files_and_columns_of_a_session(data, folder):
 
 def test_wav_is_the_rendered_voice_after_two_silent_seconds(data, folder):
     wave, rate = soundfile.read(folder / "300_P/300_AUDIO.wav", dtype="float32"); voice = render_audio(data[0]).numpy()
-    assert rate == 16000 and wave.ndim == 1 and not wave[:START * rate].any() and np.abs(wave[START * rate:] - voice).max() <= 1 / 32768
+    assert rate == 16000 and wave.ndim == 1 and not wave[:INTERVIEW_START * rate].any() and np.abs(wave[INTERVIEW_START * rate:] - voice).max() <= 1 / 32768
 
 def test_landmarks_agree_with_the_action_units(data, folder):
-    i = next(i for i in range(ITEMS) if data[i].streams["video"].mask.any()); pid = SESSIONS[i]; points, seen, blink = landmarks(data[i]); s = slice(START * 30, None)
+    i = next(i for i in range(ITEMS) if data[i].streams["video"].mask.any()); pid = SESSIONS[i]; points, seen, blink = face_landmarks(data[i]); s = slice(INTERVIEW_START * 30, None)
     flat, deep, pose, aus = (clnf(folder, pid, k) for k in ("features", "features3D", "pose", "AUs"))
     XY = np.stack([[deep[f"{c}{k}"][s] for k in range(68)] for c in "XYZ"])[..., seen]
     assert np.allclose(XY[0], points[seen, :, 0].T, atol=1e-3) and np.allclose(XY[1], points[seen, :, 1].T, atol=1e-3)
@@ -121,12 +123,12 @@ def test_ellie_writes_queries_after_363(data, tmp_path):
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
     data = known_answer(20, seed=4, items_per_speaker=2); root = tmp_path_factory.mktemp("broken")
-    where = write_daicwoz(data, root, defects=DEFECTS, hog=False)
+    where = write_daicwoz(data, root, defects=PLANTED_DEFECTS, hog=False)
     return data, root, {pid: i for i, pid in enumerate(where.values())}
 
 def test_defects_are_all_described_and_sessions_found(broken):
     data, root, where = broken
-    assert {pid for pids in NEEDED.values() for pid in pids} <= set(where) and len(where) == 20 and all(": " in text for text in DEFECTS.values())
+    assert {pid for pids in NEEDED_SESSIONS.values() for pid in pids} <= set(where) and len(where) == 20 and all(": " in text for text in PLANTED_DEFECTS.values())
 
 def test_binary_contradicts_the_score_at_409_only(broken):
     data, root, where = broken; rows = [r for f in root.glob("*_split_Depression_AVEC2017.csv") for r in table(f) if "PHQ8_Score" in r]
@@ -134,13 +136,13 @@ def test_binary_contradicts_the_score_at_409_only(broken):
     assert [int(r["Participant_ID"]) for r in rows if int(r["PHQ8_Binary"]) != (int(r["PHQ8_Score"]) >= 10)] == [409]
     assert all(int(r["PHQ8_Score"]) == data.targets["phq8"][where[int(r["Participant_ID"])]] for r in rows) and len(rows) == 20
 
-@pytest.mark.parametrize("pid", SHIFTS)
+@pytest.mark.parametrize("pid", PLANTED_OFFSETS)
 def test_adding_the_known_offset_puts_a_transcript_right(broken, pid):
-    data, root, where = broken; rows = transcript(root, pid); begin = next(a for a, b, who, v in rows if v == "xxx") + SHIFTS[pid]
+    data, root, where = broken; rows = transcript(root, pid); begin = next(a for a, b, who, v in rows if v == "xxx") + PLANTED_OFFSETS[pid]
     x = covarep(root, pid); first = np.flatnonzero(x.any(1))[0] / 100
     said = [(a, b) for a, b, who, v in rows if who == "Participant"][3:]                # after the talk with staff, <sync> and xxx
     assert min(a for a, *_ in rows) >= 0 and abs(begin - round(begin)) < 2e-3 and round(begin) <= first < round(begin) + .5
-    assert np.allclose(np.array(said) + SHIFTS[pid] - begin, data.meta["spans"][where[pid]], atol=2e-3)
+    assert np.allclose(np.array(said) + PLANTED_OFFSETS[pid] - begin, data.meta["spans"][where[pid]], atol=2e-3)
 
 def test_every_other_defect(broken):
     data, root, where = broken; last = max(where)
@@ -151,22 +153,22 @@ def test_every_other_defect(broken):
         assert [r[3] for r in rows][:2] == ["is it on now", "<sync>"] and ("Ellie" in spoken) == (pid not in (451, 458, 480))
         assert (root / f"{pid}_P/._{pid}_TRANSCRIPT.csv").read_bytes()[:4] == b"\0\5\26\7"
         scrubbed = [r for r in rows if r[3] == "scrubbed_entry"]; assert len(scrubbed) == 1
-        a, b, shift = *scrubbed[0][:2], SHIFTS.get(pid, 0); x = covarep(root, pid); assert not x[int((a + shift) * 100) + 1:int((b + shift) * 100)].any()
-        wave = soundfile.read(root / f"{pid}_P/{pid}_AUDIO.wav")[0]; assert not wave[int((a + shift) * RATE) + 160:int((b + shift) * RATE) - 160].any() and wave.any()
+        a, b, shift = *scrubbed[0][:2], PLANTED_OFFSETS.get(pid, 0); x = covarep(root, pid); assert not x[int((a + shift) * 100) + 1:int((b + shift) * 100)].any()
+        wave = soundfile.read(root / f"{pid}_P/{pid}_AUDIO.wav")[0]; assert not wave[int((a + shift) * SOUND_RATE) + 160:int((b + shift) * SOUND_RATE) - 160].any() and wave.any()
         assert x.shape[1] == (73 if pid == min(where) else 74)
         video = clnf(root, pid, "AUs"); assert (video["AU12_r"][video["success"] == 0] > 0).mean() > .9
         assert len(video["frame"]) == round(len(x) * .3) - (30 if pid == 402 else 0)
 
 def test_unvoiced_garbage_is_mended_by_the_shared_function(data, tmp_path):
     i = next(i for i in range(ITEMS) if data[i].streams["audio"].mask.any())
-    write_daicwoz(data[[i]], tmp_path, defects=["unvoiced_garbage"], hog=False); x = torch.from_numpy(covarep(tmp_path, 300))[None, START * 100:]
+    write_daicwoz(data[[i]], tmp_path, defects=["unvoiced_garbage"], hog=False); x = torch.from_numpy(covarep(tmp_path, 300))[None, INTERVIEW_START * 100:]
     audio = data[i].streams["audio"]; x = x[:, :audio.steps]; mask = x.any(-1); voiced = x[..., 1] > 0
     assert x[~voiced & mask][:, VOICED_ONLY].abs().median() > 100
     assert torch.equal(mask, audio.mask) and torch.equal(fill_unvoiced(x, voiced, mask).masked_fill(~mask[..., None], 0), audio.x)
 
 def test_creak_is_the_column_that_goes(data, tmp_path):
     i = next(i for i in range(ITEMS) if data[i].streams["audio"].mask.any())
-    write_daicwoz(data[[i]], tmp_path, defects=["no_creak"], hog=False); x = covarep(tmp_path, 300)[START * 100:]
+    write_daicwoz(data[[i]], tmp_path, defects=["no_creak"], hog=False); x = covarep(tmp_path, 300)[INTERVIEW_START * 100:]
     assert np.array_equal(x[:data[i].streams["audio"].steps], np.delete(data[i].streams["audio"].x[0].numpy(), COVAREP.index("creak"), 1))
 
 def test_what_cannot_be_written_is_refused(data, tmp_path):
@@ -185,7 +187,7 @@ def test_writing_is_fast(data, tmp_path):
     assert (time.process_time() - start) / ITEMS < .5
 
 def test_the_packages_reader_returns_the_corpus(data, tmp_path):
-    from mmemo.daicwoz import read_daicwoz
+    from mmemo.data.daicwoz import read_daicwoz
     write_daicwoz(data, tmp_path / "raw", hog=False, defects=["unvoiced_garbage", "macos_junk", "sync_markers", "no_ellie", "transcript_offset", "failed_frames", "wrong_binary"])
     with pytest.warns(UserWarning, match="remarks"): corpus = read_daicwoz(tmp_path / "raw", cache=tmp_path / "cache", progress=False)
     back = corpus[list(range(len(corpus)))]
@@ -207,8 +209,8 @@ def test_meld_tables(data, meld):
     root, where = meld; clock = lambda s: sum(float(p) * k for p, k in zip(s.replace(",", ".").split(":"), (3600, 60, 1)))
     of = {clip: i for i, clip in enumerate(where.values())}; assert len(of) == ITEMS and list(where) != sorted(where.values())
     ids = {item: i for i, item in enumerate(data.meta["id"])}
-    for split, (file, clips) in MELD.items():
-        rows = table(root / file); assert list(rows[0]) == MELD_COLUMNS and [int(r["Sr No."]) for r in rows] == list(range(1, len(rows) + 1)) and (root / clips).is_dir()
+    for split, (file, clips) in MELD_FILES.items():
+        rows = table(root / file); assert list(rows[0]) == MELD_HEADER and [int(r["Sr No."]) for r in rows] == list(range(1, len(rows) + 1)) and (root / clips).is_dir()
         assert rows[0]["Dialogue_ID"] == rows[0]["Utterance_ID"] == "0" and len(rows) == data.meta["split"].count(split)
         for r in rows:
             i = ids[next(k for k, v in where.items() if v == f"{clips}/dia{r['Dialogue_ID']}_utt{r['Utterance_ID']}")]
@@ -224,12 +226,12 @@ def test_clip_holds_the_film_and_the_sound(tmp_path):
     with av.open(str(tmp_path / "dia0_utt0.mp4")) as clip: sound = np.concatenate([f.to_ndarray()[0] for f in clip.decode(audio=0)])
     assert film.shape == (len(frames), 112, 112, 3) and np.abs(film.astype(int) - frames.permute(0, 2, 3, 1).numpy()).mean() < 6
     assert abs(len(sound) - len(voice)) < 2100 and np.corrcoef(sound[:len(voice)], voice[:len(sound)])[0, 1] > .9
-    wave, rate = soundfile.read(tmp_path / "dia0_utt0.wav", dtype="float32"); assert rate == RATE and np.abs(wave - voice).max() <= 1 / 32768
+    wave, rate = soundfile.read(tmp_path / "dia0_utt0.wav", dtype="float32"); assert rate == SOUND_RATE and np.abs(wave - voice).max() <= 1 / 32768
 
 
 def test_a_session_with_a_known_defect_is_used_only_with_it(tmp_path):
     "A reader mends sessions by their number: 318 gets 34 seconds added, whether or not it needs them."
     data = known_answer(24, seed=2)
     plain, shifted = (set(write_daicwoz(data, tmp_path / name, defects, hog=False).values()) for name, defects in (("a", ()), ("b", ("transcript_offset",))))
-    assert len(plain) == len(shifted) == 24 and not plain & {i for own in NEEDED.values() for i in own}
-    assert shifted & {i for own in NEEDED.values() for i in own} == set(NEEDED["transcript_offset"])
+    assert len(plain) == len(shifted) == 24 and not plain & {i for own in NEEDED_SESSIONS.values() for i in own}
+    assert shifted & {i for own in NEEDED_SESSIONS.values() for i in own} == set(NEEDED_SESSIONS["transcript_offset"])

@@ -10,12 +10,15 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models.video import R3D_18_Weights, r3d_18
 
-from mmemo.batch import Batch, ConfigError, ShapeError, Stream, WeightsError, masked_mean
-from mmemo.media import R3D, ConcatNorm, LogMel, WaveCNN, halve, video_weights
-from mmemo.model import ClassHead, Frozen, Multimodal, Project
-from mmemo.plan import Plan
-from mmemo.shapes import walk
-from mmemo.train import cross_entropy, fit
+from mmemo.core.batch import Batch, masked_mean, Stream
+from mmemo.core.errors import ConfigError, ShapeError, WeightsError
+from mmemo.models.audiovisual import halve_clock, LogMel, R3D, video_weights, WaveCNN
+from mmemo.models.fusion import ConcatNorm
+from mmemo.models.base import ClassHead, Frozen, Multimodal, Project
+from mmemo.training.plan import Plan
+from mmemo.diagnostics.walk import walk
+from mmemo.training.loop import fit
+from mmemo.training.objectives import cross_entropy
 
 padded = partial(streams.padded, fill=99.0)
 
@@ -113,7 +116,7 @@ def test_log_mel_refuses_what_is_no_waveform_or_has_another_clock():
 # ------------------------------------------------------------------ strides
 def test_halve_by_hand():
     mask = torch.tensor([[1, 1, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0]]).bool()
-    made, t = halve(mask, torch.arange(7).float().repeat(2, 1))
+    made, t = halve_clock(mask, torch.arange(7).float().repeat(2, 1))
     assert made.tolist() == [[True, True, False, True], [False] * 4] and t[0].tolist() == [.5, 3, 0, 6]
 
 

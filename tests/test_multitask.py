@@ -8,11 +8,16 @@ import torch
 from hypothesis import given, settings, strategies as st
 from pytorch_metric_learning.losses import SupConLoss
 
-from mmemo.batch import Batch, ConfigError, DataError, Stream
-from mmemo.model import ClassHead, RegressionHead, static_model
-from mmemo.multitask import ProjectionHead, class_weights, contrastive, linear_probe, multitask, supervised_contrastive
-from mmemo.plan import Plan
-from mmemo.train import cross_entropy, fit, mse
+from mmemo.core.batch import Batch, Stream
+from mmemo.core.errors import ConfigError, DataError
+from mmemo.models.base import ClassHead, RegressionHead, static_model
+from mmemo.models.base import ProjectionHead
+from mmemo.training.contrastive import contrastive, supervised_contrastive
+from mmemo.training.multitask import class_weights, multitask
+from mmemo.evaluation.metrics import linear_probe
+from mmemo.training.plan import Plan
+from mmemo.training.loop import fit
+from mmemo.training.objectives import cross_entropy, mse
 
 
 def batch_of(**targets):

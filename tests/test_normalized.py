@@ -9,12 +9,15 @@ from hypothesis import given, settings, strategies as st
 from streams import learned, padded
 from torch import nn
 
-from mmemo.batch import Batch, ConfigError, ShapeError, Stream, masked_mean
-from mmemo.checkpoint import History
-from mmemo.model import Multimodal, RegressionHead
-from mmemo.normalized import (NormalizedConcat, NormalizedProject, Stability, condition_number, less_spread, normalized_model, rmse, stability)
-from mmemo.plan import Plan
-from mmemo.train import fit
+from mmemo.core.batch import Batch, masked_mean, Stream
+from mmemo.core.errors import ConfigError, ShapeError
+from mmemo.training.checkpoint import History
+from mmemo.models.base import Multimodal, RegressionHead
+from mmemo.models.normalized import condition_number, normalized_model, NormalizedConcat, NormalizedProject
+from mmemo.training.objectives import rmse
+from mmemo.evaluation.seeds import less_spread, measure_stability, Stability
+from mmemo.training.plan import Plan
+from mmemo.training.loop import fit
 
 WIDTHS = {"text": 6, "audio": 4, "video": 3}
 
@@ -216,48 +219,48 @@ def run(*values, monitor="loss", direction="min"):
 
 def test_stability_by_hand():
     runs = [run(3, 2, 2.5), run(4, 1.5, 1.0), run(3, 2.2, 2.1), None, run(5.0, 4.97, None)]
-    s = stability(runs, threshold=2.0, constant=5.0)
+    s = measure_stability(runs, threshold=2.0, constant=5.0)
     scores = [2, 1, 2.1, 5, 4.97]
     assert isinstance(s, Stability) and s.runs == 5
     assert math.isclose(s.mean, np.mean(scores)) and math.isclose(s.spread.value, np.std(scores, ddof=1))
     assert np.allclose(s.diverged, (.4, .11762, .76928), atol=1e-4) and s.reached == 2 / 5                             # NaN; 4.97 is within 1 % of the constant
     assert s.epochs == (math.inf, 2.0, math.inf)
-    assert math.isclose(stability(runs, 2.0, 5.0, last=True).mean, np.mean([2.5, 1, 2.1, 5, 5]))
-    fast = stability(runs[:3], threshold=2.3, constant=5.0)
+    assert math.isclose(measure_stability(runs, 2.0, 5.0, last=True).mean, np.mean([2.5, 1, 2.1, 5, 5]))
+    fast = measure_stability(runs[:3], threshold=2.3, constant=5.0)
     assert fast.epochs.value == 2 and fast.reached == 1 and fast.diverged.value == 0
 
 
 def test_larger_may_be_better():
     up = [run(*v, monitor="f1", direction="max") for v in ((.1, .5, .4), (.2, .3, .6), (.1, .1005, .1))]
-    s = stability(up, threshold=.45, constant=.1)
+    s = measure_stability(up, threshold=.45, constant=.1)
     assert math.isclose(s.mean, (.5 + .6 + .1005) / 3) and s.diverged.value == 1 / 3 and s.reached == 2 / 3 and s.epochs.value == 3
-    assert math.isclose(stability([*up, None], .45, .1).mean, (.5 + .6 + .1005 + .1) / 4)
+    assert math.isclose(measure_stability([*up, None], .45, .1).mean, (.5 + .6 + .1005 + .1) / 4)
 
 
 def test_intervals_hold_what_they_should():
     from scipy.stats import f as law
     rng, hits, n = np.random.default_rng(0), 0, 5
     for _ in range(300):
-        s = stability([run(v) for v in 3 + .1 * rng.standard_normal(n)], 3.0, 9.0)
+        s = measure_stability([run(v) for v in 3 + .1 * rng.standard_normal(n)], 3.0, 9.0)
         hits += s.spread.low < .1 < s.spread.high
     assert .91 < hits / 300 < .985
-    a, b = (stability([run(v) for v in 3 + sd * rng.standard_normal(7)], 3.0, 9.0) for sd in (.2, .05))
+    a, b = (measure_stability([run(v) for v in 3 + sd * rng.standard_normal(7)], 3.0, 9.0) for sd in (.2, .05))
     gain = less_spread(a, b); ratio = b.spread.value / a.spread.value
     assert math.isclose(gain.value, 1 - ratio) and gain.low < gain.value < gain.high < 1
     assert math.isclose(law.cdf((ratio / (1 - gain.low)) ** 2, 6, 6), .025, rel_tol=1e-6) and math.isclose(law.sf((ratio / (1 - gain.high)) ** 2, 6, 6), .025, rel_tol=1e-6)
 
 
 def test_less_spread_of_no_spread_is_not_a_number():
-    same = stability([run(2.0), run(2.0)], 1.0, 5.0)
+    same = measure_stability([run(2.0), run(2.0)], 1.0, 5.0)
     assert math.isnan(less_spread(same, same).value)
 
 
 def test_stability_says_what_it_wants():
-    with pytest.raises(ConfigError, match="at least two"): stability([run(1.0)], 1.0, 2.0)
-    with pytest.raises(ConfigError, match="valid"): stability([run(1.0), History()], 1.0, 2.0)
-    with pytest.raises(ConfigError, match="different"): stability([run(1.0), run(1.0, monitor="mse")], 1.0, 2.0)
+    with pytest.raises(ConfigError, match="at least two"): measure_stability([run(1.0)], 1.0, 2.0)
+    with pytest.raises(ConfigError, match="valid"): measure_stability([run(1.0), History()], 1.0, 2.0)
+    with pytest.raises(ConfigError, match="different"): measure_stability([run(1.0), run(1.0, monitor="mse")], 1.0, 2.0)
 
 
 def test_runs_that_all_failed():
-    s = stability([None, None, None], 1.0, 2.0)
+    s = measure_stability([None, None, None], 1.0, 2.0)
     assert s.diverged.value == 1 and s.spread.value == 0 and s.mean == 2.0 and s.reached == 0

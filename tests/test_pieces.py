@@ -7,18 +7,21 @@ import pytest
 import torch
 from torch import nn
 
-from mmemo.batch import Batch, ConfigError, Stream, masked_mean
-from mmemo.contracts import Untried, Wrong, eight
-from mmemo.fusion import FUSIONS, ModalityDropout, get_fusion
-from mmemo.lora import inject
-from mmemo.media import ConcatNorm
-from mmemo.model import ClassHead, ConcatFusion, Frozen, Fused, Multimodal, Output, Project, RegressionHead
-from mmemo.multitask import ProjectionHead, contrastive, multitask
-from mmemo.pieces import Span, alike, attainable, branches, by_heart, check_pieces, gradient_norms, hears, piece_of, saying, without_noise
-from mmemo.plan import Plan
-from mmemo.speakers import AdversaryHead
-from mmemo.temporal import TCN
-from mmemo.train import cross_entropy, mse
+from mmemo.core.batch import Batch, masked_mean, Stream
+from mmemo.core.errors import ConfigError
+from mmemo.diagnostics.contracts import choose_items, Untried, Wrong
+from mmemo.models.fusion import FUSIONS, get_fusion, ModalityDropout
+from mmemo.models.lora import inject_lora
+from mmemo.models.fusion import ConcatNorm
+from mmemo.models.base import ClassHead, ConcatFusion, Frozen, Fused, Multimodal, Output, Project, RegressionHead
+from mmemo.models.base import ProjectionHead
+from mmemo.training.contrastive import contrastive
+from mmemo.training.multitask import multitask
+from mmemo.diagnostics.component import alike_groups, attainable_predictions, branch_capacity, by_heart, check_pieces, gradient_norms, piece_of, Span, streams_matter, with_predictions, without_noise
+from mmemo.training.plan import Plan
+from mmemo.models.adversary import AdversaryHead
+from mmemo.models.temporal import TCN
+from mmemo.training.objectives import cross_entropy, mse
 
 WIDTHS = {"text": 7, "audio": 4, "video": 5}
 
@@ -71,20 +74,20 @@ def test_the_floor_of_the_contrastive_loss():
 def test_equal_inputs_raise_the_floor():
     data = items(4)
     data = Batch({n: Stream(s.x[[0, 0, 1, 2]], s.mask[[0, 0, 1, 2]], s.t) for n, s in data.streams.items()}, {"y": torch.tensor([1.0, 3.0, 7.0, 9.0])})
-    assert alike(data).tolist() == [0, 0, 1, 2]
+    assert alike_groups(data).tolist() == [0, 0, 1, 2]
     span = span_of(mse("y"), {"y": torch.zeros(4)}, data)
     assert span.floor == pytest.approx(2 / 4, rel=1e-4) and span.chance == pytest.approx(10, rel=1e-4)
     padding = data.streams["audio"].x.clone(); padding[~data.streams["audio"].mask] = 5
-    assert alike(data.replace(audio=data.streams["audio"].with_x(padding))).tolist() == [0, 0, 1, 2]
+    assert alike_groups(data.replace(audio=data.streams["audio"].with_x(padding))).tolist() == [0, 0, 1, 2]
     same = Batch({n: Stream(s.x[:1].expand(4, -1, -1), s.mask[:1].expand(4, -1), s.t) for n, s in data.streams.items()}, data.targets)
     with pytest.raises(Untried, match="nothing to tell apart"): span_of(mse("y"), {"y": torch.zeros(4)}, same).above(1.0)
 
 
 def test_a_loss_that_does_not_depend_on_predictions_is_refused():
     with pytest.raises(ConfigError, match="does not depend on the predictions y"):
-        attainable(lambda o, b: {"loss": b.targets["y"].mean()}, Output({"y": torch.zeros(8)}, torch.zeros(8, 1)), items(8), torch.arange(8))
+        attainable_predictions(lambda o, b: {"loss": b.targets["y"].mean()}, Output({"y": torch.zeros(8)}, torch.zeros(8, 1)), items(8), torch.arange(8))
     out = Output({"y": torch.zeros(8)}, torch.zeros(8, 1))
-    assert saying(mse("y"), out, items(8), {"y": items(8).targets["y"]}) == 0 and not out.predictions["y"].any()
+    assert with_predictions(mse("y"), out, items(8), {"y": items(8).targets["y"]}) == 0 and not out.predictions["y"].any()
 
 
 # ------------------------------------------------------------------ by heart
@@ -94,7 +97,7 @@ def test_without_noise():
 
 
 def test_by_heart_stops_at_the_goal_at_its_steps_and_at_its_time():
-    data = eight(network(), items())
+    data = choose_items(network(), items())
     span = Span.of(mse("y"), network().eval()(data), data)
     model = network()
     fitted = by_heart(model, mse("y"), data, span)
@@ -114,7 +117,7 @@ def test_by_heart_stops_at_the_goal_at_its_steps_and_at_its_time():
 
 
 def test_by_heart_names_what_is_not_finite_and_what_cannot_learn():
-    data = eight(network(), items())
+    data = choose_items(network(), items())
     span = Span(10.0, 0.0)
     model = network()
     with torch.no_grad(): model.encoders["audio"].linear.weight[0] = math.nan
@@ -152,7 +155,7 @@ def test_other_sound_models_pass():
     frozen = network(heads=both(), text=lambda F, H: nn.Sequential(Frozen(nn.Sequential(Project(F, 9), TCN(9, 9))), Project(9, H)), audio=lambda F, H: TCN(F, H))
     assert (checks := check_pieces(frozen, multitask(BOTH), items())).ok, str(checks)
     assert "of 744 parameters learn" in row(checks, "encoders.text", "gradient").found or "parameters learn" in row(checks, "encoders.text", "gradient").found
-    adapted = network(text=lambda F, H: inject(Project(F, H), ["linear"], r=2))
+    adapted = network(text=lambda F, H: inject_lora(Project(F, H), ["linear"], r=2))
     assert (checks := check_pieces(adapted, mse("y"), items())).ok, str(checks)
     many = network(fusion=lambda w, H: ModalityDropout(ConcatNorm(w, H), .3), heads=both() | {"z": ProjectionHead(12, 4), "speaker": AdversaryHead(12, 2)})
     losses = BOTH | {"z": (contrastive("z", "mood"), .1), "speaker": (cross_entropy("speaker"), .2)}
@@ -166,12 +169,12 @@ def test_attention_over_one_step_is_remarked_and_no_failure():
 
 
 def test_a_recipe_passes():
-    from mmemo.build import build, objective, plan
-    from mmemo.recipe import load_recipe
-    from mmemo.sources import by_split, items as read
+    from mmemo.experiments.build import build_model, recipe_objective, recipe_plan
+    from mmemo.experiments.recipe import load_recipe
+    from mmemo.experiments.sources import by_split, recipe_items as read
     recipe = load_recipe("multimodal_baseline", "smoke")
     train = by_split(read(recipe))["train"]
-    assert (checks := check_pieces(build(recipe, train), objective(recipe, train), train[:24], plan(recipe))).ok, str(checks)
+    assert (checks := check_pieces(build_model(recipe, train), recipe_objective(recipe, train), train[:24], recipe_plan(recipe))).ok, str(checks)
 
 
 def test_a_model_of_another_kind_is_checked_as_a_whole():
@@ -310,7 +313,7 @@ def test_a_model_that_does_not_run_says_so_at_its_piece():
 # ------------------------------------------------------------------ branches
 def test_branches_of_a_sound_model_all_learn():
     model = network("gated", heads=both())
-    rows = branches(model, multitask(BOTH), items())
+    rows = branch_capacity(model, multitask(BOTH), items())
     assert rows.ok and [r.what for r in rows] == ["text only", "audio only", "video only", "fusion only", "classifier only"], str(rows)
     assert all(r.norm > 0 and r.span.above(r.losses[-1]) <= .05 and r.losses[0] > r.losses[-1] for r in rows)
 
@@ -321,7 +324,7 @@ def test_branches_of_a_sound_model_all_learn():
     (lambda: network(heads={"y": Blind(12, 9.0, 4.0)}), ["text only", "audio only", "video only", "fusion only", "classifier only"]),
     (lambda: network(fusion=Deaf), ["video only"])], ids=["detached", "inverted", "poisoned", "dead", "blind", "deaf"])
 def test_broken_branches_fail_alone(make, bad):
-    rows = branches(make(), mse("y"), items(), steps=90)
+    rows = branch_capacity(make(), mse("y"), items(), steps=90)
     assert [r.what for r in rows.failed] == bad, str(rows)
 
 
@@ -330,9 +333,9 @@ def test_the_innermost_branch_is_blamed():
 
 
 def test_branches_of_frozen_encoders_and_of_time():
-    rows = branches(network(text=lambda F, H: Frozen(Project(F, H))), mse("y"), items())
+    rows = branch_capacity(network(text=lambda F, H: Frozen(Project(F, H))), mse("y"), items())
     assert rows.ok and rows.rows[0].norm is None and rows.rows[0].found.endswith("frozen"), str(rows)
-    assert all(r.ok is None for r in branches(network(), mse("y"), items(), seconds=0.0))
+    assert all(r.ok is None for r in branch_capacity(network(), mse("y"), items(), seconds=0.0))
 
 
 def test_hearing():
@@ -340,6 +343,6 @@ def test_hearing():
     streams = {n: Project(F, 12)(data.streams[n]) for n, F in WIDTHS.items()}
     deaf = Deaf(dict.fromkeys(WIDTHS, 12), 12).eval()
     with torch.no_grad():
-        assert hears(deaf, streams, "audio").startswith("other values move")
-        with pytest.raises(Wrong, match="video"): hears(deaf, streams, "video")
-    with pytest.raises(Untried, match="no item has audio"): hears(deaf, Batch(streams).without("audio").streams, "audio")
+        assert streams_matter(deaf, streams, "audio").startswith("other values move")
+        with pytest.raises(Wrong, match="video"): streams_matter(deaf, streams, "video")
+    with pytest.raises(Untried, match="no item has audio"): streams_matter(deaf, Batch(streams).without("audio").streams, "audio")

@@ -11,9 +11,11 @@ from tiny import items, tiny
 from torch import nn
 from torch.optim import lr_scheduler as torch_schedule
 
-from mmemo.batch import ConfigError
-from mmemo.plan import Plan, cut, factor, groups, load, order, own_noise, plateaus, seed_of, set_noise
-from mmemo.train import Trainer, mse
+from mmemo.core.errors import ConfigError
+from mmemo.core.state import epoch_order, own_noise, seed_of, set_noise
+from mmemo.training.plan import count_plateaus, cut_updates, load_batches, parameter_groups, Plan, rate_factor
+from mmemo.training.loop import Trainer
+from mmemo.training.objectives import mse
 
 
 def torch_rates(make, total):
@@ -32,7 +34,7 @@ def torch_rates(make, total):
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
 def test_onecycle_is_torchs(total, share):
     want = torch_rates(lambda o: torch_schedule.OneCycleLR(o, 1.0, total_steps=total, pct_start=share, cycle_momentum=False), total)
-    got = [factor(Plan(schedule="onecycle", warmup=share), i, total) for i in range(total)]
+    got = [rate_factor(Plan(schedule="onecycle", warmup=share), i, total) for i in range(total)]
     assert share * total < 1 or np.allclose(got, want, rtol=1e-9, atol=1e-12)
     assert all(0 < f <= 1 for f in got)
 
@@ -48,7 +50,7 @@ def test_cosine_and_linear_are_torchs(warm, total):
     cosine = torch_rates(chained(lambda o: torch_schedule.CosineAnnealingLR(o, T_max=total - warm)), total)
     line = torch_rates(chained(lambda o: torch_schedule.LinearLR(o, start_factor=1.0, end_factor=1e-12, total_iters=total - warm)), total)
     for name, want in (("cosine", cosine), ("warmup_linear", line)):
-        got = [factor(Plan(schedule=name, warmup=warm), i, total) for i in range(total)]
+        got = [rate_factor(Plan(schedule=name, warmup=warm), i, total) for i in range(total)]
         assert np.allclose(got, want, rtol=1e-6, atol=1e-9), name
 
 
@@ -57,8 +59,8 @@ def test_plateau_is_torchs(values, patience):
     optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = torch_schedule.ReduceLROnPlateau(optimiser, factor=0.5, patience=patience, eps=0)
     for value in values: schedule.step(value)
-    fallen = plateaus(values, patience)
-    assert factor(Plan(schedule="plateau", plateau_factor=0.5), 3, 9, fallen) == pytest.approx(optimiser.param_groups[0]["lr"], rel=1e-12)
+    fallen = count_plateaus(values, patience)
+    assert rate_factor(Plan(schedule="plateau", plateau_factor=0.5), 3, 9, fallen) == pytest.approx(optimiser.param_groups[0]["lr"], rel=1e-12)
 
 
 def test_plateau_of_something_to_maximise():
@@ -66,26 +68,26 @@ def test_plateau_of_something_to_maximise():
     schedule = torch_schedule.ReduceLROnPlateau(optimiser, mode="max", factor=0.1, patience=1)
     scores = [0.1, 0.3, 0.3, 0.2, 0.30001, 0.5, 0.4, 0.4, 0.4]
     for value in scores: schedule.step(value)
-    assert 0.1 ** plateaus([-s for s in scores], 1) == pytest.approx(optimiser.param_groups[0]["lr"])
+    assert 0.1 ** count_plateaus([-s for s in scores], 1) == pytest.approx(optimiser.param_groups[0]["lr"])
 
 
 @given(st.sampled_from(["constant", "onecycle", "cosine", "warmup_linear"]), st.integers(1, 30), st.floats(0, 0.99) | st.integers(0, 60), st.integers(0, 40))
 def test_any_schedule_is_defined_everywhere(schedule, total, warmup, update):
-    assert 0 <= factor(Plan(schedule=schedule, warmup=warmup), update, total) <= 1
+    assert 0 <= rate_factor(Plan(schedule=schedule, warmup=warmup), update, total) <= 1
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 4), st.booleans())
 def test_cut_keeps_every_row_in_order(n, size, accumulate, drop):
-    rows = order(n, 3, 1)
-    updates = cut(rows, Plan(batch_size=size, accumulate=accumulate, drop_last=drop))
+    rows = epoch_order(n, 3, 1)
+    updates = cut_updates(rows, Plan(batch_size=size, accumulate=accumulate, drop_last=drop))
     batches = [b for u in updates for b in u]
     assert [r for b in batches for r in b] == rows[:n - n % size if drop else n]
     assert all(len(b) == size for b in batches[:-1]) and all(len(u) == accumulate for u in updates[:-1])
 
 
 def test_order_is_a_function():
-    assert order(50, 1, 2) == order(50, 1, 2) and sorted(order(50, 1, 2)) == list(range(50))
-    assert len({tuple(order(50, seed, epoch)) for seed in range(4) for epoch in range(4)}) == 16
+    assert epoch_order(50, 1, 2) == epoch_order(50, 1, 2) and sorted(epoch_order(50, 1, 2)) == list(range(50))
+    assert len({tuple(epoch_order(50, seed, epoch)) for seed in range(4) for epoch in range(4)}) == 16
     assert seed_of(1, 2, 3) == 3922471037                  # the same on every machine
 
 
@@ -110,14 +112,14 @@ def test_a_plan_that_cannot_be_says_which_option(options, name):
 def test_groups_by_pattern_and_decay():
     model = nn.ModuleDict({"text": nn.Linear(3, 4), "head": nn.Sequential(nn.Linear(4, 4), nn.LayerNorm([2, 4]))})
     model["text"].bias.requires_grad_(False)
-    made = groups(model, Plan(lr={"text.*": 1e-5, "*.weight": 1e-4, "*": 1e-3}, weight_decay=0.1))
+    made = parameter_groups(model, Plan(lr={"text.*": 1e-5, "*.weight": 1e-4, "*": 1e-3}, weight_decay=0.1))
     assert {n: (g["base"], g["weight_decay"]) for g in made for n in g["names"]} == {
         "text.weight": (1e-5, 0.1), "text.bias": (1e-5, 0.0), "head.0.weight": (1e-4, 0.1), "head.0.bias": (1e-3, 0.0),
         "head.1.weight": (1e-4, 0.0), "head.1.bias": (1e-3, 0.0)}
-    with pytest.raises(ConfigError, match="'video.*' matches no parameter"): groups(model, Plan(lr={"video.*": 1, "*": 1}))
-    with pytest.raises(ConfigError, match="no pattern matches parameter 'head.0.weight'"): groups(model, Plan(lr={"text.*": 1}))
+    with pytest.raises(ConfigError, match="'video.*' matches no parameter"): parameter_groups(model, Plan(lr={"video.*": 1, "*": 1}))
+    with pytest.raises(ConfigError, match="no pattern matches parameter 'head.0.weight'"): parameter_groups(model, Plan(lr={"text.*": 1}))
     for p in model.parameters(): p.requires_grad_(False)
-    with pytest.raises(ConfigError, match="frozen"): groups(model, Plan())
+    with pytest.raises(ConfigError, match="frozen"): parameter_groups(model, Plan())
 
 
 def test_noise_is_a_function_and_leaves_no_trace():
@@ -135,14 +137,14 @@ def test_noise_is_a_function_and_leaves_no_trace():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_load_gives_the_batches_in_order_and_draws_nothing(workers):
     data, batches, before = items(20), [[3, 1], [2], list(range(10, 15)), range(4)], torch.random.get_rng_state()
-    got = list(load(data, batches, workers, torch.device("cpu"), seed=1))
+    got = list(load_batches(data, batches, workers, torch.device("cpu"), seed=1))
     assert [len(b) for b in got] == [2, 1, 5, 4] and torch.equal(got[0].targets["y"], data.targets["y"][[3, 1]])
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_every_parameter_is_in_one_group():
     model = tiny()
-    assert sorted(n for g in groups(model, Plan()) for n in g["names"]) == sorted(n for n, _ in model.named_parameters())
+    assert sorted(n for g in parameter_groups(model, Plan()) for n in g["names"]) == sorted(n for n, _ in model.named_parameters())
 
 
 def test_the_memory_of_squared_gradients_reaches_the_optimiser():

@@ -8,7 +8,7 @@ from einops import rearrange
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn import functional as F
-from mmemo.reach import EVERYTHING, Reach, Tracker, find_axis, follow, join, shadow, untouched
+from mmemo.diagnostics.reach import find_axis, follow_axes, join_reach, Reach, REACH_EVERYTHING, shadow_copy, Tracker, without_traces
 
 B, T, FEATURES = 2, 61, 5
 
@@ -147,20 +147,20 @@ def test_random_states_end_as_they_began():
     def draw(): return random.random(), float(np.random.rand()), float(torch.rand(()))
     seeded = lambda: (random.seed(1), np.random.seed(1), torch.manual_seed(1))
     seeded(); plain = draw(); seeded()
-    with untouched("cpu"): draw(); draw()
+    with without_traces("cpu"): draw(); draw()
     assert draw() == plain
 
 def test_a_shadow_keeps_what_is_shared_and_copies_no_weight():
     net = nn.Sequential(nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, FEATURES), nn.BatchNorm1d(FEATURES), torch.nn.utils.weight_norm(nn.Linear(FEATURES, 2)))
     net[1].weight, net[0].extra = net[0].weight, torch.ones(3)
     net[1].bias.requires_grad_(False); net(torch.rand(B, FEATURES)).sum().backward()          # weight_norm now holds a tensor that is no leaf
-    ghost = shadow(net)
+    ghost = shadow_copy(net)
     assert ghost[1].weight is ghost[0].weight and all(t.is_meta for t in [*ghost.parameters(), *ghost.buffers(), ghost[0].extra, ghost[3].weight])
     assert [p.requires_grad for p in ghost.parameters()] == [p.requires_grad for p in net.parameters()] and net.training and not ghost.training
-    real = shadow(net, "cpu")
+    real = shadow_copy(net, "cpu")
     assert torch.equal(real[0].weight, net[0].weight) and real[0].weight.data_ptr() != net[0].weight.data_ptr()
 
 def test_join_is_an_upper_bound():
     a, b = Reach(-1, 3, 1, (2, 9, 4)), Reach(-4, 2, 1, (2, 9, 4))
-    assert join([a, b]) == Reach(-4, 6, 1, (2, 9, 4)) and join([a, a]) == a
-    assert join([a, Reach(0, 1, 2, (2, 9, 4))]).size == math.inf and follow(a, (2, 9, 4), {}, (2, 4)) == EVERYTHING
+    assert join_reach([a, b]) == Reach(-4, 6, 1, (2, 9, 4)) and join_reach([a, a]) == a
+    assert join_reach([a, Reach(0, 1, 2, (2, 9, 4))]).size == math.inf and follow_axes(a, (2, 9, 4), {}, (2, 4)) == REACH_EVERYTHING

@@ -6,12 +6,15 @@ import pytest
 import folders
 import torch
 
-from mmemo.batch import ConfigError, ShapeError
-from mmemo.corpora import check_split, leave_one_out
-from mmemo.factors import EMOTIONS
-from mmemo.readers import DUPLICATE, RAVDESS_EMOTIONS, byte_tokens, ravdess_name, read_cmu_table, read_meld, read_mmmo, read_mosi, read_ravdess, spread, text_stream, voice_statistics
-from mmemo.tables import read_arrays, read_matrix, read_rows, read_sound
-from mmemo.tables import key, number, one_of, text
+from mmemo.core.errors import ConfigError, ShapeError
+from mmemo.data.splits import check_split, leave_one_out_rows
+from mmemo.data.standards import EMOTIONS
+from mmemo.core.batch import byte_tokens, spread_words, text_stream
+from mmemo.data.cmu import read_cmu_table, read_mmmo, read_mosi
+from mmemo.data.meld import read_meld
+from mmemo.data.ravdess import RAVDESS_DUPLICATE, RAVDESS_EMOTIONS, ravdess_name, read_ravdess, voice_statistics
+from mmemo.data.tables import read_arrays, read_matrix, read_rows, read_sound
+from mmemo.data.tables import as_key, as_number, as_text, one_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*remarks on the data")
 
@@ -23,12 +26,12 @@ def keep(tmp_path): return {"cache": tmp_path / "cache", "progress": False}
 # words
 
 def test_spread_and_tokens():
-    spans = spread(["a", "bc", "ü"], 1, 2)
+    spans = spread_words(["a", "bc", "ü"], 1, 2)
     assert spans.tolist() == [[1, pytest.approx(1.333)], [pytest.approx(1.333), pytest.approx(1.667)], [pytest.approx(1.667), 2]]
-    assert spread([], 0, 1).shape == (0, 2)
-    ids, times = byte_tokens(["a", "ü"], spread(["a", "ü"], 0, 2))
+    assert spread_words([], 0, 1).shape == (0, 2)
+    ids, times = byte_tokens(["a", "ü"], spread_words(["a", "ü"], 0, 2))
     assert bytes(ids.astype(np.uint8)).decode() == "a ü " and times.tolist() == [.5, .5, 1.5, 1.5, 1.5]
-    stream = text_stream(lambda w, s: (list(range(len(w))), s.mean(1)), [["x"] * 3, []], [spread(["x"] * 3, 0, 3), spread([], 0, 0)])
+    stream = text_stream(lambda w, s: (list(range(len(w))), s.mean(1)), [["x"] * 3, []], [spread_words(["x"] * 3, 0, 3), spread_words([], 0, 0)])
     assert stream.x.tolist() == [[0, 1, 2], [0, 0, 0]] and stream.mask.sum().item() == 3 and stream.t[0].tolist() == [.5, 1.5, 2.5]
 
 
@@ -36,14 +39,14 @@ def test_spread_and_tokens():
 
 def test_values_stay_what_they_are(tmp_path):
     (tmp_path / "a.csv").write_text("\ufeffID, Text ,Score\n007,NA,1\n 010 ,None,2.0\n\n", encoding="utf-8")
-    rows = read_rows(tmp_path / "a.csv", {"Id": key, "text": text, "points|score": number(0, 9, whole=True), "sex": key}, optional=("sex",))
+    rows = read_rows(tmp_path / "a.csv", {"Id": as_key, "text": as_text, "points|score": as_number(0, 9, whole=True), "sex": as_key}, optional=("sex",))
     assert rows == [{"line": 2, "Id": "007", "text": "NA", "points": 1}, {"line": 3, "Id": "010", "text": "None", "points": 2}]
 
 
 def test_converters():
-    assert one_of(("a", "b"))("b") == 1 and number(0, 5)(" 2.5 ") == 2.5
-    for convert, value in ((number(), "inf"), (number(), "nan"), (number(), "1O"), (number(), "1_0"), (number(0, 24, whole=True), "2.5"), (number(0, 24), "25"),
-                           (one_of("ab"), "c"), (key, "../x"), (key, ""), (text, None), (text, "a\0b")):
+    assert one_of(("a", "b"))("b") == 1 and as_number(0, 5)(" 2.5 ") == 2.5
+    for convert, value in ((as_number(), "inf"), (as_number(), "nan"), (as_number(), "1O"), (as_number(), "1_0"), (as_number(0, 24, whole=True), "2.5"), (as_number(0, 24), "25"),
+                           (one_of("ab"), "c"), (as_key, "../x"), (as_key, ""), (as_text, None), (as_text, "a\0b")):
         with pytest.raises((ValueError, TypeError)): convert(value)
 
 
@@ -114,7 +117,7 @@ def test_ravdess_names():
 def test_ravdess_features(tmp_path, keep, audio):
     folder = folders.write_ravdess(tmp_path / "r")
     data, arrays = read_ravdess(folder, audio=audio, **keep), np.load(folder / "ravdess_egemapsv02.npz")
-    assert data.column("id").tolist() == [n for n in folders.RAVDESS_NAMES if n != DUPLICATE] and any(DUPLICATE in r for r in data.report)
+    assert data.column("id").tolist() == [n for n in folders.RAVDESS_NAMES if n != RAVDESS_DUPLICATE] and any(RAVDESS_DUPLICATE in r for r in data.report)
     batch = data[[2, 0]]                                                                      # rows 3 and 0 of the file: the duplicate is gone
     if audio == "functionals": assert torch.equal(batch.streams["audio"].x[:, 0], torch.tensor(arrays["func"][[3, 0]])) and batch.streams["audio"].t[0, 0] == 1.75
     else:
@@ -122,7 +125,7 @@ def test_ravdess_features(tmp_path, keep, audio):
         assert batch.streams["audio"].t[0, 1] == pytest.approx(.015)
     assert batch.streams["video"].x[0, 0].tolist() == pytest.approx([.3] * 35) and batch.targets["emotion"].tolist() == [4, 0] and batch.meta["speaker"] == ["24", "01"]
     assert data.column("fold").tolist() == [4, 1, 3, 0] and sum("stereo" in r for r in data.report) == 1
-    for _, train, test in leave_one_out(data, by="fold"): check_split(data, train, test)
+    for _, train, test in leave_one_out_rows(data, by="fold"): check_split(data, train, test)
 
 
 def spoken(steps: int = 40, seed: int = 0) -> np.ndarray:
@@ -173,7 +176,7 @@ def test_ravdess_clips(tmp_path, keep):
     (folder / f"._{folders.RAVDESS_NAMES[0]}.wav").write_bytes(b"junk")
     folders.write_clips(folder, ["03-02-01-01-01-01-01", "02-01-01-01-01-01-01"])
     data = read_ravdess(folder, **keep)
-    assert data.column("id").tolist() == sorted(n for n in folders.RAVDESS_NAMES if n != DUPLICATE)
+    assert data.column("id").tolist() == sorted(n for n in folders.RAVDESS_NAMES if n != RAVDESS_DUPLICATE)
     assert sum("2 clips are not audio of speech" in r for r in data.report) == 1 and any("has 2 channels: mixed" in r for r in data.report)
     s = data[[1, 2]].streams["audio"]                                                          # the third is stereo: .1 and .05 of a sine mix to .075
     assert s.x.ndim == 2 and s.mask.sum(1).tolist() == [4100, 4300] and s.x[1].abs().max().item() == pytest.approx(.075, abs=1e-3) and s.t[0, 0] == pytest.approx(.5 / 16000)
@@ -228,7 +231,7 @@ def test_real_ravdess(corpora_root, keep):
     if not (corpora_root / "ravdess").is_dir(): pytest.skip("no ravdess folder among the real corpora")
     data = read_ravdess(corpora_root / "ravdess", **keep)
     assert len(data) == 1439 and np.bincount(data.column("emotion")).tolist() == [96, 192, 191, 192, 192, 192, 192, 192]
-    assert len(set(data.column("speaker"))) == 24 and [len(t) for *_, t in leave_one_out(data, "fold")] == [300, 299, 300, 300, 240]
+    assert len(set(data.column("speaker"))) == 24 and [len(t) for *_, t in leave_one_out_rows(data, "fold")] == [300, 299, 300, 300, 240]
     import csv
     with open(corpora_root / "ravdess" / "meta.csv") as file: fold = {r["name"]: int(r["fold5"]) for r in csv.DictReader(file)}
     assert [fold[i] for i in data.meta["id"]] == data.column("fold").tolist()

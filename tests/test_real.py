@@ -3,11 +3,13 @@ import numpy as np
 import pytest
 import torch
 
-from mmemo.batch import Batch, ConfigError, Stream
-from mmemo.lookalike import write_meld
-from mmemo.plan import Plan
-from mmemo.real import meld_static, ravdess_static, select, spread, static_classes
-from mmemo.synthetic import known_answer
+from mmemo.core.batch import Batch, Stream
+from mmemo.core.errors import ConfigError
+from mmemo.synthetic.lookalike import write_meld
+from mmemo.training.plan import Plan
+from mmemo.evaluation.seeds import mean_and_sd
+from mmemo.experiments.baselines import meld_static, ravdess_static, select_streams, static_classes
+from mmemo.synthetic.known_answer import known_answer
 
 
 def blobs(n=240, classes=3, shift=0.0, seed=0):
@@ -27,8 +29,8 @@ def test_static_classes_learns_and_takes_no_statistic_from_the_test():
 
 
 def test_spread_is_mean_and_sd():
-    assert spread([1.0, 3.0]) == [2.0, pytest.approx(2 ** .5)] and spread([4.0]) == [4.0, 0.0]
-    both = select(known_answer(4), ["audio"])
+    assert mean_and_sd([1.0, 3.0]) == [2.0, pytest.approx(2 ** .5)] and mean_and_sd([4.0]) == [4.0, 0.0]
+    both = select_streams(known_answer(4), ["audio"])
     assert list(both.streams) == ["audio"] and len(both) == 4
 
 

@@ -8,20 +8,23 @@ import torch
 from torch.nn import functional as F
 
 from mmemo import daicwoz
-from mmemo.batch import Batch, CheckpointError, ConfigError, DataError, Stream, WeightsError
-from mmemo.build import blank, build, objective, plan, walk_recipe
-from mmemo.evaluate import predict
-from mmemo.experiment import evaluate_run, train_recipe
-from mmemo.measure import Said, measured
-from mmemo.lookalike import write_daicwoz
-from mmemo.model import Standardize
-from mmemo.recipe import FOLDER, SIZES, Recipe, load_recipe, load_suite, recipes
-from mmemo.sources import columns, data
-from mmemo.synthetic import AUS, known_answer
-from mmemo.train import fit
+from mmemo.core.batch import Batch, Stream
+from mmemo.core.errors import CheckpointError, ConfigError, DataError, WeightsError
+from mmemo.models.text import blank_text_encoder
+from mmemo.experiments.build import build_model, recipe_objective, recipe_plan, walk_recipe
+from mmemo.models.base import predict
+from mmemo.experiments.run import evaluate_run, train_recipe
+from mmemo.experiments.results import measured_split, Said
+from mmemo.synthetic.lookalike import write_daicwoz
+from mmemo.models.base import Standardize
+from mmemo.experiments.recipe import list_recipes, load_recipe, load_suite, Recipe, RECIPE_FOLDER, SIZE_KEYS
+from mmemo.experiments.sources import column_places, recipe_data
+from mmemo.data.standards import AUS
+from mmemo.synthetic.known_answer import known_answer
+from mmemo.training.loop import fit
 
 NAMES, SCALES = ("configurable_multimodal", "fine_tune", "fine_tune_v1"), ("full", "smoke", "laptop")
-BODY = (FOLDER / "configurable_multimodal.yaml").read_text()
+BODY = (RECIPE_FOLDER / "configurable_multimodal.yaml").read_text()
 
 
 def shrunk(name, items=32, items_per_speaker=1, epochs=1):
@@ -39,8 +42,8 @@ def shrunk(name, items=32, items_per_speaker=1, epochs=1):
 # ---- what stands in the files
 
 def test_shipped_recipes_can_be_read_and_written_at_every_scale(tmp_path):
-    assert set(recipes()) >= {*NAMES, "frozen_two_head", "emotion2vec_text", "multimodal_baseline", "audio_only", "text_only", "fusion_ablation"}
-    for name in recipes():
+    assert set(list_recipes()) >= {*NAMES, "frozen_two_head", "emotion2vec_text", "multimodal_baseline", "audio_only", "text_only", "fusion_ablation"}
+    for name in list_recipes():
         for experiment in load_suite(name).experiments:
             for scale in SCALES:
                 recipe = load_recipe(name, scale, experiment)
@@ -54,16 +57,16 @@ def test_at_full_they_are_the_published_systems():
     for r in (plain, steady):
         e = r.encoders
         assert e.text.weights == "bert-base-uncased" and e.text.lora.rank == 8 and e.text.lora.targets == ["query", "value"] and e.text.pool == "mean"
-        assert [e.text.width, e.audio.width, e.video.width] == [512] * 3 and e.audio.kind == e.video.kind == "mean" and plan(r).clip == 1.0
-    assert plan(plain).epochs == 3 and plan(plain).patience is None and plain.objective["phq8"].kind == "mse" and not plain.encoders.text.norm
-    assert plan(steady).epochs == 50 and plan(steady).patience and plan(steady).monitor == "mse" and steady.objective["phq8"].kind == "rmse"
+        assert [e.text.width, e.audio.width, e.video.width] == [512] * 3 and e.audio.kind == e.video.kind == "mean" and recipe_plan(r).clip == 1.0
+    assert recipe_plan(plain).epochs == 3 and recipe_plan(plain).patience is None and plain.objective["phq8"].kind == "mse" and not plain.encoders.text.norm
+    assert recipe_plan(steady).epochs == 50 and recipe_plan(steady).patience and recipe_plan(steady).monitor == "mse" and steady.objective["phq8"].kind == "rmse"
     assert steady.fusion.kind == "normalized_concat" and all(getattr(steady.encoders, m).norm and getattr(steady.encoders, m).dropout == 0.2 for m in ("text", "audio", "video")) and steady.fusion.dropout == 0.2
-    e, p = both.encoders, plan(both, seed=7)
+    e, p = both.encoders, recipe_plan(both, seed=7)
     assert e.text.weights == "distilbert-base-uncased" and e.text.tuning == "full" and both.fusion.kind == "cross_attention" and both.fusion.clock
     assert all(part.kind == "tcn" and (part.kernel, part.dilations, part.steps, part.width) == (3, [1, 2, 4], 100, 512) for part in (e.audio, e.video))
     assert {loss.kind for loss in both.objective.values()} == {"mse", "cross_entropy", "contrastive"} and (p.optimiser, p.schedule, p.warmup, p.seed) == ("adamw", "onecycle", 0.1, 7)
     for r in (plain, steady, both):
-        assert len(columns(r, "audio")) == 74 and len(columns(r, "video")) == 10 and {"AU12_r", "AU04_r"} <= set(r.encoders.video.columns) <= set(AUS)
+        assert len(column_places(r, "audio")) == 74 and len(column_places(r, "video")) == 10 and {"AU12_r", "AU04_r"} <= set(r.encoders.video.columns) <= set(AUS)
 
 
 def test_scales_change_sizes_only():
@@ -74,7 +77,7 @@ def test_scales_change_sizes_only():
     for name in NAMES:
         full = load_recipe(name).model_dump()
         for scale in ("smoke", "laptop"):
-            assert changes(full, load_recipe(name, scale).model_dump()) <= set(SIZES)
+            assert changes(full, load_recipe(name, scale).model_dump()) <= set(SIZE_KEYS)
 
 
 def test_package_data_ships_the_recipes():
@@ -169,18 +172,18 @@ def test_full_size_is_walked_with_true_counts_and_nothing_downloaded():
 
 
 def test_blank_architectures():
-    from mmemo.model import TextEncoder
-    mine, own = blank("mmemo-tiny").state_dict(), TextEncoder.pretrained("mmemo-tiny").state_dict()
+    from mmemo.models.text import TextEncoder
+    mine, own = blank_text_encoder("mmemo-tiny").state_dict(), TextEncoder.pretrained("mmemo-tiny").state_dict()
     assert {k: v.shape for k, v in mine.items()} == {k: v.shape for k, v in own.items()}
-    with pytest.raises(WeightsError, match="'gpt-5'.*choose bert-base-uncased"): blank("gpt-5")
+    with pytest.raises(WeightsError, match="'gpt-5'.*choose bert-base-uncased"): blank_text_encoder("gpt-5")
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def small(request):
     recipe = shrunk(request.param, items=64)
-    parts = data(recipe, seed=1)
+    parts = recipe_data(recipe, seed=1)
     torch.manual_seed(0)
-    return recipe, parts, build(recipe, parts["train"])
+    return recipe, parts, build_model(recipe, parts["train"])
 
 
 def test_padding_order_and_missing_modalities(small):
@@ -198,7 +201,7 @@ def test_padding_order_and_missing_modalities(small):
 def test_gradients_reach_what_learns_and_nothing_else(small):
     recipe, parts, model = small
     batch = parts["train"][list(range(12))]
-    model.zero_grad(); objective(recipe, parts["train"])(model(batch), batch)["loss"].backward()
+    model.zero_grad(); recipe_objective(recipe, parts["train"])(model(batch), batch)["loss"].backward()
     for name, p in model.named_parameters(): assert (p.grad is not None) == p.requires_grad, name
     frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
     assert bool(frozen) == (recipe.encoders.text.tuning == "lora") and not any("lora_" in n for n in frozen)
@@ -211,26 +214,26 @@ def test_training_statistics_are_in_the_model(small):
     assert model.heads["phq8"].mean == pytest.approx(float(labels.mean()), abs=1e-5) and model.heads["phq8"].scale == pytest.approx(float(labels.std(correction=0)), abs=1e-5)
     torch.testing.assert_close(model.encoders["audio"].standardize.mean, audio.x[audio.mask].double().mean(0).float(), atol=1e-4, rtol=1e-4)
     form = recipe.model_dump(); form["encoders"]["audio"]["standardize"] = False
-    bare = build(Recipe.model_validate(form), parts["train"], pretrained=False)
+    bare = build_model(Recipe.model_validate(form), parts["train"], pretrained=False)
     assert not any(isinstance(m, Standardize) for m in bare.encoders["audio"].modules()) and any(isinstance(m, Standardize) for m in bare.encoders["video"].modules())
 
 
 def test_the_objective_is_the_sum_that_the_recipe_says():
     recipe = shrunk("configurable_multimodal", items=64)
-    parts = data(recipe, seed=1)
+    parts = recipe_data(recipe, seed=1)
     torch.manual_seed(0)
-    model, batch = build(recipe, parts["train"], pretrained=False).eval(), parts["train"][list(range(9))]
+    model, batch = build_model(recipe, parts["train"], pretrained=False).eval(), parts["train"][list(range(9))]
     out = model(batch)
-    found = objective(recipe, parts["train"])(out, batch)
+    found = recipe_objective(recipe, parts["train"])(out, batch)
     torch.testing.assert_close(found["phq8"], F.mse_loss(out.predictions["phq8"], batch.targets["phq8"]))
     torch.testing.assert_close(found["emotion"], F.cross_entropy(out.predictions["emotion"], batch.targets["emotion"]))
     torch.testing.assert_close(found["loss"], found["phq8"] + found["emotion"] + 0.1 * found["contrastive"])
     assert set(found) == set(recipe.recorded) and out.predictions["contrastive"].shape == (9, 16)
     unknown = Batch(batch.streams, {**batch.targets, "emotion": torch.full((9,), -100)})
-    torch.testing.assert_close(objective(recipe, parts["train"])(out, unknown)["loss"], found["phq8"])
+    torch.testing.assert_close(recipe_objective(recipe, parts["train"])(out, unknown)["loss"], found["phq8"])
     for name in ("fine_tune", "fine_tune_v1"):
-        assert set(objective(shrunk(name), parts["train"])(out, batch)) == set(shrunk(name).recorded)
-    torch.testing.assert_close(objective(shrunk("fine_tune_v1"), parts["train"])(out, batch)["loss"], found["phq8"].sqrt())
+        assert set(recipe_objective(shrunk(name), parts["train"])(out, batch)) == set(shrunk(name).recorded)
+    torch.testing.assert_close(recipe_objective(shrunk("fine_tune_v1"), parts["train"])(out, batch)["loss"], found["phq8"].sqrt())
 
 
 # ---- a folder and the memory give the same numbers
@@ -238,11 +241,11 @@ def test_the_objective_is_the_sum_that_the_recipe_says():
 @pytest.mark.filterwarnings("ignore:.*remarks on the data")
 def test_a_daicwoz_folder_and_the_corpus_it_was_written_from_give_equal_numbers(tmp_path, monkeypatch):
     monkeypatch.setenv("MMEMO_CACHE", str(tmp_path / "cache"))
-    sessions = [i for i in range(300, 340) if str(i) not in daicwoz.OFFSETS][:32]                        # the reader shifts the transcripts of some sessions
+    sessions = [i for i in range(300, 340) if str(i) not in daicwoz.TRANSCRIPT_OFFSETS][:32]                        # the reader shifts the transcripts of some sessions
     write_daicwoz(known_answer(32, 5, items_per_speaker=1), tmp_path / "daic", hog=False, sessions=sessions)
     for name in NAMES:
         recipe = shrunk(name, items=32)
-        mine, theirs = data(recipe, seed=5), data(recipe, tmp_path / "daic", seed=9)
+        mine, theirs = recipe_data(recipe, seed=5), recipe_data(recipe, tmp_path / "daic", seed=9)
         for split in mine:
             for stream, s in mine[split].streams.items():
                 o = theirs[split].streams[stream]
@@ -255,8 +258,8 @@ def test_a_daicwoz_folder_and_the_corpus_it_was_written_from_give_equal_numbers(
         found = []
         for parts in (mine, theirs):
             torch.manual_seed(0)
-            model = build(recipe, parts["train"])
-            fit(model, objective(recipe, parts["train"]), parts["train"], parts["valid"], plan(recipe, 3), progress=False)
+            model = build_model(recipe, parts["train"])
+            fit(model, recipe_objective(recipe, parts["train"]), parts["train"], parts["valid"], recipe_plan(recipe, 3), progress=False)
             found.append(Said.by(recipe, model, parts["test"]).measure(recipe))
         assert found[0].keys() == found[1].keys() == {"phq8"}
         for metric, value in found[0]["phq8"].items(): assert found[1]["phq8"][metric] == pytest.approx(value, abs=1e-4), (name, metric)
@@ -265,7 +268,7 @@ def test_a_daicwoz_folder_and_the_corpus_it_was_written_from_give_equal_numbers(
 def test_items_without_text_stay_without_it():
     recipe = shrunk("fine_tune", items=40)
     form = recipe.model_dump(); form["corpus"]["knobs"] = {"items_per_speaker": 2, "missing_modality": 0.4}
-    parts, corpus = data(Recipe.model_validate(form), seed=2), known_answer(40, 2, items_per_speaker=2, missing_modality=0.4)
+    parts, corpus = recipe_data(Recipe.model_validate(form), seed=2), known_answer(40, 2, items_per_speaker=2, missing_modality=0.4)
     has = {i: bool(m) for i, m in zip(corpus.meta["id"], corpus.streams["text"].mask.any(1))}
     for b in parts.values(): assert b.streams["text"].mask.any(1).tolist() == [has[i] for i in b.meta["id"]]
     assert not all(has.values())
@@ -274,8 +277,8 @@ def test_items_without_text_stay_without_it():
 def test_the_measured_split_is_the_one_with_labels():
     recipe = shrunk("fine_tune")
     with_labels, without = (Batch({"text": Stream(torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.bool), torch.zeros(2, 1))}, {"phq8": torch.full((2,), v)}) for v in (3.0, float("nan")))
-    assert measured(recipe, {"test": with_labels, "valid": with_labels}) == "test" and measured(recipe, {"test": without, "valid": with_labels}) == "valid"
-    with pytest.raises(DataError, match="no label of phq8"): measured(recipe, {"test": without, "valid": without})
+    assert measured_split(recipe, {"test": with_labels, "valid": with_labels}) == "test" and measured_split(recipe, {"test": without, "valid": with_labels}) == "valid"
+    with pytest.raises(DataError, match="no label of phq8"): measured_split(recipe, {"test": without, "valid": without})
 
 
 # ---- a run and its folder
@@ -329,8 +332,8 @@ def test_a_rate_without_parameters_stops_before_anything_is_written(tmp_path):
 
 
 def test_a_bert_is_also_a_roberta():
-    from mmemo.build import _encoder
-    bert, roberta = (_encoder(name, True).eval() for name in ("mmemo-tiny", "roberta-tiny"))
+    from mmemo.models.text import text_encoder
+    bert, roberta = (text_encoder(name, True).eval() for name in ("mmemo-tiny", "roberta-tiny"))
     ids, mask = torch.randint(5, 149, (3, 17)), torch.arange(17) < torch.tensor([[17], [9], [1]])
     stream = Stream(ids.masked_fill(~mask, 0), mask, torch.zeros(3, 17))
     assert type(roberta.model).__name__ == "RobertaModel" and torch.equal(roberta(stream).x, bert(stream).x)

@@ -4,24 +4,27 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from mmemo.batch import ConfigError, Stream
-from mmemo.factors import LATENTS, Knobs
-from mmemo.render import RATE, draw_item, landmarks, mouth, render_audio, render_frames, rows_of, smooth, switchboard, transcript, voice_columns, with_factors
-from mmemo.synthetic import AUS, CUES, known_answer
+from mmemo.core.batch import Stream
+from mmemo.core.errors import ConfigError
+from mmemo.synthetic.factors import Knobs, LATENTS
+from mmemo.data.standards import SOUND_RATE
+from mmemo.synthetic.render import draw_item, face_landmarks, mark_cue, mouth_at, render_audio, render_frames, rows_of, show_switchboard, smooth_columns, voice_columns, with_factors
+from mmemo.data.standards import AUS
+from mmemo.synthetic.known_answer import CUE_WORDS, known_answer
 
 WHOLE = Knobs(missing_frames=0.0)
 
 def pitch(item, method=librosa.yin):
     "Pitch at 100 Hz where the item speaks, and the times: an oracle that knows nothing of the renderer."
     wave = render_audio(item).numpy()
-    f = method(wave, fmin=60, fmax=400, sr=RATE, frame_length=1024, hop_length=160)
+    f = method(wave, fmin=60, fmax=400, sr=SOUND_RATE, frame_length=1024, hop_length=160)
     t = np.arange(len(f)) / 100
-    inside = mouth(item, t)[0] > .8
+    inside = mouth_at(item, t)[0] > .8
     return t[inside], f[inside]
 
 def loudness(item):
     wave = render_audio(item).numpy()
-    return np.array([10 * np.log10(np.mean(wave[int(a * RATE):int(b * RATE)] ** 2) + 1e-9) for a, b in item.meta["spans"][0].tolist()])
+    return np.array([10 * np.log10(np.mean(wave[int(a * SOUND_RATE):int(b * SOUND_RATE)] ** 2) + 1e-9) for a, b in item.meta["spans"][0].tolist()])
 
 def with_unit(item, name, value):
     x = torch.zeros_like(item.streams["video"].x); x[..., AUS.index(name)] = value
@@ -33,7 +36,7 @@ def test_one_coin_changes_nothing_else():
     a, b = with_factors(4, contour=1), with_factors(4, contour=-1)
     same = [i for i in range(74) if torch.equal(a.streams["audio"].x[..., i], b.streams["audio"].x[..., i])]
     assert 0 not in same and len(same) == 73
-    assert torch.equal(a.streams["video"].x, b.streams["video"].x) and transcript(a) == transcript(b)
+    assert torch.equal(a.streams["video"].x, b.streams["video"].x) and mark_cue(a) == mark_cue(b)
     assert (a.meta["factors"] != b.meta["factors"])[0].tolist() == [n in ("contour", "sarcasm") for n in (*LATENTS, "sarcasm")]
 
 def test_unknown_factor_is_named():
@@ -41,8 +44,8 @@ def test_unknown_factor_is_named():
 
 def test_transcript_marks_the_cue():
     item = with_factors(9)
-    assert [w for w in transcript(item).split() if w.startswith("**")] == [f"**{item.meta['words'][0][item.meta['cue'][0]]}**"]
-    assert item.meta["words"][0][item.meta["cue"][0]] in CUES
+    assert [w for w in mark_cue(item).split() if w.startswith("**")] == [f"**{item.meta['words'][0][item.meta['cue'][0]]}**"]
+    assert item.meta["words"][0][item.meta["cue"][0]] in CUE_WORDS
 
 # ---- columns
 
@@ -58,9 +61,9 @@ def test_rows_of_keeps_gaps_at_the_end():
 def test_smoothing_keeps_a_straight_line_inside_and_ignores_gaps(T, frames, slope, seed):
     x = slope * np.arange(T)[:, None]; keep = np.random.default_rng(seed).random(T) < .7; keep[[0, -1]] = True
     spoiled = np.where(keep[:, None], x, 1e6); half = frames // 2
-    out = smooth(spoiled, keep, frames)
+    out = smooth_columns(spoiled, keep, frames)
     assert out.shape == x.shape and np.allclose(out[half:T - half], x[half:T - half], atol=1e-8)
-    assert (smooth(x, np.zeros(T, bool), frames, 7.0) == 7).all()
+    assert (smooth_columns(x, np.zeros(T, bool), frames, 7.0) == 7).all()
 
 # ---- the voice
 
@@ -85,13 +88,13 @@ def test_the_cue_word_is_loud_or_hushed_with_the_emphasis():
 def test_tone_is_the_level_of_the_first_harmonic():
     tilt = {}
     for tone in (1, -1):
-        item = with_factors(3, WHOLE, tone=tone); power = np.abs(np.fft.rfft(render_audio(item).numpy())) ** 2; f = np.fft.rfftfreq(int(item.meta["seconds"][0] * RATE + .5), 1 / RATE)
+        item = with_factors(3, WHOLE, tone=tone); power = np.abs(np.fft.rfft(render_audio(item).numpy())) ** 2; f = np.fft.rfftfreq(int(item.meta["seconds"][0] * SOUND_RATE + .5), 1 / SOUND_RATE)
         tilt[tone] = 10 * np.log10(power[f < 260].sum() / power[(f > 300) & (f < 1000)].sum())
     assert tilt[1] > tilt[-1] + 2                                                    # dB
 
 def test_voice_is_silent_between_words_and_in_gaps_and_fits_a_wav():
-    item = with_factors(5); wave = render_audio(item); t = (torch.arange(len(wave)) + .5) / RATE; _, mask = rows_of(item, "audio", 100)
-    assert wave.dtype == torch.float32 and len(wave) == round(item.meta["seconds"].item() * RATE) and wave.abs().max() < 1 and wave.std() > .05
+    item = with_factors(5); wave = render_audio(item); t = (torch.arange(len(wave)) + .5) / SOUND_RATE; _, mask = rows_of(item, "audio", 100)
+    assert wave.dtype == torch.float32 and len(wave) == round(item.meta["seconds"].item() * SOUND_RATE) and wave.abs().max() < 1 and wave.std() > .05
     spoken = ((t[:, None] > item.meta["spans"][0][:, 0]) & (t[:, None] < item.meta["spans"][0][:, 1])).any(1)
     assert not wave[~spoken].any() and not wave[~torch.from_numpy(np.repeat(mask, 160))].any() and (~mask).any()
     assert torch.equal(wave, render_audio(item))
@@ -106,7 +109,7 @@ def test_media_of_missing_modalities():
 def test_corners_follow_the_smile_in_landmarks_and_pixels():
     heights = []
     for value in (0., 1., 3.):
-        item = with_unit(with_factors(3), "AU12_r", value); p, seen, _ = landmarks(item); frame = render_frames(item)[3].float()
+        item = with_unit(with_factors(3), "AU12_r", value); p, seen, _ = face_landmarks(item); frame = render_frames(item)[3].float()
         lips = (frame[0] - frame[1] > 60) & (frame[0] > 120) & (torch.arange(112)[:, None] > 70) & (torch.arange(112)[:, None] < 98)
         y, x = torch.nonzero(lips, as_tuple=True); outer = (x <= x.min() + 2) | (x >= x.max() - 2); middle = (x - 56).abs() <= 2
         heights.append(((p[3, 51, 1] - p[3, [48, 54], 1].mean()), float(y[middle].float().mean() - y[outer].float().mean())))
@@ -114,7 +117,7 @@ def test_corners_follow_the_smile_in_landmarks_and_pixels():
     assert seen.all() and (np.diff(mm) > 3).all() and (np.diff(pixels) > 1).all()
 
 def test_smile_of_the_corpus_is_in_the_landmarks():
-    gap = lambda item: (lambda p, seen, _: (p[seen, 51, 1] - p[seen][:, [48, 54], 1].mean(1)).mean())(*landmarks(item))
+    gap = lambda item: (lambda p, seen, _: (p[seen, 51, 1] - p[seen][:, [48, 54], 1].mean(1)).mean())(*face_landmarks(item))
     assert all(gap(with_factors(s, face=-1)) > gap(with_factors(s, face=1)) + 1 for s in range(5))        # face = +1 takes the smile away
 
 def brows(frames):
@@ -138,13 +141,13 @@ def test_frames_shape_rate_grey_cards_and_looks():
 def test_rendering_is_fast():
     items = [with_factors(s, WHOLE) for s in range(3)]
     start = time.process_time(); frames = sum(len(render_frames(i)) for i in items); assert frames / (time.process_time() - start) > 150
-    start = time.process_time(); seconds = sum(len(render_audio(i)) for i in items) / RATE; assert seconds / (time.process_time() - start) > 10
+    start = time.process_time(); seconds = sum(len(render_audio(i)) for i in items) / SOUND_RATE; assert seconds / (time.process_time() - start) > 10
 
 # ---- the pictures
 
 def test_switchboard_turns_the_item():
     import matplotlib; matplotlib.use("agg")
-    board = switchboard(5); switches, _ = board.children
+    board = show_switchboard(5); switches, _ = board.children
     assert [s.tooltip for s in switches.children] == list(LATENTS) and board.model_id == "switchboard5"
     switches.children[LATENTS.index("negation")].value = False                     # an error in the callback would come out here
     assert [s.description for s in switches.children][3:5] == ["negation -1", "contour +1"]

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from tiny import MEMORY, items, tiny
 
-from mmemo.batch import ConfigError
-from mmemo.checkpoint import History, read_log
-from mmemo.plan import Plan
-from mmemo.report import Report, check_track, open_trackers
-from mmemo.train import fit, mse
+from mmemo.core.errors import ConfigError
+from mmemo.training.checkpoint import History, read_log
+from mmemo.training.plan import Plan
+from mmemo.training.tracking import check_track, open_trackers, Report
+from mmemo.training.loop import fit
+from mmemo.training.objectives import mse
 
 TRAIN, VALID = items(44), items(20, seed=1)
 wandb_wanted = pytest.mark.skipif(not __import__("importlib").util.find_spec("wandb"), reason="wandb is an optional extra: pip install 'mmemo[wandb]'")

@@ -5,12 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from mmemo.batch import Batch, ConfigError, Stream
-from mmemo.evaluate import best_prediction, bootstrap, predict, regression_metrics
-from mmemo.factors import LATENTS, Knobs, _presence, ceiling
-from mmemo.model import ConcatFusion, Multimodal, RegressionHead
-from mmemo.robust import KINDS, Point, draw_robustness, robustness, spreads, with_noise, without_frames, without_modality
-from mmemo.synthetic import known_answer
+from mmemo.core.batch import Batch, Stream
+from mmemo.core.errors import ConfigError
+from mmemo.models.base import predict
+from mmemo.evaluation.metrics import bootstrap, regression_metrics
+from mmemo.evaluation.xray import best_prediction
+from mmemo.synthetic.factors import _presence, ceiling, Knobs, LATENTS
+from mmemo.models.base import ConcatFusion, Multimodal, RegressionHead
+from mmemo.evaluation.robustness import DAMAGE_KINDS, draw_robustness, feature_spreads, measure_robustness, Point, with_noise, without_frames, without_modality
+from mmemo.synthetic.known_answer import known_answer
 
 SHARES = (0.0, 0.1, 0.35, 0.7, 1.0)
 NAMES = ("text", "audio", "video")
@@ -27,9 +30,9 @@ def equal(a, b): return all(torch.equal(a.streams[n].x, b.streams[n].x) and torc
 
 
 # ------------------------------------------------------------------ the three kinds
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DAMAGE_KINDS)
 def test_pure_reproducible_and_nothing_at_zero(kind):
-    data, damage = batch(), KINDS[kind]
+    data, damage = batch(), DAMAGE_KINDS[kind]
     untouched = {n: s.x.clone() for n, s in data.streams.items()}
     assert equal(damage(data, 0.0, 3), data) and equal(damage(data, 0.4, 3), damage(data, 0.4, 3)) and not equal(damage(data, 0.4, 3), damage(data, 0.4, 4))
     assert all(torch.equal(data.streams[n].x, x) for n, x in untouched.items())
@@ -83,7 +86,7 @@ def test_frames_are_lost_at_the_share_and_in_runs():
 
 def test_noise_is_so_many_spreads_and_the_same_but_louder():
     data = batch(N=3000); data = data.replace(audio=data.streams["audio"].with_x(data.streams["audio"].x * torch.tensor([1., 10, 100, .1, 0])))
-    unit, real = spreads(data), data.streams["audio"].mask
+    unit, real = feature_spreads(data), data.streams["audio"].mask
     one, two = (with_noise(data, sd, 7, spread=unit).streams["audio"].x[real] - data.streams["audio"].x[real] for sd in (1.0, 2.0))
     assert torch.allclose(one.std(0)[:4], unit["audio"][:4], rtol=.03) and one[:, 4].eq(0).all() and torch.allclose(two, 2 * one, rtol=1e-2, atol=1e-4)
     assert math.isclose((with_noise(data, .5, 7).streams["text"].x - data.streams["text"].x)[data.streams["text"].mask].std().item(), .5, rel_tol=.03)
@@ -91,7 +94,7 @@ def test_noise_is_so_many_spreads_and_the_same_but_louder():
 
 def test_token_ids_get_no_noise():
     data = Batch({"text": Stream.of(torch.ones(3, 4, dtype=torch.long), rate=1), "audio": Stream.of(torch.ones(3, 4, 2), rate=1)})
-    assert torch.equal(with_noise(data, 1.0).streams["text"].x, data.streams["text"].x) and set(spreads(data)) == {"audio"}
+    assert torch.equal(with_noise(data, 1.0).streams["text"].x, data.streams["text"].x) and set(feature_spreads(data)) == {"audio"}
     with pytest.raises(ConfigError, match="text holds token ids"): with_noise(data, 1.0, names=["text"])
 
 
@@ -115,14 +118,14 @@ class Sum(nn.Module):
     "A model that adds up everything it is given."
     def __init__(self, shift=0.0): super().__init__(); self.shift = shift
     def forward(self, batch):
-        from mmemo.model import Output
+        from mmemo.models.base import Output
         total = sum(s.x.sum((1, 2)) for s in batch.streams.values()) + self.shift
         return Output({"y": total}, total[:, None])
 
 
 def test_a_point_is_the_score_on_the_damaged_items():
     data = batch()
-    points = robustness({"sum": Sum(), "pair": [Sum(1.0), Sum(-1.0)]}, data, "mae", (0.0, 0.5), seed=3)
+    points = measure_robustness({"sum": Sum(), "pair": [Sum(1.0), Sum(-1.0)]}, data, "mae", (0.0, 0.5), seed=3)
     assert [(p.kind, p.share, p.model) for p in points[:4]] == [("missing modalities", 0.0, "sum"), ("missing modalities", 0.0, "pair"), ("missing modalities", 0.5, "sum"), ("missing modalities", 0.5, "pair")]
     assert len(points) == 3 * 2 * 2
     hurt = without_frames(data, 0.5, 3)
@@ -135,18 +138,18 @@ def test_a_point_is_the_score_on_the_damaged_items():
 
 def test_shares_and_kinds_of_ones_own_and_errors():
     data, own = batch(), {"no voice": lambda d, share, seed: without_modality(d, share, seed, ["audio"]), "noise": with_noise}
-    points = robustness({"sum": Sum()}, data, "rmse", {"no voice": (1.0,), "noise": (0.0, 2.0)}, own)
+    points = measure_robustness({"sum": Sum()}, data, "rmse", {"no voice": (1.0,), "noise": (0.0, 2.0)}, own)
     assert [(p.kind, p.share) for p in points] == [("no voice", 1.0), ("noise", 0.0), ("noise", 2.0)]
-    with pytest.raises(ConfigError, match="unknown metric 'uar'"): robustness({"sum": Sum()}, data, "uar", (0.0,))
-    with pytest.raises(ConfigError, match="task='z'"): robustness({"sum": Sum()}, data, "mae", (0.0,), task="z")
-    with pytest.raises(ConfigError, match="no shares for .*missing frames"): robustness({"sum": Sum()}, data, "mae", {"noise": (1.0,)})
+    with pytest.raises(ConfigError, match="unknown metric 'uar'"): measure_robustness({"sum": Sum()}, data, "uar", (0.0,))
+    with pytest.raises(ConfigError, match="task='z'"): measure_robustness({"sum": Sum()}, data, "mae", (0.0,), task="z")
+    with pytest.raises(ConfigError, match="no shares for .*missing frames"): measure_robustness({"sum": Sum()}, data, "mae", {"noise": (1.0,)})
 
 
 def test_a_real_model_survives_every_damage():
     torch.manual_seed(0)
     data = batch()
     model = Multimodal({n: nn.Identity() for n in NAMES}, ConcatFusion({"text": 3, "audio": 5, "video": 2}, 4), {"y": RegressionHead(4)})
-    points = robustness({"concat": model}, data, "ccc", SHARES)
+    points = measure_robustness({"concat": model}, data, "ccc", SHARES)
     assert all(math.isfinite(v) for p in points for v in p.score)
 
 

@@ -11,9 +11,10 @@ import torchview
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from mmemo.batch import Batch, ConfigError, ShapeError, Stream, align, masked_mean
-from mmemo.diagram import fold, short
-from mmemo.shapes import Row, Rows, walk
+from mmemo.core.batch import align, Batch, masked_mean, Stream
+from mmemo.core.errors import ConfigError, ShapeError
+from mmemo.diagnostics.drawing import fold_rows, short_count
+from mmemo.diagnostics.walk import Row, walk, WalkRows
 
 B, T, V, L, F, H = 3, 61, 23, 7, 10, 16
 
@@ -244,8 +245,8 @@ def test_names_of_generated_classes_are_escaped():
 
 def test_fold_takes_equal_siblings_only():
     row = lambda name, **k: Row("model", name, "Linear", (2, 3), ("B", "H"), params=5, **k)
-    folded = fold([row("a"), row("layer.0.x"), row("layer.0.y"), row("layer.1.x"), row("layer.1.y"), row("layer.2.x", flops=1), row("layer.3.x", flops=1)], Rows.SAME + Rows.SUMS, Rows.SUMS)
+    folded = fold_rows([row("a"), row("layer.0.x"), row("layer.0.y"), row("layer.1.x"), row("layer.1.y"), row("layer.2.x", flops=1), row("layer.3.x", flops=1)], WalkRows.SAME + WalkRows.SUMS, WalkRows.SUMS)
     assert [(r.name, r.repeats, r.params) for r in folded] == [("a", 1, 5), ("layer.0…1.x", 2, 10), ("layer.0…1.y", 2, 10), ("layer.2…3.x", 2, 10)]
 
 def test_numbers_in_short():
-    assert [short(n) for n in (0, 7, 9_999, 12_345, 999_600, 109_482_240, 25.3e9)] == ["", "7", "9,999", "12.3k", "1M", "109M", "25.3G"]
+    assert [short_count(n) for n in (0, 7, 9_999, 12_345, 999_600, 109_482_240, 25.3e9)] == ["", "7", "9,999", "12.3k", "1M", "109M", "25.3G"]

@@ -6,15 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from mmemo.batch import Batch, ConfigError, DataError, Stream, masked_mean, masked_std
-from mmemo.corpora import speaker_split
-from mmemo.model import RegressionHead, static_model
-from mmemo.multitask import multitask
-from mmemo.plan import Plan
-from mmemo.readers import read_mosi, read_ravdess
-from mmemo.speakers import (MEASURED, AdversaryHead, CrossCorpus, Protocol, cross_corpus, draw_cross, leave_one_session_out, leave_one_speaker_out,
-                            normalise_by_speaker, protocols, published_folds, ramp, reverse_gradient, speaker_probe, speaker_targets)
-from mmemo.train import cross_entropy, fit, mse
+from mmemo.core.batch import Batch, masked_mean, masked_std, Stream
+from mmemo.core.errors import ConfigError, DataError
+from mmemo.data.splits import speaker_split
+from mmemo.models.base import RegressionHead, static_model
+from mmemo.training.multitask import multitask
+from mmemo.training.plan import Plan
+from mmemo.data.cmu import read_mosi
+from mmemo.data.ravdess import read_ravdess
+from mmemo.models.adversary import AdversaryHead, ramp_strength, reverse_gradient, speaker_targets
+from mmemo.evaluation.protocols import leave_one_session_out, leave_one_speaker_out, make_protocols, MEASURED_MISTAKES, normalise_by_speaker, Protocol, published_folds
+from mmemo.evaluation.speakers import cross_corpus, CrossCorpus, draw_cross_corpus, speaker_probe
+from mmemo.training.loop import fit
+from mmemo.training.objectives import cross_entropy, mse
 
 
 def people(S=6, each=5, T=3, F=4, offset=0.0, seed=0, **meta):
@@ -165,7 +169,7 @@ def test_everybody_is_tested_once_and_chosen_on_others(make, by, n):
 def test_sessions_are_refused_where_a_speaker_is_in_two():
     data = people(); data.meta["session"][0] = "d2"                              # s0 turns up in the session of s4 and s5
     with pytest.raises(DataError, match="speaker s0 stands in train and in test"): list(leave_one_session_out(data, share=0))
-    with pytest.raises(ConfigError, match="no meta field 'tape'"): next(protocols(data, "speaker", inner="tape"))
+    with pytest.raises(ConfigError, match="no meta field 'tape'"): next(make_protocols(data, "speaker", inner="tape"))
 
 
 def test_protocols_mark_transductive_data():
@@ -206,13 +210,13 @@ def test_an_adversary_of_strength_0_only_listens():
 
 
 def test_ramp_is_that_of_the_paper_and_finds_its_head():
-    _, model = adversarial(9.0); at = ramp(11, top=2.0); seen = []
+    _, model = adversarial(9.0); at = ramp_strength(11, top=2.0); seen = []
     for epoch in range(11): at(model, epoch); seen.append(model.heads["speaker"].strength)
     assert seen[0] == 0 and seen[5] == pytest.approx(2 * (2 / (1 + np.exp(-5)) - 1)) and seen == sorted(seen) and seen[-1] == pytest.approx(2, abs=1e-3)
-    ramp(1, 2.0)(model, 0); assert model.heads["speaker"].strength == pytest.approx(2, abs=1e-3)
+    ramp_strength(1, 2.0)(model, 0); assert model.heads["speaker"].strength == pytest.approx(2, abs=1e-3)
     for task in ("phq8", "room"):
-        with pytest.raises(ConfigError, match=f"head '{task}' is no AdversaryHead; the model has heads phq8, speaker"): ramp(3, task=task)(model, 0)
-    for make in (lambda: ramp(3, -1.0), lambda: AdversaryHead(4, 3, float("inf"))):
+        with pytest.raises(ConfigError, match=f"head '{task}' is no AdversaryHead; the model has heads phq8, speaker"): ramp_strength(3, task=task)(model, 0)
+    for make in (lambda: ramp_strength(3, -1.0), lambda: AdversaryHead(4, 3, float("inf"))):
         with pytest.raises(ConfigError, match="strength .* cannot be"): make()
     with pytest.raises(ConfigError, match="speakers=1"): AdversaryHead(4, 1)
 
@@ -231,7 +235,7 @@ def test_an_adversary_is_fooled_sooner_than_a_fresh_probe():
     for top in (0.0, 0.1):
         torch.manual_seed(1); model = static_model(data, {"phq8": RegressionHead(16), "speaker": AdversaryHead(16, 4)}, 16, dropout=0.0)
         history = fit(model, multitask({"phq8": (mse("phq8"), 1.0), "speaker": (cross_entropy("speaker"), 1.0)}), Batch(data.streams, data.targets), None,
-                      Plan(epochs=15, batch_size=32, lr=3e-3), progress=False, at_epoch=ramp(15, top))
+                      Plan(epochs=15, batch_size=32, lr=3e-3), progress=False, at_epoch=ramp_strength(15, top))
         found[top] = speaker_probe(model, data).accuracy.value, history.epochs[-1]["train"]["speaker accuracy"]
     (loud, heard), (still, fooled) = found[0.0], found[0.1]
     assert fooled < heard - .15                                                # what the adversary itself says: the speaker is gone
@@ -268,10 +272,10 @@ def test_cross_corpus_trains_on_rows_and_tests_on_columns():
 def test_matrix_is_drawn_with_its_ceilings():
     import matplotlib.pyplot as plt
     found, ceilings = CrossCorpus(("x", "y"), np.array([[[1.0, 2], [3, 1]], [[1.2, 2], [3, 1]]])), CrossCorpus(("x", "y"), np.full((2, 2, 2), .5))
-    ax = draw_cross(found, ceilings); text = [t.get_text() for t in ax.texts]
+    ax = draw_cross_corpus(found, ceilings); text = [t.get_text() for t in ax.texts]
     assert text[0] == "1.10 ± 0.14" and text.count("ceiling 0.50") == 4 and [t.get_text() for t in ax.get_yticklabels()] == ["x", "y"]
-    assert ax.get_xlabel() == "tested on" and "transductive" in draw_cross(found._replace(transductive=True)).get_xlabel()
-    assert len(draw_cross(CrossCorpus(("x", "y"), found.scores[:1])).texts) == 4; plt.close("all")
+    assert ax.get_xlabel() == "tested on" and "transductive" in draw_cross_corpus(found._replace(transductive=True)).get_xlabel()
+    assert len(draw_cross_corpus(CrossCorpus(("x", "y"), found.scores[:1])).texts) == 4; plt.close("all")
 
 
 # ------------------------------------------------------------------ the measured mistakes, measured again
@@ -303,7 +307,7 @@ def test_speakers_and_statistics_inflate_as_measured(ravdess):
     own = normalise_by_speaker(data, ["audio", "video"])
     stats = svm(features(own), y, [(p.train, p.test) for p in published_folds(own, share=0, transductive=True)])
     for kind, claimed in (("speaker", clips), ("statistics", stats)):
-        assert claimed == pytest.approx(MEASURED[kind].claimed, abs=.02) and honest == pytest.approx(MEASURED[kind].honest, abs=.02)
+        assert claimed == pytest.approx(MEASURED_MISTAKES[kind].claimed, abs=.02) and honest == pytest.approx(MEASURED_MISTAKES[kind].honest, abs=.02)
 
 
 def test_choosing_on_the_test_inflates_as_measured(ravdess):
@@ -315,7 +319,7 @@ def test_choosing_on_the_test_inflates_as_measured(ravdess):
         models = [make_pipeline(StandardScaler(), SVC(C=C, gamma=g)).fit(x[p.train], y[p.train]) for C in (3, 10, 30) for g in (5e-4, 1e-3, 2e-3, 4e-3)]
         look, test = ([m.score(x[r], y[r]) for m in models] for r in (p.valid, p.test))
         found.append((max(test), test[int(np.argmax(look))]))
-    assert np.mean(found, 0) == pytest.approx([MEASURED["validation"].claimed, MEASURED["validation"].honest], abs=.02)
+    assert np.mean(found, 0) == pytest.approx([MEASURED_MISTAKES["validation"].claimed, MEASURED_MISTAKES["validation"].honest], abs=.02)
 
 
 def test_recordings_inflate_as_measured(ravdess):
@@ -324,8 +328,8 @@ def test_recordings_inflate_as_measured(ravdess):
     x = np.concatenate([torch.cat([masked_mean(s.x, m), masked_std(s.x, m)], 1).numpy() for m in (s.mask & (tenth == 0), s.mask & (tenth == 1))])
     y, rng, n = np.tile(data.targets["emotion"].numpy(), 2), np.random.default_rng(0), len(data)
     halves, clips = rng.permutation(2 * n) % 5, np.tile(rng.permutation(n) % 5, 2)
-    assert svm(x, y, by_value(halves)[:3]) == pytest.approx(MEASURED["recording"].claimed, abs=.02)
-    assert svm(x, y, by_value(clips)[:3]) == pytest.approx(MEASURED["recording"].honest, abs=.02)
+    assert svm(x, y, by_value(halves)[:3]) == pytest.approx(MEASURED_MISTAKES["recording"].claimed, abs=.02)
+    assert svm(x, y, by_value(clips)[:3]) == pytest.approx(MEASURED_MISTAKES["recording"].honest, abs=.02)
 
 
 def test_features_that_know_the_labels_inflate_as_measured(corpora_root, tmp_path, monkeypatch):
@@ -339,6 +343,6 @@ def test_features_that_know_the_labels_inflate_as_measured(corpora_root, tmp_pat
     score = lambda a, b: make_pipeline(StandardScaler(), LogisticRegression(C=.01)).fit(x[a], y[a]).score(x[b], y[b])
     train, test = np.flatnonzero(split == "train"), np.flatnonzero(split == "test")
     inner = [speaker_split(data[train], (.8, .2), seed=s) for s in range(3)]
-    assert np.mean([score(train[a], train[b]) for a, b in inner]) == pytest.approx(MEASURED["labels"].claimed, abs=.02)
-    assert score(train, test) == pytest.approx(MEASURED["labels"].honest, abs=.02)
+    assert np.mean([score(train[a], train[b]) for a, b in inner]) == pytest.approx(MEASURED_MISTAKES["labels"].claimed, abs=.02)
+    assert score(train, test) == pytest.approx(MEASURED_MISTAKES["labels"].honest, abs=.02)
     with pytest.raises(DataError, match="fitted on the labels"): Protocol(data, train[inner[0][0]], train[inner[0][1]], test, fitted=train)

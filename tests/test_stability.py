@@ -11,16 +11,19 @@ import torch
 from tiny import items, tiny
 from torch import nn
 
-from mmemo.batch import Batch, CheckpointError, ConfigError, Stream
-from mmemo.faults import KINDS, Watch, decoy, is_bad, mend, odd, plant
-from mmemo.fusion import get_fusion
-from mmemo.media import ConcatNorm
-from mmemo.model import Multimodal, Project, RegressionHead, Standardize
-from mmemo.plan import Plan, seed_of
-from mmemo.report import BadStep
-from mmemo.stability import Finding, Guard, draw_norms, find, layer_norms, replay
-from mmemo.temporal import TCN
-from mmemo.train import NonFiniteError, fit, mse
+from mmemo.core.batch import Batch, Stream
+from mmemo.core.errors import CheckpointError, ConfigError
+from mmemo.diagnostics.faults import FAULT_KINDS, is_bad, mend_values, odd_values, plant_decoy, plant_fault, Watch
+from mmemo.models.fusion import get_fusion
+from mmemo.models.fusion import ConcatNorm
+from mmemo.models.base import Multimodal, Project, RegressionHead, Standardize
+from mmemo.core.state import seed_of
+from mmemo.training.plan import Plan
+from mmemo.training.tracking import BadStep
+from mmemo.diagnostics.guard import draw_norms, find_cause, Finding, Guard, layer_norms, replay_report
+from mmemo.models.temporal import TCN
+from mmemo.training.loop import fit, NonFiniteError
+from mmemo.training.objectives import mse
 
 TRAIN = items(44)
 quiet = dict(progress=False, track=())
@@ -126,10 +129,10 @@ def test_what_a_mask_hides_is_innocent():
     s = TRAIN[:8].streams["audio"]
     x, mask = s.x.clone(), s.mask.clone()
     mask[2, 3:] = False; x[2, 4, 1] = x[4, 0, 5] = math.nan
-    found = find(step(tiny(), TRAIN[:8].replace(audio=Stream(x, mask, s.t))))
+    found = find_cause(step(tiny(), TRAIN[:8].replace(audio=Stream(x, mask, s.t))))
     assert (found.kind, found.row) == ("input", 104)
     x[4, 0, 5] = 0.0
-    assert find(step(tiny(), TRAIN[:8].replace(audio=Stream(x, mask, s.t)))).kind == "nothing"
+    assert find_cause(step(tiny(), TRAIN[:8].replace(audio=Stream(x, mask, s.t)))).kind == "nothing"
 
 
 def test_operations_forward_backward_and_hidden():
@@ -141,11 +144,11 @@ def test_operations_forward_backward_and_hidden():
         def forward(self, x): return x + x.masked_fill(x < math.inf, -math.inf).softmax(-1)
     for module, direction, operation, row in ((Root(), "forward", "sqrt", 102), (Spread(), "backward", "div", 101), (Hidden(), "forward", "sqrt", None), (Masked(), "forward", "_softmax", None), (Flat(), "backward", "mul", None)):
         model = tiny(dropout=0.0); model.encoder = nn.Sequential(model.encoder, module)
-        found = find(step(model, TRAIN[:6]))
+        found = find_cause(step(model, TRAIN[:6]))
         assert (found.kind, found.name, found.direction, found.operation, found.row) == ("operation", "encoder.1", direction, operation, row), type(module)
         assert "tests/test_stability.py" in found.line and f"{direction} pass of encoder.1: {operation}" in str(found)
     objective = lambda output, batch: {"loss": (output.predictions["y"] - output.predictions["y"].detach()).square().mean().sqrt()}
-    found = find(step(tiny(), TRAIN[:6], objective))
+    found = find_cause(step(tiny(), TRAIN[:6], objective))
     assert (found.name, found.direction, found.operation) == ("objective", "backward", "div") and "objective = lambda" in found.line
 
 
@@ -155,18 +158,18 @@ def test_overflow_is_told_from_bad_mathematics():
         def forward(self, x): return x + (torch.full_like(x, 300.0 if self.dtype == torch.float16 else 1e30).to(self.dtype) * (300.0 if self.dtype == torch.float16 else 1e30))
     for dtype in (torch.float16, torch.float32, torch.bfloat16):
         model = tiny(); model.drop = Big(dtype)
-        assert find(step(model, TRAIN[:6])).overflow == str(dtype).removeprefix("torch.")
+        assert find_cause(step(model, TRAIN[:6])).overflow == str(dtype).removeprefix("torch.")
     class Log(nn.Module):
         def forward(self, x): return x + (x * 0).log()
     model = tiny(); model.drop = Log()
-    assert find(step(model, TRAIN[:6])).overflow == ""
+    assert find_cause(step(model, TRAIN[:6])).overflow == ""
 
 
 def test_the_norm_alone_and_nothing_at_all():
     big = lambda output, batch: {"loss": output.predictions["y"].sum() * 1e25}
-    found = find(step(tiny(), TRAIN[:6], big))
+    found = find_cause(step(tiny(), TRAIN[:6], big))
     assert found.kind == "norm" and found.name.startswith(("head", "norm", "encoder")) and "their norm is not" in str(found)
-    found = find(step(tiny(), TRAIN[:6]))
+    found = find_cause(step(tiny(), TRAIN[:6]))
     assert found.kind == "nothing" and "is sound" in str(found)
 
 
@@ -193,7 +196,7 @@ def test_finding_leaves_no_trace():
     model = tiny(); model.encoder.weight.data[0, 0] = math.nan
     model.norm.eval(); noise = torch.get_rng_state()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    find(step(model, TRAIN[:6]))
+    find_cause(step(model, TRAIN[:6]))
     assert all(torch.equal(v.nan_to_num(9), before[k].nan_to_num(9)) for k, v in model.state_dict().items()) and not model.norm.training and torch.equal(noise, torch.get_rng_state())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()) and all(p.grad is None for p in model.parameters())
 
@@ -204,7 +207,7 @@ def test_checkpointed_parts_are_computed_twice_and_named_once():
         def __init__(self, inner): super().__init__(); self.inner = inner
         def forward(self, x): return checkpoint(self.inner, x, use_reentrant=False)
     model = tiny(dropout=0.0); model.encoder = nn.Sequential(model.encoder, Saved(Spread()))
-    found = find(step(model, TRAIN[:6]))
+    found = find_cause(step(model, TRAIN[:6]))
     assert (found.name, found.direction, found.operation) == ("encoder.1.inner", "backward", "div")
 
 
@@ -220,10 +223,10 @@ DATA = TRAIN.replace(video=Stream.of(torch.randn(44, 7, 3, generator=torch.Gener
 
 
 @pytest.mark.filterwarnings("ignore:std")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAULT_KINDS)
 def test_planted_faults_are_named(kind):
     for seed in range(12):
-        model, data, truth = plant(decoy(net(seed), DATA, seed), DATA, kind, seed)
+        model, data, truth = plant_fault(plant_decoy(net(seed), DATA, seed), DATA, kind, seed)
         guard, half = Guard(), kind.startswith("fp16")
         try: fit(model, mse("y"), data, None, Plan(epochs=10 if kind == "fp16 gradient" else 1, batch_size=7, precision="fp16" if half else "fp32"), **quiet, guard=guard)
         except NonFiniteError:
@@ -233,16 +236,16 @@ def test_planted_faults_are_named(kind):
 
 
 def test_a_decoy_is_no_fault_and_plants_are_repeatable():
-    for seed in range(6): fit(decoy(net(seed), DATA, seed), mse("y"), DATA, None, Plan(epochs=2, batch_size=7), **quiet, guard=Guard())
-    assert plant(net(), DATA, "overflow", 4)[2] == plant(net(), DATA, "overflow", 4)[2] and len({plant(net(), DATA, "overflow", s)[2]["name"] for s in range(9)}) > 3
-    with pytest.raises(ConfigError, match="no fault 'gremlin'; choose log of 0"): plant(net(), DATA, "gremlin")
-    with pytest.raises(ConfigError, match="no buffer of real numbers"): plant(nn.Linear(2, 2), DATA, "buffer")
+    for seed in range(6): fit(plant_decoy(net(seed), DATA, seed), mse("y"), DATA, None, Plan(epochs=2, batch_size=7), **quiet, guard=Guard())
+    assert plant_fault(net(), DATA, "overflow", 4)[2] == plant_fault(net(), DATA, "overflow", 4)[2] and len({plant_fault(net(), DATA, "overflow", s)[2]["name"] for s in range(9)}) > 3
+    with pytest.raises(ConfigError, match="no fault 'gremlin'; choose log of 0"): plant_fault(net(), DATA, "gremlin")
+    with pytest.raises(ConfigError, match="no buffer of real numbers"): plant_fault(nn.Linear(2, 2), DATA, "buffer")
 
 
 def test_odd_and_mend():
     t = torch.tensor([1.0, math.nan, 3.0, -math.inf, 1e20])
-    assert odd(t).tolist() == [False, True, False, True, True] and mend(t).tolist() == [1, 2, 3, 2, 2] and mend(torch.full((2,), math.nan)).tolist() == [1, 1]
-    assert mend(t, torch.tensor([0, 1, 0, 0, 0]).bool())[3] == -math.inf and odd(torch.tensor([6e4, math.inf]).half()).tolist() == [False, True]
+    assert odd_values(t).tolist() == [False, True, False, True, True] and mend_values(t).tolist() == [1, 2, 3, 2, 2] and mend_values(torch.full((2,), math.nan)).tolist() == [1, 1]
+    assert mend_values(t, torch.tensor([0, 1, 0, 0, 0]).bool())[3] == -math.inf and odd_values(torch.tensor([6e4, math.inf]).half()).tolist() == [False, True]
 
 
 def test_infinities_on_purpose_are_not_made():
@@ -268,7 +271,7 @@ def test_a_report_finds_the_same_again(reported):
     assert sorted(p.name for p in folder.iterdir()) == ["norms-00000001.png", "step-00000001"]
     assert {p.suffix for p in (folder / "step-00000001").iterdir()} == {".json", ".safetensors"}
     other = tiny(seed=8); other.drop = nn.Sequential(other.drop, Flat())
-    assert replay(folder, other, mse("y")) == guard.finding == error.finding and json.loads((folder / "step-00000001" / "state.json").read_text())["finding"]["name"] == "drop.1"
+    assert replay_report(folder, other, mse("y")) == guard.finding == error.finding and json.loads((folder / "step-00000001" / "state.json").read_text())["finding"]["name"] == "drop.1"
     script = ("import sys, torch; sys.path[:0] = ['tests']\nfrom test_stability import *\n"
               f"m = tiny(seed=5); m.drop = nn.Sequential(m.drop, Flat()); print(replay({str(folder)!r}, m, mse('y')))")
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
@@ -277,10 +280,10 @@ def test_a_report_finds_the_same_again(reported):
 
 def test_a_damaged_report_and_another_model_are_refused(reported):
     folder, guard, _ = reported
-    with pytest.raises(CheckpointError, match="does not fit this model"): replay(folder, nn.Linear(2, 2), mse("y"))
+    with pytest.raises(CheckpointError, match="does not fit this model"): replay_report(folder, nn.Linear(2, 2), mse("y"))
     file = folder / "step-00000001" / "batches.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\7")
-    with pytest.raises(CheckpointError, match="batches.safetensors is damaged"): replay(folder, tiny(), mse("y"))
+    with pytest.raises(CheckpointError, match="batches.safetensors is damaged"): replay_report(folder, tiny(), mse("y"))
 
 
 def test_a_full_disk_does_not_hide_the_finding(tmp_path):

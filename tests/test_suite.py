@@ -8,12 +8,12 @@ import pytest
 from typer.testing import CliRunner
 
 from mmemo import suite as suite_module
-from mmemo.batch import ConfigError, DataError
+from mmemo.core.errors import ConfigError, DataError
 from mmemo.cli import app
-from mmemo.evaluate import compare
-from mmemo.experiment import train_recipe
-from mmemo.recipe import load_recipe, load_suite, merge
-from mmemo.suite import answers, by_experiment, cells, comparison, pick, read_runs, run_suite, table
+from mmemo.evaluation.metrics import compare
+from mmemo.experiments.run import train_recipe
+from mmemo.experiments.recipe import load_recipe, load_suite, merge_forms
+from mmemo.experiments.suite import by_experiment, compare_experiments, pick_experiments, read_answers, read_runs, results_table, run_suite, suite_cells
 
 TINY = """
 base: emotion2vec_text
@@ -39,7 +39,7 @@ def done(tmp_path_factory):
     (folder / "tiny.yaml").write_text(TINY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MMEMO_CACHE", str(folder / "cache"))
-        [one] = cells(folder / "tiny.yaml", folder / "run", "full", ["2"], seeds=1)
+        [one] = suite_cells(folder / "tiny.yaml", folder / "run", "full", ["2"], seeds=1)
         train_recipe(one.recipe, one.folder, seed=one.seed)
         before = (one.folder / "metrics.json").stat().st_mtime_ns
         result = CliRunner().invoke(app, ["train", str(folder / "tiny.yaml"), "--all", "--scale", "full", "--jobs", "2", "--out", str(folder / "run"), "--no-progress"])
@@ -50,14 +50,14 @@ def done(tmp_path_factory):
 
 def test_a_suite_is_what_its_experiments_change(tmp_path):
     suite = load_suite("multimodal_baseline")
-    assert len(suite.experiments) == 5 and suite.seeds == 3 and pick(suite, ["2", "everything"]) == ["curriculum", "everything"] and pick(suite, []) == list(suite.experiments)
-    with pytest.raises(ConfigError, match="unknown experiment 'curiculum'; did you mean 'curriculum'"): pick(suite, ["curiculum"])
+    assert len(suite.experiments) == 5 and suite.seeds == 3 and pick_experiments(suite, ["2", "everything"]) == ["curriculum", "everything"] and pick_experiments(suite, []) == list(suite.experiments)
+    with pytest.raises(ConfigError, match="unknown experiment 'curiculum'; did you mean 'curriculum'"): pick_experiments(suite, ["curiculum"])
     plain, all_of_it = (load_recipe("multimodal_baseline", "laptop", e) for e in ("plain", "everything"))
     differ = {k for k, v in plain.model_dump().items() if all_of_it.model_dump()[k] != v}
     assert differ == {"name", "about", "curriculum", "speakers"}
     assert {load_recipe("fusion_ablation", "full", e).fusion.kind for e in load_suite("fusion_ablation").experiments} == {"concat", "gated", "adaptive", "cross_attention"}
     assert load_recipe("audio_only").encoders.names == ("audio",) and load_recipe("text_only").encoders.names == ("text",)
-    assert merge({"a": {"kind": "x", "b": 1}, "c": {"d": 1, "e": 2}}, {"a": {"kind": "y", "f": 2}, "c": {"d": 3}}) == {"a": {"kind": "y", "f": 2}, "c": {"d": 3, "e": 2}}
+    assert merge_forms({"a": {"kind": "x", "b": 1}, "c": {"d": 1, "e": 2}}, {"a": {"kind": "y", "f": 2}, "c": {"d": 3}}) == {"a": {"kind": "y", "f": 2}, "c": {"d": 3, "e": 2}}
     (tmp_path / "bad.yaml").write_text(TINY.replace("through gates, fusion: {kind: gated", "through gates, fusion: {kind: gate"))
     with pytest.raises(ConfigError, match="bad.yaml: fusion.kind: 'gate' cannot be.*did you mean 'gated'"): load_suite(tmp_path / "bad.yaml")
 
@@ -83,13 +83,13 @@ def test_runs_and_report_lie_where_they_are_looked_for(done):
 
 def test_the_difference_is_paired_over_people_and_averaged_over_seeds(done):
     grouped = by_experiment(read_runs(done / "run")[1])
-    a, b = answers(grouped["concat"]), answers(grouped["gated"])
-    assert (a.id == b.id).all() and len(a.id) == 2 * len(set(a.id)) and comparison({"concat": a, "gated": b}, 100)["concat"] is None
-    found = comparison({"concat": a, "gated": b}, 100)["gated"]
+    a, b = read_answers(grouped["concat"]), read_answers(grouped["gated"])
+    assert (a.id == b.id).all() and len(a.id) == 2 * len(set(a.id)) and compare_experiments({"concat": a, "gated": b}, 100)["concat"] is None
+    found = compare_experiments({"concat": a, "gated": b}, 100)["gated"]
     assert found == compare(b.said, a.said, a.label, a.speaker, "uar", 100)
     half = len(a.id) // 2
     hits = [np.mean(v.said[s].argmax(1) == v.label[s]) for v in (a, b) for s in (slice(half), slice(half, None))]
-    row = table(read_runs(done / "run")[1])["rows"]
+    row = results_table(read_runs(done / "run")[1])["rows"]
     assert row[0][1] == f"{np.mean(hits[:2]):.3f} ± {np.std(hits[:2], ddof=1):.3f}" and row[1][1] == f"{np.mean(hits[2:]):.3f} ± {np.std(hits[2:], ddof=1):.3f}"
 
 
@@ -111,4 +111,4 @@ def test_what_cannot_be_is_one_line(done, monkeypatch, tmp_path):
                         (["train", "fine_tune", "--scale", "smoke", "--track", "mlflow"], "there is no tracker 'mlflow'")):
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 1 and said in result.output and len(result.output.strip().splitlines()) == 1, result.output
-    with pytest.raises(ConfigError, match="holds another run .seed differ"): [replace(c, seed=5).done("known-answer") for c in cells(done / "tiny.yaml", done / "run", "full", seeds=1)]
+    with pytest.raises(ConfigError, match="holds another run .seed differ"): [replace(c, seed=5).done("known-answer") for c in suite_cells(done / "tiny.yaml", done / "run", "full", seeds=1)]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from scipy.stats import ks_2samp
 
-from mmemo.batch import masked_mean
-from mmemo.factors import FACTORS, Knobs
-from mmemo.synthetic import (AUS, BAD, COVAREP, COVAREP_SD, CUES, GOOD, SPACING, TOKEN, VOCABULARY, VOICED_ONLY, fill_unvoiced, known_answer,
-                             split_of, write_answer)
+from mmemo.core.batch import masked_mean
+from mmemo.synthetic.factors import FACTORS, Knobs
+from mmemo.data.standards import AUS, COVAREP, fill_unvoiced, split_of, VOICED_ONLY
+from mmemo.synthetic.known_answer import BAD_WORDS, COVAREP_SD, CUE_WORDS, GOOD_WORDS, known_answer, TOKEN_IDS, VOCABULARY, WORD_SPACING, write_answer
 
 N = 2560
 
@@ -55,7 +55,7 @@ def test_an_ear_in_the_right_place_hears_every_factor(data):
         "contour": masked_mean(pitch * (2 * audio.t / seconds - 1), audio.mask),
         "onset": masked_mean(torch.where(video.t / seconds < .5, brow, -brow), video.mask),
         "emphasis": masked_mean(burst * torch.exp(-.5 * ((audio.t - cue) / .04) ** 2), audio.mask),
-        "negation": torch.tensor([sum((1 if (w[i - 1] == "not") == (a in GOOD) else -1) for i, a in enumerate(w) if a in GOOD + BAD) for w in data.meta["words"]]),
+        "negation": torch.tensor([sum((1 if (w[i - 1] == "not") == (a in GOOD_WORDS) else -1) for i, a in enumerate(w) if a in GOOD_WORDS + BAD_WORDS) for w in data.meta["words"]]),
     }
     for name, evidence in heard.items():
         right = ((evidence > 0) == (factor(data, name) > 0)).float().mean().item()
@@ -87,7 +87,7 @@ def test_the_bag_of_words_is_identical_under_negation():
     kinds = []
     for negation in (1, -1):
         answers = [write_answer(1, negation, np.random.default_rng(i))[0] for i in range(500)]
-        kinds.append([collections.Counter("good" if w in GOOD else "bad" if w in BAD else w for w in a) for a in answers])
+        kinds.append([collections.Counter("good" if w in GOOD_WORDS else "bad" if w in BAD_WORDS else w for w in a) for a in answers])
     assert kinds[0] == kinds[1]
 
 
@@ -113,8 +113,8 @@ def test_the_bursts_cancel_and_the_cue_is_any_of_them(data):
     rank = []
     for i in range(2000):
         words, at, which = write_answer(1, 1, np.random.default_rng(i)); rank.append(which)
-        assert words[at[which]] in CUES and np.diff(at).min() >= SPACING and 2 <= at[0] and at[-1] <= len(words) - 3
-        assert sum(w in CUES for w in words) == 1
+        assert words[at[which]] in CUE_WORDS and np.diff(at).min() >= WORD_SPACING and 2 <= at[0] and at[-1] <= len(words) - 3
+        assert sum(w in CUE_WORDS for w in words) == 1
     assert np.bincount(rank).min() > 400
 
 
@@ -162,7 +162,7 @@ def test_text_is_exactly_what_the_vocabulary_says(data):
     s = data.streams["text"]
     for i in range(20):
         ids = s.x[i][s.mask[i]].tolist()
-        assert ids == [TOKEN["[CLS]"], *(TOKEN[w] for w in data.meta["words"][i]), TOKEN["[SEP]"]]
+        assert ids == [TOKEN_IDS["[CLS]"], *(TOKEN_IDS[w] for w in data.meta["words"][i]), TOKEN_IDS["[SEP]"]]
         assert torch.allclose(s.t[i][s.mask[i]][1:-1], data.meta["spans"][i].mean(1))
     assert len(set(VOCABULARY)) == len(VOCABULARY)
 

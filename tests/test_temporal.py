@@ -10,10 +10,11 @@ import streams
 from torch import nn
 from torch.nn import functional as F
 
-from mmemo.batch import Batch, ConfigError, Stream
-from mmemo.model import ConcatFusion, Multimodal, RegressionHead, precompute
-from mmemo.shapes import walk
-from mmemo.temporal import TCN, Resample, TCNBlock, TimeConv, draw_receptive_field, receptive_field, taps
+from mmemo.core.batch import Batch, Stream
+from mmemo.core.errors import ConfigError
+from mmemo.models.base import ConcatFusion, Multimodal, precompute, RegressionHead
+from mmemo.diagnostics.walk import walk
+from mmemo.models.temporal import draw_receptive_field, output_taps, receptive_field, Resample, TCN, TCNBlock, TimeConv
 
 padded, learned = partial(streams.padded, fill=99.0), partial(streams.learned, scale=0.4)
 
@@ -198,7 +199,7 @@ CASES = [(3, (1, 2, 4), False), (3, (1, 2, 4), True), (3, (1, 9), False), (5, (1
 
 @pytest.mark.parametrize("kernel, dilations, causal", CASES)
 def test_formula_taps_gradient_and_tracker_agree(kernel, dilations, causal):
-    field, layers = receptive_field(kernel, dilations), taps(kernel, dilations, causal=causal)
+    field, layers = receptive_field(kernel, dilations), output_taps(kernel, dilations, causal=causal)
     assert len(layers) == 2 * len(dilations) + 1 and layers[0] == [0]
     assert layers[-1] == seen(kernel, dilations, causal)
     assert layers[-1][-1] - layers[-1][0] + 1 == field and (layers[-1][-1] == 0) == (causal or kernel == 1)
@@ -239,8 +240,8 @@ def test_moves_are_invisible_to_a_mean_away_from_the_ends():
 def test_picture_of_the_field():
     ax = draw_receptive_field(3, (1, 2), rate=10)
     assert "13 steps" in ax.get_title() and "1.3 s" in ax.get_title()
-    assert list(ax.lines[-1].get_xdata()) == taps(3, (1, 2))[-1] and len(ax.lines) == 5
-    assert [len(c.get_segments()) for c in ax.collections] == [3 * len(layer) for layer in taps(3, (1, 2))[:-1]]
+    assert list(ax.lines[-1].get_xdata()) == output_taps(3, (1, 2))[-1] and len(ax.lines) == 5
+    assert [len(c.get_segments()) for c in ax.collections] == [3 * len(layer) for layer in output_taps(3, (1, 2))[:-1]]
     other = draw_receptive_field(3, (1, 2), causal=True, ax=plt.subplots()[1])
     assert max(max(line.get_xdata()) for line in other.lines) == 0 and other.get_title() == "one output step sees 13 steps"
     plt.close("all")

@@ -15,10 +15,13 @@ from tiny import MEMORY, PRELOAD, Answer, items, run, same, tiny
 from torch import nn
 
 import mmemo.checkpoint as checkpoint_module
-from mmemo.batch import Batch, CheckpointError, ConfigError, Stream
-from mmemo.checkpoint import History, checkpoints, newest, step_of
-from mmemo.plan import Plan, cut, order
-from mmemo.train import NonFiniteError, cross_entropy, evaluate_loss, fit, mse
+from mmemo.core.batch import Batch, Stream
+from mmemo.core.errors import CheckpointError, ConfigError
+from mmemo.training.checkpoint import History, list_checkpoints, newest_checkpoint, step_of
+from mmemo.core.state import epoch_order
+from mmemo.training.plan import cut_updates, Plan
+from mmemo.training.loop import evaluate_loss, fit, NonFiniteError
+from mmemo.training.objectives import cross_entropy, mse
 
 HERE = Path(__file__).parent
 TRAIN, VALID = items(44), items(20, seed=1)
@@ -63,7 +66,7 @@ def test_fit_is_the_bare_loop(kind):
     make = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}[kind]
     optimiser, losses = make(b.parameters(), lr=1e-2, weight_decay=0, **({"momentum": 0.9} if kind == "sgd" else {"fused": True})), []
     for epoch in range(3):
-        for [rows] in cut(order(len(TRAIN), 0, epoch), plan):
+        for [rows] in cut_updates(epoch_order(len(TRAIN), 0, epoch), plan):
             loss = mse("y")(b(TRAIN[rows]), TRAIN[rows])["loss"]
             loss.backward(); nn.utils.clip_grad_norm_(b.parameters(), 0.5); optimiser.step(); optimiser.zero_grad(); losses.append(loss.item())
     assert [s["loss"] for s in history.steps] == losses and same(a, b) and history.best is None
@@ -160,13 +163,13 @@ MATRIX = {
 def test_killed_anywhere_and_resumed_it_is_the_same_run(tmp_path, name):
     plan = Plan(**{"epochs": 4, "batch_size": 8, "checkpoint_steps": 2, "lr": 0.01} | MATRIX[name])
     whole = plain_run(plan)
-    calls = sum(len(cut(range(44), plan)) for _ in range(4)) * plan.accumulate
+    calls = sum(len(cut_updates(range(44), plan)) for _ in range(4)) * plan.accumulate
     for at in {1, 7, 13, calls // 2, calls - 3} if not plan.workers else {9, 15}:
         folder = tmp_path / str(at)
         try: fit(tiny(), Kill(at), TRAIN, VALID, plan, folder, **quiet)
         except Killed: pass
         model = tiny(seed=9)
-        if not checkpoints(folder / "checkpoints"): model = tiny()       # killed before the first save: from the start
+        if not list_checkpoints(folder / "checkpoints"): model = tiny()       # killed before the first save: from the start
         assert_same_run(whole, (model, fit(model, mse("y"), TRAIN, VALID, plan, folder, **quiet)))
         assert_same_run(whole, (model, History.load(folder)))
 
@@ -203,7 +206,7 @@ def test_killed_inside_a_save(tmp_path, monkeypatch):
 
 
 def test_a_sampler_of_growing_epochs_resumes_too(tmp_path):
-    def curriculum(epoch): return order(44, 5, epoch)[:12 + 10 * epoch]
+    def curriculum(epoch): return epoch_order(44, 5, epoch)[:12 + 10 * epoch]
     plan = Plan(epochs=4, batch_size=8, checkpoint_steps=1, schedule="onecycle")
     whole = plain_run(plan, sampler=curriculum)
     assert [sum(s["items"] for s in whole[1].steps if s["epoch"] == e) for e in range(4)] == [12, 22, 32, 42]
@@ -256,14 +259,14 @@ def test_resume_refuses_another_plan_and_tells_of_another_machine(tmp_path):
         with pytest.warns(UserWarning, match="threads 1 is now 2"): fit(tiny(), mse("y"), TRAIN, VALID, Plan(epochs=4, batch_size=8), tmp_path, **quiet)
     finally: torch.set_num_threads(1)
     anew = fit(tiny(), mse("y"), TRAIN, VALID, Plan(epochs=1, batch_size=4), tmp_path, resume=False, **quiet)
-    assert len(anew.steps) == 11 and len(History.load(tmp_path).steps) == 11 and [step_of(p) for p in checkpoints(tmp_path / "checkpoints")] == [11]
+    assert len(anew.steps) == 11 and len(History.load(tmp_path).steps) == 11 and [step_of(p) for p in list_checkpoints(tmp_path / "checkpoints")] == [11]
 
 
 def test_a_damaged_newest_checkpoint_costs_a_few_updates_only(tmp_path):
     plan = Plan(epochs=3, batch_size=8)
     whole = plain_run(plan)
     fit(tiny(), mse("y"), TRAIN, VALID, plan, tmp_path, **quiet)
-    last = checkpoints(tmp_path / "checkpoints")[-1]
+    last = list_checkpoints(tmp_path / "checkpoints")[-1]
     (last / "weights.safetensors").write_bytes(b"torn")
     model = tiny(seed=9)
     with pytest.warns(UserWarning, match=f"{last.name}/weights.safetensors is torn.*going on from step-00000012"):
@@ -275,7 +278,7 @@ def test_a_damaged_newest_checkpoint_costs_a_few_updates_only(tmp_path):
 def test_which_checkpoints_stay(tmp_path):
     def run(name, values, **plan):
         fit(tiny(), scripted(values), TRAIN, items(4), Plan(batch_size=22, **plan), tmp_path / name, **quiet)
-        return [step_of(p) for p in checkpoints(tmp_path / name / "checkpoints")]
+        return [step_of(p) for p in list_checkpoints(tmp_path / name / "checkpoints")]
     assert run("best", [3., 1., 2., 2., 2., 2.], epochs=6) == [4, 10, 12]                # the best, and the two newest
     assert run("every", [1., 2., 2., 2., 2., 2., 2.], epochs=7, save_every=3, keep=None) == [2, 6, 12, 14]
     assert run("moved", [3., 4., 4., 2.], epochs=4, keep=2) == [2, 6, 8]                    # 2 was the best when 6 was saved
@@ -284,7 +287,7 @@ def test_which_checkpoints_stay(tmp_path):
 
 
 def test_disk_full_in_the_middle_of_a_run(tmp_path, monkeypatch):
-    plan, real, count = Plan(epochs=3, batch_size=8), checkpoint_module._write, [0]
+    plan, real, count = Plan(epochs=3, batch_size=8), checkpoint_module.write_through, [0]
     whole = plain_run(plan)
     def full(path, data):
         count[0] += 1
@@ -293,7 +296,7 @@ def test_disk_full_in_the_middle_of_a_run(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "_write", full)
         with pytest.raises(CheckpointError, match="step-00000012 could not be written: No space left"): fit(tiny(), mse("y"), TRAIN, VALID, plan, tmp_path, **quiet)
-    assert newest(tmp_path / "checkpoints").state["step"] == 6
+    assert newest_checkpoint(tmp_path / "checkpoints").state["step"] == 6
     model = tiny(seed=9)
     assert_same_run(whole, (model, fit(model, mse("y"), TRAIN, VALID, plan, tmp_path, **quiet)))
 

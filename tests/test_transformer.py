@@ -8,11 +8,15 @@ from streams import learned, padded
 from torch import nn
 from torch.nn import functional as F
 
-from mmemo.batch import Batch, ConfigError, Stream
-from mmemo.model import Multimodal, RegressionHead
-from mmemo.plan import Plan, order
-from mmemo.train import fit, mse
-from mmemo.transformer import CrossModalTransformer, Dropout, Encoders, LastState, Windows, alike_lengths, attend, drop, last_step, mean_step
+from mmemo.core.batch import Batch, Stream
+from mmemo.core.errors import ConfigError
+from mmemo.models.base import Multimodal, RegressionHead
+from mmemo.core.state import epoch_order
+from mmemo.training.plan import Plan
+from mmemo.training.loop import fit
+from mmemo.training.objectives import mse
+from mmemo.models.mult import attend_cached, cheap_dropout, CrossModalTransformer, Dropout, Encoders, last_step, LastState, mean_step, Windows
+from mmemo.training.plan import alike_lengths
 
 WIDTHS = {"text": 7, "audio": 4, "video": 3}
 
@@ -43,7 +47,7 @@ def finite(module): return all(p.grad is not None and p.grad.isfinite().all() fo
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_drop_keeps_the_mean_and_its_share(p):
     x = torch.ones(201, 1003)
-    found = drop(x, p)
+    found = cheap_dropout(x, p)
     kept = found.ne(0).float()
     level = round(p * 256) / 256
     assert found.unique().numel() == 2 and math.isclose(float(found.max()), 1 / (1 - level), rel_tol=1e-6)
@@ -54,8 +58,8 @@ def test_drop_keeps_the_mean_and_its_share(p):
 
 def test_drop_passes_gradients_through_what_it_kept_and_obeys_the_seed():
     x = torch.randn(13, 7, requires_grad=True)
-    torch.manual_seed(5); a = drop(x, .4)
-    torch.manual_seed(5); b = drop(x, .4)
+    torch.manual_seed(5); a = cheap_dropout(x, .4)
+    torch.manual_seed(5); b = cheap_dropout(x, .4)
     a.sum().backward()
     assert torch.equal(a, b) and torch.allclose(x.grad * x, a) and x.grad.eq(0).any() and x.grad.ne(0).any()
 
@@ -63,7 +67,7 @@ def test_drop_passes_gradients_through_what_it_kept_and_obeys_the_seed():
 def test_dropout_layer():
     s, layer = stream(), Dropout(.5)
     assert layer(s).x.eq(0).float().mean() > .3 and torch.equal(layer(s).mask, s.mask)
-    assert layer.eval()(s).x is s.x and drop(s.x, 0.0) is s.x and drop(s.x, 1.0).eq(0).all()
+    assert layer.eval()(s).x is s.x and cheap_dropout(s.x, 0.0) is s.x and cheap_dropout(s.x, 1.0).eq(0).all()
     for p in (-.1, 1.5, math.nan):
         with pytest.raises(ConfigError, match="dropout=.* cannot be"): Dropout(p)
 
@@ -84,7 +88,7 @@ def test_attention_in_cache_is_torchs(sizes):
     pull = torch.randn_like(want)
     grads = torch.autograd.grad((want * pull).sum(), (q, k, v))
     for weights in (False, True):
-        found, share = attend(q, k, v, bias, weights=weights)
+        found, share = attend_cached(q, k, v, bias, weights=weights)
         assert torch.allclose(found, want, atol=1e-5) and (share is not None) == weights
         for a, b in zip(torch.autograd.grad((found * pull).sum(), (q, k, v)), grads): assert torch.allclose(a, b, atol=1e-4)
     assert torch.allclose(share.sum(-1), torch.ones(share.shape[:-1]), atol=1e-5)
@@ -92,19 +96,19 @@ def test_attention_in_cache_is_torchs(sizes):
 
 def test_long_sequences_go_to_the_fused_kernel_and_agree():
     (q, k, v), bias = inputs(Q=3, K=150)
-    assert torch.allclose(attend(q, k, v, bias)[0], attend(q, k, v, bias, weights=True)[0], atol=1e-5)
+    assert torch.allclose(attend_cached(q, k, v, bias)[0], attend_cached(q, k, v, bias, weights=True)[0], atol=1e-5)
 
 
 def test_dropout_inside_attention_and_its_gradient():
     "The same noise again: the mean over many draws is the answer without dropout, and the gradient is that of the autograd form under the same seed."
     (q, k, v), bias = inputs()
-    torch.manual_seed(2); found, _ = attend(q, k, v, bias, .3)
-    torch.manual_seed(2); want, _ = attend(q, k, v, bias, .3, weights=True)
+    torch.manual_seed(2); found, _ = attend_cached(q, k, v, bias, .3)
+    torch.manual_seed(2); want, _ = attend_cached(q, k, v, bias, .3, weights=True)
     assert torch.allclose(found, want, atol=1e-5)
     pull = torch.randn_like(found)
     for a, b in zip(torch.autograd.grad((found * pull).sum(), (q, k, v)), torch.autograd.grad((want * pull).sum(), (q, k, v))): assert torch.allclose(a, b, atol=1e-4)
-    with torch.no_grad(): mean = torch.stack([attend(q, k, v, bias, .3)[0] for _ in range(600)]).mean(0)
-    assert (mean - attend(q, k, v, bias)[0]).abs().max() < .25 < (found - attend(q, k, v, bias)[0]).abs().max()
+    with torch.no_grad(): mean = torch.stack([attend_cached(q, k, v, bias, .3)[0] for _ in range(600)]).mean(0)
+    assert (mean - attend_cached(q, k, v, bias)[0]).abs().max() < .25 < (found - attend_cached(q, k, v, bias)[0]).abs().max()
 
 
 # ------------------------------------------------------------------ encoders side by side, against torch's layers with the same weights
@@ -334,7 +338,7 @@ def test_alike_lengths_keep_every_update_and_sort_inside_it():
     lengths, plan = torch.randint(1, 50, (104,), generator=torch.Generator().manual_seed(0)), Plan(batch_size=4, accumulate=5, seed=7)
     rows = alike_lengths(lengths.tolist(), plan)
     for epoch in (0, 3):
-        found, want = rows(epoch), order(104, 7, epoch)
+        found, want = rows(epoch), epoch_order(104, 7, epoch)
         assert sorted(found) == list(range(104)) and found == rows(epoch)
         for a in range(0, 104, 20):
             assert set(found[a:a + 20]) == set(want[a:a + 20]) and lengths[found[a:a + 20]].diff().min() >= 0

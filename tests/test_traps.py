@@ -22,15 +22,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mmemo.attention import Clock
-from mmemo.batch import Batch, CheckpointError, ConfigError, Stream, masked_mean, masked_std
-from mmemo.checkpoint import History, load_weights, save_checkpoint
-from mmemo.evaluate import regression_metrics
-from mmemo.media import ConcatNorm, LogMel
-from mmemo.model import ConcatFusion, Multimodal, Project, RegressionHead
-from mmemo.numerics import ccc, entropy
-from mmemo.plan import Plan, factor, groups, plateaus
-from mmemo.train import NonFiniteError, fit, mse
+from mmemo.models.attention import Clock
+from mmemo.core.batch import Batch, masked_mean, masked_std, Stream
+from mmemo.core.errors import CheckpointError, ConfigError
+from mmemo.training.checkpoint import History, load_weights, save_checkpoint
+from mmemo.evaluation.metrics import regression_metrics
+from mmemo.models.audiovisual import LogMel
+from mmemo.models.fusion import ConcatNorm
+from mmemo.models.base import ConcatFusion, Multimodal, Project, RegressionHead
+from mmemo.training.objectives import ccc, entropy
+from mmemo.training.plan import count_plateaus, parameter_groups, Plan, rate_factor
+from mmemo.training.loop import fit, NonFiniteError
+from mmemo.training.objectives import mse
 
 HERE = Path(__file__).parent
 
@@ -508,16 +511,16 @@ def test_a_nan_is_never_the_best():
     for epoch, value in enumerate([None, 3.0, None, 2.0, None]):                       # None is what the log holds for a NaN
         history.add({"type": "epoch", "epoch": epoch, "step": epoch, "train": {}, "valid": {"loss": value}})
     assert history.best["epoch"] == 3 and history.stale == 1
-    assert plateaus([3.0, math.nan, math.nan, math.nan], patience=2) == 1, "NaN is no better"
+    assert count_plateaus([3.0, math.nan, math.nan, math.nan], patience=2) == 1, "NaN is no better"
 
 
 def test_frozen_parameters_have_their_group_from_the_start():
     "Unfreezing must not need a new group, which would break every schedule."
     model = network()
     model.encoders.requires_grad_(False)
-    made = groups(model, Plan())
+    made = parameter_groups(model, Plan())
     assert {id(p) for g in made for p in g["params"]} == {id(p) for p in model.parameters()}
-    assert factor(Plan(schedule="onecycle"), 99, 50) == pytest.approx(factor(Plan(schedule="onecycle"), 49, 50)), "past its end it stays where it was"
+    assert rate_factor(Plan(schedule="onecycle"), 99, 50) == pytest.approx(rate_factor(Plan(schedule="onecycle"), 49, 50)), "past its end it stays where it was"
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mmemo.batch import Batch, Stream, masked_mean
-from mmemo.finetune import Thaw
-from mmemo.plan import Plan
-from mmemo.train import fit, mse
+from mmemo.core.batch import Batch, masked_mean, Stream
+from mmemo.training.finetune import Thaw
+from mmemo.training.plan import Plan
+from mmemo.training.loop import fit
+from mmemo.training.objectives import mse
 
 
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None     # a folder where fsync costs nothing

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mmemo.batch import Batch, Stream
-from mmemo.corpora import cached
-from mmemo.daicwoz import read_covarep
+from mmemo.core.batch import Batch, Stream
+from mmemo.data.corpus import cached
+from mmemo.data.daicwoz import read_covarep
 
 
 def timed(call) -> tuple[float, object]:

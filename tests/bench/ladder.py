@@ -20,11 +20,13 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.utils import logging
 
-from mmemo.ladder import RUNGS, prepare
-from mmemo.model import TextEncoder
-from mmemo.plan import Plan, cut, order
-from mmemo.synthetic import known_answer, split_of
-from mmemo.train import fit
+from mmemo.experiments.ladder import prepare_view, RUNGS
+from mmemo.models.text import TextEncoder
+from mmemo.core.state import epoch_order
+from mmemo.training.plan import cut_updates, Plan
+from mmemo.data.standards import split_of
+from mmemo.synthetic.known_answer import known_answer
+from mmemo.training.loop import fit
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--rounds", type=int, default=7, help="alternations, after one to warm up")
@@ -53,7 +55,7 @@ def bare(model, objective, data, plan) -> Clock:
     clock = Clock(objective)
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=plan.lr, weight_decay=0.0, fused=True)
     model.train()
-    for [rows] in cut(order(len(data), plan.seed, 0), plan):
+    for [rows] in cut_updates(epoch_order(len(data), plan.seed, 0), plan):
         batch = data[rows]
         clock(model(batch), batch)["loss"].backward()
         nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
@@ -79,7 +81,7 @@ class WithLoss(nn.Module):
 
 def trainer(model, objective, data, plan) -> Clock:
     clock = Clock(objective)
-    batches = [rows for [rows] in cut(order(len(data), plan.seed, 0), plan)]
+    batches = [rows for [rows] in cut_updates(epoch_order(len(data), plan.seed, 0), plan)]
 
     class InOrder(Trainer):
         def get_train_dataloader(self): return torch.utils.data.DataLoader(range(len(data)), batch_sampler=batches, collate_fn=lambda rows: {"batch": data[rows]})
@@ -118,6 +120,6 @@ def measure(rung, parts, text) -> dict[str, float]:
 
 data = known_answer(2000, seed=0)
 raw, text = {"train": split_of(data, "train")}, TextEncoder.pretrained("mmemo-tiny")
-ids = prepare(raw, "ids", text, ("audio", "video"))
-views = {"ids": ids, "sequence": prepare(raw, "sequence", text), **{view: prepare(ids, view, text, ("text",)) for view in ("pooled", "tuned")}}
+ids = prepare_view(raw, "ids", text, ("audio", "video"))
+views = {"ids": ids, "sequence": prepare_view(raw, "sequence", text), **{view: prepare_view(ids, view, text, ("text",)) for view in ("pooled", "tuned")}}
 print(json.dumps({name: measure(RUNGS[name], views[RUNGS[name].view], text) for name in args.rungs.split(",")}))

@@ -17,9 +17,11 @@ from time import perf_counter, process_time
 import torch
 from torch import nn
 
-from mmemo.batch import Batch, Stream, masked_mean
-from mmemo.plan import Plan, cut, order
-from mmemo.train import fit, mse
+from mmemo.core.batch import Batch, masked_mean, Stream
+from mmemo.core.state import epoch_order
+from mmemo.training.plan import cut_updates, Plan
+from mmemo.training.loop import fit
+from mmemo.training.objectives import mse
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--rounds", type=int, default=40, help="alternations of the small model")
@@ -80,7 +82,7 @@ class Clock:
 
 def bare(model, data, plan) -> Clock:
     clock, optimiser = Clock(), torch.optim.AdamW(model.parameters(), lr=plan.lr, weight_decay=0.0, fused=True)
-    for [rows] in cut(order(len(data), plan.seed, 0), plan):
+    for [rows] in cut_updates(epoch_order(len(data), plan.seed, 0), plan):
         batch = data[rows]
         loss = clock(model(batch), batch)["loss"]
         loss.backward()

@@ -13,12 +13,14 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from mmemo.batch import Batch, Stream
-from mmemo.finetune import checkpointing, measured_memory, predicted_memory
-from mmemo.lora import lora
-from mmemo.model import ConcatFusion, Multimodal, Project, RegressionHead, TextEncoder
-from mmemo.plan import Plan
-from mmemo.train import mse
+from mmemo.core.batch import Batch, Stream
+from mmemo.training.finetune import checkpoint_gradients
+from mmemo.training.memory import measured_memory, predicted_memory
+from mmemo.models.lora import add_lora
+from mmemo.models.base import ConcatFusion, Multimodal, Project, RegressionHead
+from mmemo.models.text import TextEncoder
+from mmemo.training.plan import Plan
+from mmemo.training.objectives import mse
 
 CUDA = torch.cuda.is_available()
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -39,7 +41,7 @@ def model(way: str) -> Multimodal:
     torch.manual_seed(0)
     config = BertConfig(hidden_size=args.width, num_hidden_layers=args.layers, num_attention_heads=args.width // 64, intermediate_size=4 * args.width, vocab_size=8000)
     encoder = TextEncoder(BertModel(config, add_pooling_layer=False))
-    if way == "lora": encoder = lora(encoder)
+    if way == "lora": encoder = add_lora(encoder)
     if way == "frozen": encoder.requires_grad_(False)
     return Multimodal({"text": nn.Sequential(encoder, Project(encoder.width, 64))}, ConcatFusion({"text": 64}, 64), {"y": RegressionHead(64)}).to("cuda" if CUDA else "cpu")
 
@@ -59,7 +61,7 @@ print(f"{'':22}{'weights':>8}{'grads':>8}{'moments':>8}{'activ.':>8} | {'predict
 for way in WAYS:
     for extra, options in EXTRAS.items():
         net, plan = model(way), Plan(batch_size=args.items // options.get("accumulate", 1), **options)
-        if extra in ("checkpointing", "all three"): checkpointing(net)
+        if extra in ("checkpointing", "all three"): checkpoint_gradients(net)
         guess, cost = predicted_memory(net, mse("y"), data, plan), measured_memory(net, mse("y"), data, plan, args.updates)
         ratio = guess.total / cost.bytes
         found[f"{way}, {extra}"] = {"predicted": guess.total, "measured": cost.bytes, "ratio": round(ratio, 4), "seconds": round(cost.seconds, 3)}

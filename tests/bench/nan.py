@@ -20,18 +20,23 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from mmemo.batch import Batch, ConfigError, Stream, masked_mean
-from mmemo.faults import KINDS, decoy, plant
-from mmemo.fusion import FUSIONS, get_fusion
-from mmemo.media import R3D, ConcatNorm, WaveCNN
-from mmemo.model import ClassHead, Frozen, Multimodal, Project, RegressionHead, Standardize, TextEncoder
-from mmemo.multitask import multitask
-from mmemo.normalized import NormalizedProject, rmse
-from mmemo.plan import Plan
-from mmemo.stability import Guard, find
-from mmemo.temporal import TCN
-from mmemo.train import NonFiniteError, Trainer, cross_entropy, fit, mse
-from mmemo.transformer import CrossModalTransformer, LastState
+from mmemo.core.batch import Batch, masked_mean, Stream
+from mmemo.core.errors import ConfigError
+from mmemo.diagnostics.faults import FAULT_KINDS, plant_decoy, plant_fault
+from mmemo.models.fusion import FUSIONS, get_fusion
+from mmemo.models.audiovisual import R3D, WaveCNN
+from mmemo.models.fusion import ConcatNorm
+from mmemo.models.base import ClassHead, Frozen, Multimodal, Project, RegressionHead, Standardize
+from mmemo.models.text import TextEncoder
+from mmemo.training.multitask import multitask
+from mmemo.models.normalized import NormalizedProject
+from mmemo.training.objectives import rmse
+from mmemo.training.plan import Plan
+from mmemo.diagnostics.guard import find_cause, Guard
+from mmemo.models.temporal import TCN
+from mmemo.training.loop import fit, NonFiniteError, Trainer
+from mmemo.training.objectives import cross_entropy, mse
+from mmemo.models.mult import CrossModalTransformer, LastState
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--faults", type=int, default=320)
@@ -84,14 +89,14 @@ def zoo() -> dict:
 
 def recipes() -> dict:
     "Models of the package's own recipes at smoke scale: {recipe: (model, data, objective)}"
-    from mmemo.build import build, objective
-    from mmemo.recipe import load_recipe
-    from mmemo.sources import data
+    from mmemo.experiments.build import build_model, recipe_objective
+    from mmemo.experiments.recipe import load_recipe
+    from mmemo.experiments.sources import recipe_data
     made = {}
     for name in ("fine_tune_v1", "configurable_multimodal", "emotion2vec_text"):
         recipe = load_recipe(name, "smoke")
-        parts = data(recipe)
-        made[f"recipe {name}"] = build(recipe, parts["train"]), parts["train"][list(range(ITEMS))], objective(recipe, parts["train"])
+        parts = recipe_data(recipe)
+        made[f"recipe {name}"] = build_model(recipe, parts["train"]), parts["train"][list(range(ITEMS))], recipe_objective(recipe, parts["train"])
     return made
 
 
@@ -99,9 +104,9 @@ def seek(name: str, model: nn.Module, data: Batch, objective, kind: str, seed: i
     "One planted fault, met by `fit`: what was wrong with the finding ('' for nothing) and the finding; None where the fault did not show."
     torch.manual_seed(seed)
     if seed % 2:
-        model = decoy(model, data, seed)
+        model = plant_decoy(model, data, seed)
         if "y" in data.targets: data = Batch(data.streams, data.targets | {"y": data.targets["y"].clone().index_fill_(0, torch.tensor([2, 9]), torch.nan)}, data.meta)
-    faulty, data, expect = plant(model, data, kind, seed)
+    faulty, data, expect = plant_fault(model, data, kind, seed)
     plan = Plan(epochs=13 if kind == "fp16 gradient" else 1, batch_size=SIZE, seed=seed, precision="fp16" if kind.startswith("fp16") else "fp32", lr=1e-5, accumulate=1 + seed % 3 // 2)
     before, guard = {k: v.clone() for k, v in faulty.state_dict().items()}, Guard()
     try: fit(faulty, objective, data, None, plan, progress=False, guard=guard)
@@ -110,7 +115,7 @@ def seek(name: str, model: nn.Module, data: Batch, objective, kind: str, seed: i
     found = guard.finding
     wrong = [f"{k} {getattr(found, k)!r}, not {v!r}" for k, v in expect.items() if getattr(found, k) != v]
     if found.kind == "operation" and not found.line: wrong.append("no source line")
-    if str(find(guard.bad)) != str(found): wrong.append("another finding when asked again")
+    if str(find_cause(guard.bad)) != str(found): wrong.append("another finding when asked again")
     if guard.bad.step == 1 and not all(torch.equal(v.nan_to_num(), before[k].nan_to_num()) for k, v in faulty.state_dict().items()): wrong.append("the model was changed")
     return "; ".join(wrong), str(found)
 
@@ -121,7 +126,7 @@ def planted() -> tuple[int, int]:
     start = perf_counter()
     while sum(done.values()) < args.faults:
         seed += 1
-        kind = KINDS[sum(done.values()) % len(KINDS)]                              # until one of this kind shows
+        kind = FAULT_KINDS[sum(done.values()) % len(FAULT_KINDS)]                              # until one of this kind shows
         name = names[seed * 7 % len(names)]
         if name == "r3d_18" and done[name] >= 12: continue
         model, data, objective = everything[name]
@@ -132,7 +137,7 @@ def planted() -> tuple[int, int]:
         if result[0]: print(f"WRONG ({name}, {kind}, seed {seed}): {result[0]}\n      {result[1]}")
     right = sum(n for (_, fine), n in kinds.items() if fine)
     print(f"\n{'fault':<24}{'planted':>8}{'named':>7}")
-    for kind in KINDS: print(f"{kind:<24}{kinds[kind, True] + kinds[kind, False]:>8}{kinds[kind, True]:>7}")
+    for kind in FAULT_KINDS: print(f"{kind:<24}{kinds[kind, True] + kinds[kind, False]:>8}{kinds[kind, True]:>7}")
     print(f"\nin {len(done)} architectures: {', '.join(f'{n} {c}' for n, c in done.items())}; {perf_counter() - start:.0f} s")
     return sum(done.values()), right
 
@@ -144,7 +149,7 @@ def healthy() -> int:
         name, model, streams, objective = zoos[steps % len(zoos)]
         data = corpus(56, steps)
         data = Batch({n: data.streams[n] for n in streams}, data.targets | {"y": data.targets["y"].index_fill(0, torch.arange(0, 56, 5), torch.nan)}, data.meta)
-        history = fit(decoy(model, data, steps), objective, data, None, Plan(epochs=8, batch_size=SIZE, lr=1e-3, precision="bf16" if steps % 5 == 0 else "fp32"), progress=False, guard=Guard())
+        history = fit(plant_decoy(model, data, steps), objective, data, None, Plan(epochs=8, batch_size=SIZE, lr=1e-3, precision="bf16" if steps % 5 == 0 else "fp32"), progress=False, guard=Guard())
         steps += len(history.steps)
     return steps
 
@@ -189,10 +194,10 @@ def others() -> None:
         DebugUnderflowOverflow(net)
         objective(net(batch), batch)["loss"].backward()
     tools, score, trials = {"torch.autograd.detect_anomaly": anomaly, "transformers' DebugUnderflowOverflow": hooks}, Counter(), 0
-    for kind in KINDS:
+    for kind in FAULT_KINDS:
         for seed in range(2):
             torch.manual_seed(seed)
-            try: faulty, batch, truth = plant(model, data, kind, seed + 50)
+            try: faulty, batch, truth = plant_fault(model, data, kind, seed + 50)
             except ConfigError: continue
             guard = Guard()
             try: fit(copy.deepcopy(faulty), objective, batch, None, Plan(epochs=1, batch_size=ITEMS), progress=False, guard=guard)

@@ -142,12 +142,13 @@ def ours(model: str, folder: Path, epochs: int, marks: list, seed: int) -> dict:
     start = spent()
     import torch
     from torch import nn
-    from mmemo.batch import Batch, Stream
-    from mmemo.fusion import LowRankFusion, TensorFusion
-    from mmemo.model import Fused, MeanPool, Multimodal, RegressionHead
-    from mmemo.plan import Plan
-    from mmemo.train import fit
-    from mmemo.transformer import CrossModalTransformer, Dropout, LastState, alike_lengths
+    from mmemo.core.batch import Batch, Stream
+    from mmemo.models.fusion import LowRankFusion, TensorFusion
+    from mmemo.models.base import Fused, MeanPool, Multimodal, RegressionHead
+    from mmemo.training.plan import Plan
+    from mmemo.training.loop import fit
+    from mmemo.models.mult import CrossModalTransformer, Dropout, LastState
+    from mmemo.training.plan import alike_lengths
     imported = spent() - start
     from safetensors.torch import load_file
 

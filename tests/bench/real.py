@@ -13,7 +13,7 @@ parser.add_argument("--weights", nargs="+", default=["mmemo-tiny", "all-minilm-l
 options = parser.parse_args()
 home = Path(os.environ.get("MMEMO_DATA") or parser.error("set MMEMO_DATA to the folder that holds ravdess/ and meld/"))
 
-from mmemo.real import meld_static, ravdess_static
+from mmemo.experiments.baselines import meld_static, ravdess_static
 
 seeds = range(options.seeds)
 ravdess = ravdess_static(home / "ravdess", seeds)

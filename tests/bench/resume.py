@@ -32,7 +32,7 @@ def child(folder, plan, out, slow, saving):
     if not out: os.dup2(os.open(os.devnull, os.O_WRONLY), 2)     # workers whose parent was killed complain
     if saving:
         import mmemo.checkpoint as module
-        write = module._write
+        write = module.write_through
 
         def slowly(path, data):
             Path(saving).touch()
@@ -40,7 +40,7 @@ def child(folder, plan, out, slow, saving):
             line = write(path, data)
             time.sleep(.004)
             return line
-        module._write = slowly
+        module.write_through = slowly
     tiny.run(folder, plan, out, slow)
 
 
