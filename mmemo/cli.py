@@ -80,7 +80,7 @@ def clean_errors() -> Iterator[None]:
 @app.callback()
 def main_callback() -> None: "mmemo: multimodal emotion models (text + audio + video), every claim measured."
 
-@app.command()
+@app.command("run")
 def run_command(name: str = typer.Argument(help="a notebook of nbs/runs, such as ladder"), scale: str = typer.Option("laptop", help="smoke, laptop or full"),
         seed: int = typer.Option(0, help="the first seed"), out: str = typer.Option("", help="folder of the results [default: _runs/NAME]"),
         data: str = typer.Option("", help="folder of real corpora [default: MMEMO_DATA, or none]")) -> None:
@@ -114,19 +114,19 @@ def list_command() -> None:
             rows.append([name, about + several, size])
     show_table(dict(title="recipes and suites", columns=["name", "what", "sizes (items: known-answer corpus)"], rows=rows, wrap=["what", "sizes (items: known-answer corpus)"]))
 
-@app.command()
+@app.command("show")
 def show_command(recipe: str = _RECIPE, scale: str = _FULL, experiment: str = _ONE) -> None:
     "A recipe as YAML, with every default filled in; saved to a file, it is a recipe of your own."
     with clean_errors(): typer.echo(_load(recipe, scale, experiment).text(), nl=False)
 
-@app.command()
+@app.command("walk")
 def walk_command(recipe: str = _RECIPE, scale: str = _FULL, experiment: str = _ONE, items: int = typer.Option(2, min=1), tokens: int = typer.Option(64, min=2), steps: int = typer.Option(100, min=2),
          depth: int = typer.Option(1, min=1, help="how deep to look into encoders and fusion")) -> None:
     "The shapes, parameters and costs of a recipe's model at its true size; nothing is downloaded, nothing computed."
     with clean_errors(): typer.echo(str(walk_recipe(_load(recipe, scale, experiment), items, tokens, steps, depth)))
 
 # %% ../nbs/workshop/84_cli.ipynb #0000000b
-@app.command()
+@app.command("check")
 def check_command(recipe: str = _RECIPE, data: str = typer.Option(KNOWN_ANSWER, help="known-answer, or a folder: DAIC-WOZ, MELD, RAVDESS"),
           scale: str = typer.Option("laptop", help="smoke, laptop or full"), experiment: str = _ONE, seed: int = typer.Option(0, min=0),
           seconds: float = typer.Option(120.0, min=1, help="what does not fit into them is said to be not tried"),
@@ -151,7 +151,7 @@ def _quiet() -> None:
     logging.disable_progress_bar()                                       # of reading weights; training has its own
     logging.set_verbosity_error()                                        # a slower kernel is no news here
 
-@app.command()
+@app.command("train")
 def train_command(recipe: str = _RECIPE, data: str = typer.Option(KNOWN_ANSWER, help="known-answer, or a folder: DAIC-WOZ, MELD with its clips, RAVDESS"),
           scale: str = typer.Option("laptop", help="smoke, laptop or full"), seed: int = typer.Option(0, min=0, help="of the corpus and of training; the first one of a suite"),
           out: str = typer.Option("", help="folder of the run [default: _runs/RECIPE-SCALE-SEED, of a suite _runs/SUITE-SCALE]"),
@@ -182,7 +182,7 @@ def train_command(recipe: str = _RECIPE, data: str = typer.Option(KNOWN_ANSWER, 
     for table in metrics.get("tables") or [results_rows(metrics)]: show_table(table)
     for name in kept: typer.echo(str(folder / name))
 
-@app.command()
+@app.command("evaluate")
 def evaluate_command(run: str = typer.Argument(help="the folder of a trained run"), data: str = typer.Option("", help="known-answer, or a folder [default: the run's own data]")) -> None:
     "Measure a trained run, on its own test items or on another corpus."
     with clean_errors():

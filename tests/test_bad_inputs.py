@@ -125,8 +125,8 @@ def parquet_lacks_a_column(root): folders.write_mosi(root); pq.write_table(pa.ta
 def parquet_bomb(root, monkeypatch):
     folders.write_mosi(root)
     pq.write_table(pa.table({"utt_id": ["a"] * 9999, "text": ["x" * 999] * 9999}), root / "mosi_meta.parquet")
-    monkeypatch.setattr("mmemo.tables.MAX_BYTES", 1 << 20)
-    monkeypatch.setattr("mmemo.readers.read_arrays", lambda path: {k: v for k, v in np.load(path).items()})
+    monkeypatch.setattr("mmemo.data.tables.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("mmemo.data.cmu.read_arrays", lambda path: {k: v for k, v in np.load(path).items()})
     return lambda **k: read_mosi(root, **k)
 
 
@@ -167,7 +167,7 @@ def not_an_npy_in_the_npz(root): path = npz(root / "t.npz", audio_train=b"hello"
 def zip_bomb(root, monkeypatch):
     path = npz(root / "t.npz", audio_train=npy("(9999999,)", payload=bytes(4 * 9999999)))
     assert path.stat().st_size < 60_000
-    monkeypatch.setattr("mmemo.tables.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("mmemo.data.tables.MAX_BYTES", 1 << 20)
     return lambda **k: read_cmu_table(path, **k)
 
 @case("unknown array vision_train")

@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 from tiny import MEMORY, items, tiny
 from torch import nn
 
-import mmemo.checkpoint as module
+import mmemo.training.checkpoint as module
 from mmemo.core.errors import CheckpointError
 from mmemo.core.files import canonical_json
 from mmemo.training.checkpoint import History, list_checkpoints, load_weights, Log, newest_checkpoint, optimiser_tensors, prune_checkpoints, read_checkpoint, read_log, restore_optimiser, save_checkpoint
@@ -136,7 +136,7 @@ def test_no_space_at_any_write(tmp_path, monkeypatch, fail_at):
         count[0] += 1
         if count[0] == fail_at: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(path, data)
-    monkeypatch.setattr(module, "_write", full)
+    monkeypatch.setattr(module, "write_through", full)
     if fail_at <= 4:
         with pytest.raises(CheckpointError, match="No space left on device; earlier checkpoints are untouched"): save_checkpoint(tmp_path, 2, TENSORS, {})
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000001"] and newest_checkpoint(tmp_path).state == {"step": 1}

@@ -17,7 +17,7 @@ def checkout(tmp_path, monkeypatch):
     "A folder with two run notebooks: one that measures, one that breaks."
     runs = tmp_path / "nbs" / "runs"; runs.mkdir(parents=True)
     parameters = nbformat.v4.new_code_cell('scale: str = "laptop"\nseed: int = 0\nout: str = "x"', metadata={"tags": ["parameters"]})
-    good = 'from mmemo.cli import write_metrics\nwrite_metrics(out, dict(steps=3, seed=seed, scale=scale, tables=[dict(title="T", columns=["model", "RMSE"], rows=[["static", "3.5"]])]))'
+    good = 'from mmemo.experiments.run import write_metrics\nwrite_metrics(out, dict(steps=3, seed=seed, scale=scale, tables=[dict(title="T", columns=["model", "RMSE"], rows=[["static", "3.5"]])]))'
     for name, code in (("good", good), ("bad", "1 / 0")):
         nb = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(code)], metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}})
         nbformat.write(nb, runs / f"{name}.ipynb")

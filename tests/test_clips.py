@@ -16,7 +16,7 @@ from streams import padded
 
 from mmemo.core.batch import Stream
 from mmemo.core.errors import ConfigError, DataError, ShapeError
-from mmemo import clips
+from mmemo.data import clips
 from mmemo.core.batch import spread_steps
 from mmemo.data.clips import decode_clip, read_clips, read_media
 from mmemo.data.standards import SOUND_RATE
@@ -386,7 +386,7 @@ def test_a_killed_reading_goes_on_where_it_was(tmp_path, monkeypatch, workers):
     source.mkdir()
     for k in range(18): soundfile.write(source / f"{k:02}.wav", voice(.02 * (k + 1)), SOUND_RATE)
     for k in (3, 8, 9, 10, 11, 15): (source / f"{k:02}.wav").write_bytes(b"")                      # the chunk 8..11 has nothing at all
-    monkeypatch.setattr(clips, "CHUNK", 4)
+    monkeypatch.setattr(clips, "CLIP_CHUNK", 4)
     whole = media(source, tmp_path / "undisturbed")
     def killed(die_at):
         def decode_clip(path, *how):
@@ -412,7 +412,7 @@ def test_a_killed_reading_goes_on_where_it_was(tmp_path, monkeypatch, workers):
 
 def test_a_chunk_that_was_torn_is_read_again(tmp_path, monkeypatch):
     "Half a chunk, as a full disk or a dying one leaves it, is noticed by its size."
-    monkeypatch.setattr(clips, "CHUNK", 2)
+    monkeypatch.setattr(clips, "CLIP_CHUNK", 2)
     paths = {f"{k}": tmp_path / f"{k}.wav" for k in range(5)}
     for path in paths.values(): soundfile.write(path, voice(.05), SOUND_RATE)
     want, plain, counted = media(paths, tmp_path / "a").to_batch(), clips.decode_clip, []

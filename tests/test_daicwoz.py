@@ -197,9 +197,9 @@ def test_inside_and_answers():
 
 
 def test_reopening_parses_nothing(root, keep, monkeypatch):
-    import mmemo.daicwoz
+    import mmemo.data.daicwoz
     first = read_daicwoz(root, **keep)
-    for name in ("read_rows", "read_matrix"): monkeypatch.setattr(mmemo.daicwoz, name, lambda *a, **k: pytest.fail("a file was parsed"))
+    for name in ("read_rows", "read_matrix"): monkeypatch.setattr(mmemo.data.daicwoz, name, lambda *a, **k: pytest.fail("a file was parsed"))
     assert read_daicwoz(root, **keep).folder == first.folder
 
 

@@ -14,7 +14,7 @@ import torch
 from streams import padded
 from torch import nn
 
-import mmemo.features as module
+import mmemo.data.features as module
 from mmemo.core.batch import Batch, Stream
 from mmemo.core.errors import ConfigError, DataError
 from mmemo.data.features import attach_features, egemaps_features, Features, read_features, utterance_features, write_features
@@ -158,7 +158,7 @@ def test_attach_joins_by_id_whatever_the_order():
 
 def test_attach_leaves_missing_what_the_table_does_not_know():
     table = Features({"a": torch.ones(3)})
-    with pytest.warns(UserWarning, match="audio: 4 of 5 items are not in the table.*: b, c, d, ..."): data = attach_features(items(["b", "a", "c", "d", "e"]), "audio", table)
+    with pytest.warns(UserWarning, match="audio: 4 of 5 items are not in the table.*: b, c, d and 1 more"): data = attach_features(items(["b", "a", "c", "d", "e"]), "audio", table)
     s = data.streams["audio"]
     assert s.mask[:, 0].tolist() == [False, True, False, False, False] and s.x[~s.mask].eq(0).all() and s.x[1].eq(1).all()
     with pytest.raises(DataError, match="none of the 2 items.*like x.wav, y.wav, the table's like a"): attach_features(items(["x.wav", "y.wav"]), "audio", table)
@@ -372,6 +372,6 @@ def test_a_run_says_where_its_features_are_from(tmp_path, monkeypatch):
     assert found is None and "known-answer corpus" in said
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install 'mmemo[egemaps]'" in utterance_features(sounds=["a.wav"])[1]
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True); monkeypatch.setattr(module, "egemaps", lambda s, p: Features({i: torch.zeros(88) for i in s}))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True); monkeypatch.setattr(module, "egemaps_features", lambda s, p: Features({i: torch.zeros(88) for i in s}))
     found, said = utterance_features(sounds=["a", "b"])
     assert len(found) == 2 and "eGeMAPS of 2 recordings" in said

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmemo import daicwoz
+from mmemo.data import daicwoz
 from mmemo.core.batch import Batch, Stream
 from mmemo.core.errors import CheckpointError, ConfigError, DataError, WeightsError
 from mmemo.models.text import blank_text_encoder

@@ -48,7 +48,7 @@ def epoch(n): return {"type": "epoch", "epoch": 0, "step": n, "train": {"loss": 
 
 # ------------------------------------------------------------------ what is shown
 def test_everybody_gets_what_they_want(tmp_path, monkeypatch):
-    import mmemo.report as module
+    import mmemo.training.tracking as module
     clock = iter(range(10 ** 6)); monkeypatch.setattr(module, "monotonic", lambda: .03 * next(clock))
     notes, history = Notes(), History()
     with Report.open(history, tmp_path, track=[notes]) as report:
@@ -148,8 +148,9 @@ def test_wandb_offline_is_one_run_however_often_it_is_started(tmp_path):
     script = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from tiny import items, tiny
-from mmemo.train import fit, mse
-from mmemo.plan import Plan
+from mmemo.training.loop import fit
+from mmemo.training.objectives import mse
+from mmemo.training.plan import Plan
 class Killed(BaseException): pass
 def until(n, inner=mse("y")):
     def objective(output, batch):

@@ -273,7 +273,7 @@ def test_a_report_finds_the_same_again(reported):
     other = tiny(seed=8); other.drop = nn.Sequential(other.drop, Flat())
     assert replay_report(folder, other, mse("y")) == guard.finding == error.finding and json.loads((folder / "step-00000001" / "state.json").read_text())["finding"]["name"] == "drop.1"
     script = ("import sys, torch; sys.path[:0] = ['tests']\nfrom test_stability import *\n"
-              f"m = tiny(seed=5); m.drop = nn.Sequential(m.drop, Flat()); print(replay({str(folder)!r}, m, mse('y')))")
+              f"m = tiny(seed=5); m.drop = nn.Sequential(m.drop, Flat()); print(replay_report({str(folder)!r}, m, mse('y')))")
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert out.stdout.strip() == str(error.finding), out.stderr[-800:]
 

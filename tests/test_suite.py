@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from mmemo import suite as suite_module
+from mmemo.experiments import suite as suite_module
 from mmemo.core.errors import ConfigError, DataError
 from mmemo.cli import app
 from mmemo.evaluation.metrics import compare

@@ -14,7 +14,7 @@ import torch
 from tiny import MEMORY, PRELOAD, Answer, items, run, same, tiny
 from torch import nn
 
-import mmemo.checkpoint as checkpoint_module
+import mmemo.training.checkpoint as checkpoint_module
 from mmemo.core.batch import Batch, Stream
 from mmemo.core.errors import CheckpointError, ConfigError
 from mmemo.training.checkpoint import History, list_checkpoints, newest_checkpoint, step_of
@@ -294,7 +294,7 @@ def test_disk_full_in_the_middle_of_a_run(tmp_path, monkeypatch):
         if count[0] == 7: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(path, data)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_module, "_write", full)
+        patch.setattr(checkpoint_module, "write_through", full)
         with pytest.raises(CheckpointError, match="step-00000012 could not be written: No space left"): fit(tiny(), mse("y"), TRAIN, VALID, plan, tmp_path, **quiet)
     assert newest_checkpoint(tmp_path / "checkpoints").state["step"] == 6
     model = tiny(seed=9)

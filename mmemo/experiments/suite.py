@@ -228,7 +228,7 @@ def write_report(folder: str | os.PathLike) -> Path:
     where = {KNOWN_ANSWER: "the known-answer corpus", "daicwoz": "DAIC-WOZ", "meld": "MELD"}[kind_of(kept["source"])]
     head = f"# {suite.name}\n\n{suite.about}\n\nMeasured on {where}, scale {runs[0].recipe.scale}, {runs[0].recipe.evaluation.protocol.replace('_', ' ')}.\n\n{asks}\n" + "".join(f"\n> {n}\n" for n in kept["notes"])
     text, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
-    book = nbformat.v4.new_notebook(cells=[text(head), code("from mmemo import suite\nabout, runs = suite.read_runs('.')\nsuite.as_frame(suite.table(runs))"),
+    book = nbformat.v4.new_notebook(cells=[text(head), code("from mmemo.experiments import suite\nabout, runs = suite.read_runs('.')\nsuite.table_frame(suite.results_table(runs))"),
         text("## Which is better?\n\nThe first row is what the others are compared with. A difference whose interval contains 0 is not shown."), code("suite.draw_suite(runs);")]
         + [text("## What is taken for what?"), code("suite.draw_confusions(runs);")] * read_answers(list(by_experiment(runs).values())[0]).classes
         + [text("## How they learned"), code("suite.draw_curves(runs);")], metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}})

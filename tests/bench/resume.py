@@ -31,7 +31,7 @@ def child(folder, plan, out, slow, saving):
     multiprocessing.set_start_method("fork", force=True)     # of its workers
     if not out: os.dup2(os.open(os.devnull, os.O_WRONLY), 2)     # workers whose parent was killed complain
     if saving:
-        import mmemo.checkpoint as module
+        import mmemo.training.checkpoint as module
         write = module.write_through
 
         def slowly(path, data):
