@@ -4,103 +4,179 @@
 
 # %% ../nbs/workshop/84_cli.ipynb #00000004
 from __future__ import annotations
+
 import importlib.util
 import json
 import os
 import sys
 import warnings
-import typer
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+import typer
+
 from .core.errors import ConfigError, DataError, MmemoError
 from .experiments.build import walk_recipe
 from .experiments.recipe import list_recipes, load_recipe, load_suite
 from .experiments.run import check_recipe, evaluate_run, train_recipe
-from .experiments.sources import adapt_recipe, KNOWN_ANSWER
+from .experiments.sources import KNOWN_ANSWER, adapt_recipe
 from .experiments.suite import numbered_names, pick_experiments, run_suite
 
 # %% auto #0
-__all__ = ['app', 'run_notebooks', 'execute_notebook', 'show_table', 'clean_errors', 'main_callback', 'run_command',
-           'list_command', 'show_command', 'walk_command', 'check_command', 'results_rows', 'train_command',
-           'evaluate_command']
+__all__ = [
+    "app",
+    "run_notebooks",
+    "execute_notebook",
+    "show_table",
+    "clean_errors",
+    "main_callback",
+    "run_command",
+    "list_command",
+    "show_command",
+    "walk_command",
+    "check_command",
+    "results_rows",
+    "train_command",
+    "evaluate_command",
+]
 
 # %% ../nbs/workshop/84_cli.ipynb #a0000247
 _PACKAGE = Path(importlib.util.find_spec("mmemo").origin).parent
 
+
 def run_notebooks() -> dict[str, Path]:
-    "The run notebooks {name: path} of the checkout one stands in, or of the one the package was installed from."
+    """The run notebooks {name: path} of the checkout one stands in, or of the one the package was
+    installed from.
+    """
     for root in (Path.cwd(), _PACKAGE.parent):
-        if found := sorted((root / "nbs" / "runs").glob("*.ipynb")): return {p.stem: p for p in found}
+        if found := sorted((root / "nbs" / "runs").glob("*.ipynb")):
+            return {p.stem: p for p in found}
     return {}
 
+
 def execute_notebook(name: str, out: Path, progress: bool = True, **parameters) -> Path:
-    "Run the notebook `name` with papermill; the executed copy's path. Raises `ConfigError` for an unknown run, `DataError` where a cell fails."
+    """Run the notebook `name` with papermill; the executed copy's path.
+
+    Raises `ConfigError` for an unknown run, `DataError` where a cell fails.
+    """
     import papermill
+
     notebooks = run_notebooks()
-    if not notebooks: raise ConfigError("there is no nbs/runs here: the run notebooks come with the source checkout, not with the installed package")
-    if name not in notebooks: raise ConfigError(f"there is no run {name!r}; choose {', '.join(notebooks)}")
+    if not notebooks:
+        raise ConfigError(
+            "there is no nbs/runs here: the run notebooks come with the source checkout, not with"
+            " the installed package"
+        )
+    if name not in notebooks:
+        raise ConfigError(f"there is no run {name!r}; choose {', '.join(notebooks)}")
     out.mkdir(parents=True, exist_ok=True)
-    (out / "metrics.json").unlink(missing_ok=True)                       # an old result must not pass for a new one
+    (out / "metrics.json").unlink(missing_ok=True)  # an old result must not pass for a new one
     done = out / f"{name}.ipynb"
     try:
-        papermill.execute_notebook(str(notebooks[name]), str(done), parameters=dict(parameters, out=str(out)), kernel_name="python3", progress_bar=progress,
-                                   cwd=str(Path.cwd()), execution_timeout=None, extra_arguments=["--log-level=ERROR"])
+        papermill.execute_notebook(
+            str(notebooks[name]),
+            str(done),
+            parameters=dict(parameters, out=str(out)),
+            kernel_name="python3",
+            progress_bar=progress,
+            cwd=str(Path.cwd()),
+            execution_timeout=None,
+            extra_arguments=["--log-level=ERROR"],
+        )
     except papermill.PapermillExecutionError as error:
-        raise DataError(f"{name} stopped in cell {error.exec_count} with {error.ename}: {error.evalue}; see {done}") from None
+        raise DataError(
+            f"{name} stopped in cell {error.exec_count} with {error.ename}: {error.evalue}; see"
+            f" {done}"
+        ) from None
     return done
 
+
 def show_table(table: Mapping) -> None:
-    "A run's own table {title, columns, rows} in the terminal; columns named in `wrap` may break their lines."
+    """A run's own table {title, columns, rows} in the terminal; columns named in `wrap` may break
+    their lines.
+    """
     from rich.console import Console
     from rich.table import Table
+
     shown = Table(title=table["title"], title_justify="left")
     for i, column in enumerate(table["columns"]):
         wraps = column in table.get("wrap", ())
         shown.add_column(column, justify="right" if i and not wraps else "left", no_wrap=not wraps)
-    for row in table["rows"]: shown.add_row(*map(str, row))
+    for row in table["rows"]:
+        shown.add_row(*map(str, row))
     tty = sys.stdout.isatty()
     Console(width=None if tty else 150, force_terminal=tty, force_jupyter=False).print(shown)
 
+
 # %% ../nbs/workshop/84_cli.ipynb #0000000a
-app = typer.Typer(help="mmemo: multimodal emotion models, every claim measured.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help="mmemo: multimodal emotion models, every claim measured.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
 
 @contextmanager
 def clean_errors() -> Iterator[None]:
-    "An expected error is one line and exit code 1; a remark on the data is one line; an interrupted run says that it goes on when called again."
+    """An expected error is one line and exit code 1; a remark on the data is one line; an
+    interrupted run says that it goes on when called again.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore"); warnings.filterwarnings("always", ".*remarks on the data.*")
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", ".*remarks on the data.*")
         warnings.showwarning = lambda message, *_: typer.secho(f"note: {message}", err=True)
-        try: yield
-        except (MmemoError, FileNotFoundError) as error: typer.secho(f"error: {' '.join(str(error).split())}", fg="red", err=True)
-        except KeyboardInterrupt: typer.secho("stopped; the same command goes on where this one was", fg="red", err=True)
-        else: return
+        try:
+            yield
+        except (MmemoError, FileNotFoundError) as error:
+            typer.secho(f"error: {' '.join(str(error).split())}", fg="red", err=True)
+        except KeyboardInterrupt:
+            typer.secho("stopped; the same command goes on where this one was", fg="red", err=True)
+        else:
+            return
     raise typer.Exit(1)
 
+
 @app.callback()
-def main_callback() -> None: "mmemo: multimodal emotion models (text + audio + video), every claim measured."
+def main_callback() -> None:
+    "mmemo: multimodal emotion models (text + audio + video), every claim measured."
+
 
 @app.command("run")
-def run_command(name: str = typer.Argument(help="a notebook of nbs/runs, such as ladder"), scale: str = typer.Option("laptop", help="smoke, laptop or full"),
-        seed: int = typer.Option(0, help="the first seed"), out: str = typer.Option("", help="folder of the results [default: _runs/NAME]"),
-        data: str = typer.Option("", help="folder of real corpora [default: MMEMO_DATA, or none]")) -> None:
+def run_command(
+    name: str = typer.Argument(help="a notebook of nbs/runs, such as ladder"),
+    scale: str = typer.Option("laptop", help="smoke, laptop or full"),
+    seed: int = typer.Option(0, help="the first seed"),
+    out: str = typer.Option("", help="folder of the results [default: _runs/NAME]"),
+    data: str = typer.Option("", help="folder of real corpora [default: MMEMO_DATA, or none]"),
+) -> None:
     "Execute a run notebook; show its table and where its results are."
     folder = Path(out or f"_runs/{name}")
     with clean_errors():
-        if scale not in ("smoke", "laptop", "full"): raise ConfigError(f"scale {scale!r} cannot be: choose smoke, laptop or full")
-        if data: os.environ["MMEMO_DATA"] = data
+        if scale not in ("smoke", "laptop", "full"):
+            raise ConfigError(f"scale {scale!r} cannot be: choose smoke, laptop or full")
+        if data:
+            os.environ["MMEMO_DATA"] = data
         done = execute_notebook(name, folder, scale=scale, seed=seed)
         metrics = json.loads((folder / "metrics.json").read_text())
-    for table in metrics.get("tables", []): show_table(table)
-    for path in (done, folder / "metrics.json", *sorted(folder.glob("*.png"))): typer.echo(str(path))
+    for table in metrics.get("tables", []):
+        show_table(table)
+    for path in (done, folder / "metrics.json", *sorted(folder.glob("*.png"))):
+        typer.echo(str(path))
+
 
 # %% ../nbs/workshop/84_cli.ipynb #a000036a
 _RECIPE = typer.Argument(help="a recipe or suite of `mmemo list`, or the path of a .yaml file")
 _FULL = typer.Option("full", help="smoke, laptop or full")
 _ONE = typer.Option("", "--experiment", help="of a suite: its name or number [default: the first]")
 
+
 def _load(recipe: str, scale: str, experiment: str):
-    return load_recipe(recipe, scale, pick_experiments(load_suite(recipe), [experiment])[0] if experiment else None)
+    return load_recipe(
+        recipe, scale, pick_experiments(load_suite(recipe), [experiment])[0] if experiment else None
+    )
+
 
 @app.command("list")
 def list_command() -> None:
@@ -108,82 +184,210 @@ def list_command() -> None:
     rows = []
     with clean_errors():
         for name, about in list_recipes().items():
-            sizes, suite = [load_recipe(name, scale) for scale in ("smoke", "laptop", "full")], load_suite(name)
-            size = "\n".join(f"{r.scale}: {r.encoders.text.weights if r.encoders.text else 'no text'}, width {r.fusion.width}, {r.plan.epochs} epochs of {r.corpus.items:,} items" for r in sizes)
-            several = f"\n{len(suite.experiments)} experiments: " + numbered_names(suite) if len(suite.experiments) > 1 else ""
+            sizes, suite = (
+                [load_recipe(name, scale) for scale in ("smoke", "laptop", "full")],
+                load_suite(name),
+            )
+            size = "\n".join(
+                f"{r.scale}: {r.encoders.text.weights if r.encoders.text else 'no text'}, width"
+                f" {r.fusion.width}, {r.plan.epochs} epochs of {r.corpus.items:,} items"
+                for r in sizes
+            )
+            several = (
+                f"\n{len(suite.experiments)} experiments: " + numbered_names(suite)
+                if len(suite.experiments) > 1
+                else ""
+            )
             rows.append([name, about + several, size])
-    show_table(dict(title="recipes and suites", columns=["name", "what", "sizes (items: known-answer corpus)"], rows=rows, wrap=["what", "sizes (items: known-answer corpus)"]))
+    show_table(
+        dict(
+            title="recipes and suites",
+            columns=["name", "what", "sizes (items: known-answer corpus)"],
+            rows=rows,
+            wrap=["what", "sizes (items: known-answer corpus)"],
+        )
+    )
+
 
 @app.command("show")
 def show_command(recipe: str = _RECIPE, scale: str = _FULL, experiment: str = _ONE) -> None:
     "A recipe as YAML, with every default filled in; saved to a file, it is a recipe of your own."
-    with clean_errors(): typer.echo(_load(recipe, scale, experiment).text(), nl=False)
+    with clean_errors():
+        typer.echo(_load(recipe, scale, experiment).text(), nl=False)
+
 
 @app.command("walk")
-def walk_command(recipe: str = _RECIPE, scale: str = _FULL, experiment: str = _ONE, items: int = typer.Option(2, min=1), tokens: int = typer.Option(64, min=2), steps: int = typer.Option(100, min=2),
-         depth: int = typer.Option(1, min=1, help="how deep to look into encoders and fusion")) -> None:
-    "The shapes, parameters and costs of a recipe's model at its true size; nothing is downloaded, nothing computed."
-    with clean_errors(): typer.echo(str(walk_recipe(_load(recipe, scale, experiment), items, tokens, steps, depth)))
+def walk_command(
+    recipe: str = _RECIPE,
+    scale: str = _FULL,
+    experiment: str = _ONE,
+    items: int = typer.Option(2, min=1),
+    tokens: int = typer.Option(64, min=2),
+    steps: int = typer.Option(100, min=2),
+    depth: int = typer.Option(1, min=1, help="how deep to look into encoders and fusion"),
+) -> None:
+    """The shapes, parameters and costs of a recipe's model at its true size; nothing is
+    downloaded, nothing computed.
+    """
+    with clean_errors():
+        typer.echo(str(walk_recipe(_load(recipe, scale, experiment), items, tokens, steps, depth)))
+
 
 # %% ../nbs/workshop/84_cli.ipynb #0000000b
 @app.command("check")
-def check_command(recipe: str = _RECIPE, data: str = typer.Option(KNOWN_ANSWER, help="known-answer, or a folder: DAIC-WOZ, MELD, RAVDESS"),
-          scale: str = typer.Option("laptop", help="smoke, laptop or full"), experiment: str = _ONE, seed: int = typer.Option(0, min=0),
-          seconds: float = typer.Option(120.0, min=1, help="what does not fit into them is said to be not tried"),
-          branches: bool = typer.Option(False, "--branches", help="also: can each branch alone learn eight items by heart?")) -> None:
-    "The component test, to be run before every long training: one batch through every piece, alone and together; exit code 1 where something is wrong."
+def check_command(
+    recipe: str = _RECIPE,
+    data: str = typer.Option(
+        KNOWN_ANSWER, help="known-answer, or a folder: DAIC-WOZ, MELD, RAVDESS"
+    ),
+    scale: str = typer.Option("laptop", help="smoke, laptop or full"),
+    experiment: str = _ONE,
+    seed: int = typer.Option(0, min=0),
+    seconds: float = typer.Option(
+        120.0, min=1, help="what does not fit into them is said to be not tried"
+    ),
+    branches: bool = typer.Option(
+        False, "--branches", help="also: can each branch alone learn eight items by heart?"
+    ),
+) -> None:
+    """The component test, to be run before every long training: one batch through every piece,
+    alone and together; exit code 1 where something is wrong.
+    """
     tty = sys.stderr.isatty()
     with clean_errors():
         _quiet()
         tell = (lambda line: typer.secho(line, err=True, dim=True)) if tty else None
         found = check_recipe(_load(recipe, scale, experiment), data, seed, seconds, tell, branches)
-    for table in found: typer.echo(str(table))
-    if not all(table.ok for table in found): raise typer.Exit(1)
+    for table in found:
+        typer.echo(str(table))
+    if not all(table.ok for table in found):
+        raise typer.Exit(1)
+
 
 def results_rows(metrics: Mapping) -> dict:
     "The table of a run's metrics: one row a number, with its 95 % interval over speakers."
-    rows = [[f"{part} {name}", *(f"{v:.3f}" for v in value)] for part, values in metrics.items() if isinstance(values, Mapping)
-            for name, value in values.items() if isinstance(value, (tuple, list)) and len(value) == 3 and (", " not in part or name in ("uar", "rmse"))]
-    return dict(title=f"{metrics['recipe']} at {metrics['scale']}, seed {metrics['seed']}, measured on {metrics['protocol']}", columns=["metric", "value", "low", "high"], rows=rows)
+    rows = [
+        [f"{part} {name}", *(f"{v:.3f}" for v in value)]
+        for part, values in metrics.items()
+        if isinstance(values, Mapping)
+        for name, value in values.items()
+        if isinstance(value, (tuple, list))
+        and len(value) == 3
+        and (", " not in part or name in ("uar", "rmse"))
+    ]
+    return dict(
+        title=(
+            f"{metrics['recipe']} at {metrics['scale']}, seed {metrics['seed']}, measured on"
+            f" {metrics['protocol']}"
+        ),
+        columns=["metric", "value", "low", "high"],
+        rows=rows,
+    )
+
 
 def _quiet() -> None:
     from transformers.utils import logging
-    logging.disable_progress_bar()                                       # of reading weights; training has its own
-    logging.set_verbosity_error()                                        # a slower kernel is no news here
+
+    logging.disable_progress_bar()  # of reading weights; training has its own
+    logging.set_verbosity_error()  # a slower kernel is no news here
+
 
 @app.command("train")
-def train_command(recipe: str = _RECIPE, data: str = typer.Option(KNOWN_ANSWER, help="known-answer, or a folder: DAIC-WOZ, MELD with its clips, RAVDESS"),
-          scale: str = typer.Option("laptop", help="smoke, laptop or full"), seed: int = typer.Option(0, min=0, help="of the corpus and of training; the first one of a suite"),
-          out: str = typer.Option("", help="folder of the run [default: _runs/RECIPE-SCALE-SEED, of a suite _runs/SUITE-SCALE]"),
-          experiment: str = typer.Option("", help="of a suite: the name or number of one experiment"), everything: bool = typer.Option(False, "--all", help="of a suite: all experiments"),
-          seeds: int = typer.Option(0, min=0, help="of a suite: runs of each experiment [default: what the suite says]"),
-          jobs: int = typer.Option(1, min=1, help="of a suite: processes that share the runs"),
-          features: str = typer.Option("", help="a table of utterance features of the audio (safetensors, parquet, npz, npy; ids)"),
-          protocol: str = typer.Option("", help="split, published_folds, leave_one_session_out, leave_one_speaker_out or cross_corpus [default: the recipe's]"),
-          track: str = typer.Option("tensorboard", help="who follows the training: tensorboard, wandb, or both with a comma; empty: nobody"),
-          progress: bool = typer.Option(True, help="show a progress bar")) -> None:
-    "Train and measure a recipe, or the experiments of a suite with a report. The same command again goes on where a stopped run was."
-    trackers, tables = tuple(t for t in track.split(",") if t), {"audio": features} if features else {}
+def train_command(
+    recipe: str = _RECIPE,
+    data: str = typer.Option(
+        KNOWN_ANSWER, help="known-answer, or a folder: DAIC-WOZ, MELD with its clips, RAVDESS"
+    ),
+    scale: str = typer.Option("laptop", help="smoke, laptop or full"),
+    seed: int = typer.Option(
+        0, min=0, help="of the corpus and of training; the first one of a suite"
+    ),
+    out: str = typer.Option(
+        "",
+        help="folder of the run [default: _runs/RECIPE-SCALE-SEED, of a suite _runs/SUITE-SCALE]",
+    ),
+    experiment: str = typer.Option("", help="of a suite: the name or number of one experiment"),
+    everything: bool = typer.Option(False, "--all", help="of a suite: all experiments"),
+    seeds: int = typer.Option(
+        0, min=0, help="of a suite: runs of each experiment [default: what the suite says]"
+    ),
+    jobs: int = typer.Option(1, min=1, help="of a suite: processes that share the runs"),
+    features: str = typer.Option(
+        "", help="a table of utterance features of the audio (safetensors, parquet, npz, npy; ids)"
+    ),
+    protocol: str = typer.Option(
+        "",
+        help=(
+            "split, published_folds, leave_one_session_out, leave_one_speaker_out or cross_corpus"
+            " [default: the recipe's]"
+        ),
+    ),
+    track: str = typer.Option(
+        "tensorboard",
+        help="who follows the training: tensorboard, wandb, or both with a comma; empty: nobody",
+    ),
+    progress: bool = typer.Option(True, help="show a progress bar"),
+) -> None:
+    """Train and measure a recipe, or the experiments of a suite with a report.
+
+    The same command again goes on where a stopped run was.
+    """
+    trackers, tables = (
+        tuple(t for t in track.split(",") if t),
+        {"audio": features} if features else {},
+    )
     with clean_errors():
         _quiet()
         suite = load_suite(recipe)
         if len(suite.experiments) > 1:
             if not experiment and not everything:
-                raise ConfigError(f"{suite.name} is a suite: say --all, or --experiment with one of " + numbered_names(suite))
+                raise ConfigError(
+                    f"{suite.name} is a suite: say --all, or --experiment with one of "
+                    + numbered_names(suite)
+                )
             folder = Path(out or f"_runs/{suite.name}-{scale}")
-            run_suite(recipe, folder, scale, data, [experiment] if experiment else (), seed, seeds or None, jobs, progress, trackers, tables, protocol or None)
-            metrics, kept = json.loads((folder / "metrics.json").read_text()), ("report.ipynb", "report.html", "metrics.json")
+            run_suite(
+                recipe,
+                folder,
+                scale,
+                data,
+                [experiment] if experiment else (),
+                seed,
+                seeds or None,
+                jobs,
+                progress,
+                trackers,
+                tables,
+                protocol or None,
+            )
+            metrics, kept = (
+                json.loads((folder / "metrics.json").read_text()),
+                ("report.ipynb", "report.html", "metrics.json"),
+            )
         else:
-            if experiment or everything: raise ConfigError(f"{recipe} is one recipe and no suite: leave --experiment and --all out")
+            if experiment or everything:
+                raise ConfigError(
+                    f"{recipe} is one recipe and no suite: leave --experiment and --all out"
+                )
             chosen = adapt_recipe(load_recipe(recipe, scale), tables, protocol or None)
-            folder, kept = Path(out or f"_runs/{chosen.name}-{chosen.scale}-{seed}"), ("metrics.json", "predictions.parquet", "recipe.json")
+            folder, kept = (
+                Path(out or f"_runs/{chosen.name}-{chosen.scale}-{seed}"),
+                ("metrics.json", "predictions.parquet", "recipe.json"),
+            )
             metrics = train_recipe(chosen, folder, data, seed, progress, trackers)[1]
-    for note in metrics["notes"]: typer.secho(f"note: {note}", err=True)
-    for table in metrics.get("tables") or [results_rows(metrics)]: show_table(table)
-    for name in kept: typer.echo(str(folder / name))
+    for note in metrics["notes"]:
+        typer.secho(f"note: {note}", err=True)
+    for table in metrics.get("tables") or [results_rows(metrics)]:
+        show_table(table)
+    for name in kept:
+        typer.echo(str(folder / name))
+
 
 @app.command("evaluate")
-def evaluate_command(run: str = typer.Argument(help="the folder of a trained run"), data: str = typer.Option("", help="known-answer, or a folder [default: the run's own data]")) -> None:
+def evaluate_command(
+    run: str = typer.Argument(help="the folder of a trained run"),
+    data: str = typer.Option("", help="known-answer, or a folder [default: the run's own data]"),
+) -> None:
     "Measure a trained run, on its own test items or on another corpus."
     with clean_errors():
         _quiet()

@@ -1,4 +1,5 @@
 """Runs from the command line: what they leave behind, and how they fail."""
+
 import json
 
 import nbformat
@@ -6,20 +7,32 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from mmemo.core.errors import ConfigError, DataError
-from mmemo.experiments.run import missing_numbers, run_provenance, write_metrics
 from mmemo.cli import app, execute_notebook, run_notebooks
+from mmemo.core.errors import ConfigError, DataError
 from mmemo.experiments.recipe import load_recipe
+from mmemo.experiments.run import missing_numbers, run_provenance, write_metrics
 
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     "A folder with two run notebooks: one that measures, one that breaks."
-    runs = tmp_path / "nbs" / "runs"; runs.mkdir(parents=True)
-    parameters = nbformat.v4.new_code_cell('scale: str = "laptop"\nseed: int = 0\nout: str = "x"', metadata={"tags": ["parameters"]})
-    good = 'from mmemo.experiments.run import write_metrics\nwrite_metrics(out, dict(steps=3, seed=seed, scale=scale, tables=[dict(title="T", columns=["model", "RMSE"], rows=[["static", "3.5"]])]))'
+    runs = tmp_path / "nbs" / "runs"
+    runs.mkdir(parents=True)
+    parameters = nbformat.v4.new_code_cell(
+        'scale: str = "laptop"\nseed: int = 0\nout: str = "x"', metadata={"tags": ["parameters"]}
+    )
+    good = (
+        "from mmemo.experiments.run import write_metrics\nwrite_metrics(out, dict(steps=3,"
+        ' seed=seed, scale=scale, tables=[dict(title="T", columns=["model", "RMSE"],'
+        ' rows=[["static", "3.5"]])]))'
+    )
     for name, code in (("good", good), ("bad", "1 / 0")):
-        nb = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(code)], metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}})
+        nb = nbformat.v4.new_notebook(
+            cells=[parameters, nbformat.v4.new_code_cell(code)],
+            metadata={
+                "kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}
+            },
+        )
         nbformat.write(nb, runs / f"{name}.ipynb")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -27,69 +40,150 @@ def checkout(tmp_path, monkeypatch):
 
 def test_a_run_shows_its_table_and_where_its_results_are(checkout):
     result = CliRunner().invoke(app, ["run", "good", "--scale", "smoke", "--seed", "5"])
-    assert result.exit_code == 0 and "static" in result.output and "3.5" in result.output and "_runs/good/good.ipynb" in result.output
+    assert (
+        result.exit_code == 0
+        and "static" in result.output
+        and "3.5" in result.output
+        and "_runs/good/good.ipynb" in result.output
+    )
     assert json.loads((checkout / "_runs/good/metrics.json").read_text())["seed"] == 5
 
 
 def test_a_run_that_breaks_is_one_message_and_leaves_no_old_numbers(checkout):
-    (checkout / "_runs/bad").mkdir(parents=True); (checkout / "_runs/bad/metrics.json").write_text("{}")
+    (checkout / "_runs/bad").mkdir(parents=True)
+    (checkout / "_runs/bad/metrics.json").write_text("{}")
     result = CliRunner().invoke(app, ["run", "bad"])
-    assert result.exit_code == 1 and "ZeroDivisionError" in result.output and "Traceback" not in result.output
-    assert not (checkout / "_runs/bad/metrics.json").exists() and (checkout / "_runs/bad/bad.ipynb").exists()
+    assert (
+        result.exit_code == 1
+        and "ZeroDivisionError" in result.output
+        and "Traceback" not in result.output
+    )
+    assert (
+        not (checkout / "_runs/bad/metrics.json").exists()
+        and (checkout / "_runs/bad/bad.ipynb").exists()
+    )
 
 
 def test_unknown_runs_and_scales_name_the_choices(checkout):
-    for words, said in ((["run", "stairs"], "bad, good"), (["run", "good", "--scale", "huge"], "smoke, laptop or full")):
+    for words, said in (
+        (["run", "stairs"], "bad, good"),
+        (["run", "good", "--scale", "huge"], "smoke, laptop or full"),
+    ):
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 1 and said in result.output
-    with pytest.raises(ConfigError, match="stairs"): execute_notebook("stairs", checkout)
+    with pytest.raises(ConfigError, match="stairs"):
+        execute_notebook("stairs", checkout)
     assert set(run_notebooks()) == {"good", "bad"}
 
 
-@pytest.mark.parametrize("metrics, said", [
-    (dict(steps=1, rmse=float("nan")), "metrics.rmse"), (dict(steps=1, rungs=[dict(a=1), dict(a=None)]), r"metrics.rungs\[1\].a"), (dict(steps=1, x=float("inf")), "metrics.x"),
-    (dict(rmse=1.0), "no training step"), (dict(steps=0), "no training step")])
+@pytest.mark.parametrize(
+    "metrics, said",
+    [
+        (dict(steps=1, rmse=float("nan")), "metrics.rmse"),
+        (dict(steps=1, rungs=[dict(a=1), dict(a=None)]), r"metrics.rungs\[1\].a"),
+        (dict(steps=1, x=float("inf")), "metrics.x"),
+        (dict(rmse=1.0), "no training step"),
+        (dict(steps=0), "no training step"),
+    ],
+)
 def test_a_missing_number_fails_the_run_and_writes_nothing(tmp_path, metrics, said):
-    with pytest.raises(DataError, match=said): write_metrics(tmp_path / "out", metrics)
+    with pytest.raises(DataError, match=said):
+        write_metrics(tmp_path / "out", metrics)
     assert not (tmp_path / "out").exists()
 
 
 def test_provenance_says_where_a_number_comes_from():
     known = run_provenance(seed=3)
-    assert known["seed"] == 3 and known["versions"]["torch"] and known["threads"] >= 1 and known["peak_memory_gb"] > 0 and missing_numbers(known) == []
+    assert (
+        known["seed"] == 3
+        and known["versions"]["torch"]
+        and known["threads"] >= 1
+        and known["peak_memory_gb"] > 0
+        and missing_numbers(known) == []
+    )
 
 
 def test_help_names_the_command():
-    assert "run" in CliRunner().invoke(app, ["--help"]).output and "--scale" in CliRunner().invoke(app, ["run", "--help"]).output
+    assert (
+        "run" in CliRunner().invoke(app, ["--help"]).output
+        and "--scale" in CliRunner().invoke(app, ["run", "--help"]).output
+    )
 
 
 def test_recipes_are_listed_shown_and_walked(tmp_path):
     listed = CliRunner().invoke(app, ["list"])
-    assert listed.exit_code == 0 and all(name in listed.output for name in ("fine_tune", "fine_tune_v1", "configurable_multimodal", "bert-base-uncased"))
-    (tmp_path / "own.yaml").write_text(CliRunner().invoke(app, ["show", "fine_tune_v1", "--scale", "laptop"]).stdout)
+    assert listed.exit_code == 0 and all(
+        name in listed.output
+        for name in ("fine_tune", "fine_tune_v1", "configurable_multimodal", "bert-base-uncased")
+    )
+    (tmp_path / "own.yaml").write_text(
+        CliRunner().invoke(app, ["show", "fine_tune_v1", "--scale", "laptop"]).stdout
+    )
     assert load_recipe(tmp_path / "own.yaml", "laptop") == load_recipe("fine_tune_v1", "laptop")
-    walked = CliRunner().invoke(app, ["walk", "fine_tune", "--scale", "smoke", "--tokens", "9", "--steps", "31", "--items", "3"])
-    assert walked.exit_code == 0 and "B=3 L=9 H=192" in walked.output and "B=3 T=31 F=74" in walked.output
+    walked = CliRunner().invoke(
+        app,
+        ["walk", "fine_tune", "--scale", "smoke", "--tokens", "9", "--steps", "31", "--items", "3"],
+    )
+    assert (
+        walked.exit_code == 0
+        and "B=3 L=9 H=192" in walked.output
+        and "B=3 T=31 F=74" in walked.output
+    )
 
 
-@pytest.mark.parametrize("words, said", [
-    (["show", "fine_tun"], "did you mean 'fine_tune'"), (["train", "fine_tune", "--scale", "huge"], "unknown scale 'huge'; choose full, smoke, laptop"),
-    (["walk", "not/there.yaml"], "cannot be read"), (["evaluate", "not/there"], "is this the folder of a run"),
-    (["train", "fine_tune", "--scale", "full", "--out", "x"], "weights 'bert-base-uncased' could not be had")])
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["show", "fine_tun"], "did you mean 'fine_tune'"),
+        (
+            ["train", "fine_tune", "--scale", "huge"],
+            "unknown scale 'huge'; choose full, smoke, laptop",
+        ),
+        (["walk", "not/there.yaml"], "cannot be read"),
+        (["evaluate", "not/there"], "is this the folder of a run"),
+        (
+            ["train", "fine_tune", "--scale", "full", "--out", "x"],
+            "weights 'bert-base-uncased' could not be had",
+        ),
+    ],
+)
 def test_what_cannot_be_is_one_line_and_exit_code_1(words, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, words)
-    assert result.exit_code == 1 and said in result.output and len(result.output.strip().splitlines()) == 1 and result.output.startswith("error: ")
+    assert (
+        result.exit_code == 1
+        and said in result.output
+        and len(result.output.strip().splitlines()) == 1
+        and result.output.startswith("error: ")
+    )
     assert not list(tmp_path.iterdir())
 
 
 def test_a_recipe_is_trained_and_measured_again_from_its_folder(tmp_path):
     form = load_recipe("fine_tune", "smoke").model_dump()
-    form["corpus"].update(items=32, knobs={"items_per_speaker": 1}); form["evaluation"].update(resamples=100, xray=False); form["plan"]["epochs"] = 1
+    form["corpus"].update(items=32, knobs={"items_per_speaker": 1})
+    form["evaluation"].update(resamples=100, xray=False)
+    form["plan"]["epochs"] = 1
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(form))
-    trained = CliRunner().invoke(app, ["train", str(tmp_path / "own.yaml"), "--scale", "smoke", "--seed", "3", "--out", str(tmp_path / "run")])
+    trained = CliRunner().invoke(
+        app,
+        [
+            "train",
+            str(tmp_path / "own.yaml"),
+            "--scale",
+            "smoke",
+            "--seed",
+            "3",
+            "--out",
+            str(tmp_path / "run"),
+        ],
+    )
     again = CliRunner().invoke(app, ["evaluate", str(tmp_path / "run")])
-    assert trained.exit_code == again.exit_code == 0 and "phq8 rmse" in again.stdout and again.stdout in trained.stdout
+    assert (
+        trained.exit_code == again.exit_code == 0
+        and "phq8 rmse" in again.stdout
+        and again.stdout in trained.stdout
+    )
     assert json.loads((tmp_path / "run/metrics.json").read_text())["seed"] == 3
 
 
@@ -97,11 +191,22 @@ def test_a_recipe_is_checked_before_it_is_trained(tmp_path, monkeypatch):
     monkeypatch.setenv("MMEMO_CACHE", str(tmp_path / "cache"))
     result = CliRunner().invoke(app, ["check", "multimodal_fer", "--scale", "smoke", "--branches"])
     assert result.exit_code == 0, result.output
-    assert "0 wrong" not in result.output and "✗" not in result.output and "✓ eight by heart" in result.output and "audio only" in result.output
+    assert (
+        "0 wrong" not in result.output
+        and "✗" not in result.output
+        and "✓ eight by heart" in result.output
+        and "audio only" in result.output
+    )
     form = load_recipe("multimodal_fer", "smoke").model_dump()
     form["plan"]["lr"] = {"encoders.*": 0.0, "*": 0.001}
     (tmp_path / "still.yaml").write_text(yaml.safe_dump(form))
     result = CliRunner().invoke(app, ["check", str(tmp_path / "still.yaml"), "--scale", "smoke"])
     assert result.exit_code == 1 and "✗ rates" in result.output
-    result = CliRunner().invoke(app, ["check", "multimodal_fer", "--data", str(tmp_path / "nowhere")])
-    assert result.exit_code == 1 and "there is no folder" in result.output and "Traceback" not in result.output
+    result = CliRunner().invoke(
+        app, ["check", "multimodal_fer", "--data", str(tmp_path / "nowhere")]
+    )
+    assert (
+        result.exit_code == 1
+        and "there is no folder" in result.output
+        and "Traceback" not in result.output
+    )

@@ -1,4 +1,7 @@
-"""The ceilings: against brute force, against sampled corpora, and the laws that any ceiling must obey."""
+"""The ceilings: against brute force, against sampled corpora, and the laws that any ceiling must
+obey.
+"""
+
 import itertools
 import math
 
@@ -8,16 +11,36 @@ import torch
 
 from mmemo.core.errors import ConfigError
 from mmemo.data.standards import EMOTIONS, SENTIMENTS
-from mmemo.synthetic.factors import BASE_SCORE, bayes_prediction, ceiling, class_of_state, FACTOR_WEIGHT, INFORMATION, Knobs, LATENTS, NEEDS, with_sarcasm
+from mmemo.synthetic.factors import (
+    BASE_SCORE,
+    FACTOR_WEIGHT,
+    INFORMATION,
+    LATENTS,
+    NEEDS,
+    Knobs,
+    bayes_prediction,
+    ceiling,
+    class_of_state,
+    with_sarcasm,
+)
 from mmemo.synthetic.known_answer import known_answer
 
 
 def brute_force_rmse(hears, noise=1.0, draws=400_000, seed=0):
-    "The error of the best constant in each group of states that sound the same, by sampling: no code shared with `ceiling`."
+    """The error of the best constant in each group of states that sound the same, by sampling: no
+    code shared with `ceiling`.
+    """
     rng = np.random.default_rng(seed)
-    f = rng.choice([-1, 1], (draws, 7)); total = f.sum(1) + f[:, 2] * f[:, 4]
-    y = np.clip(np.round(BASE_SCORE + FACTOR_WEIGHT * total + noise * rng.standard_normal(draws)), 0, 24)
-    group = sum(((f[:, LATENTS.index(k)] > 0) << i) for i, k in enumerate(hears)) if hears else np.zeros(draws, int)
+    f = rng.choice([-1, 1], (draws, 7))
+    total = f.sum(1) + f[:, 2] * f[:, 4]
+    y = np.clip(
+        np.round(BASE_SCORE + FACTOR_WEIGHT * total + noise * rng.standard_normal(draws)), 0, 24
+    )
+    group = (
+        sum(((f[:, LATENTS.index(k)] > 0) << i) for i, k in enumerate(hears))
+        if hears
+        else np.zeros(draws, int)
+    )
     mean = np.bincount(group, y) / np.bincount(group)
     return math.sqrt(((y - mean[group]) ** 2).mean())
 
@@ -25,7 +48,9 @@ def brute_force_rmse(hears, noise=1.0, draws=400_000, seed=0):
 @pytest.mark.parametrize("hears", [*INFORMATION.values(), ("words", "contour"), ("emphasis",)])
 @pytest.mark.parametrize("noise", [1.0, 4.0])
 def test_ceiling_is_the_sampled_error_of_the_best_guess(hears, noise):
-    assert ceiling(hears, knobs=Knobs(label_noise=noise)) == pytest.approx(brute_force_rmse(hears, noise), rel=6e-3)
+    assert ceiling(hears, knobs=Knobs(label_noise=noise)) == pytest.approx(
+        brute_force_rmse(hears, noise), rel=6e-3
+    )
 
 
 def test_more_information_never_hurts():
@@ -37,19 +62,27 @@ def test_more_information_never_hurts():
 
 
 @pytest.mark.parametrize("task", ["phq8", "emotion", "sentiment"])
-@pytest.mark.parametrize("knobs", [Knobs(), Knobs(class_noise=.3, imbalance=0, label_noise=2)])
+@pytest.mark.parametrize("knobs", [Knobs(), Knobs(class_noise=0.3, imbalance=0, label_noise=2)])
 def test_the_best_guess_reaches_the_ceiling_on_a_corpus(task, knobs):
     n = 20_000
     rng = np.random.default_rng(1)
     factors = torch.from_numpy(with_sarcasm(rng.choice([-1, 1], (n, 7)))).float()
-    data = known_answer(1024, 5, knobs)                                   # real labels of a corpus ...
+    data = known_answer(1024, 5, knobs)  # real labels of a corpus ...
     f, y = data.meta["factors"], data.targets[task]
     for hears in INFORMATION.values():
         guess = bayes_prediction(f, hears, task, knobs)
-        got = (guess - y).square().mean().sqrt().item() if task == "phq8" else (guess.argmax(1) == y).float().mean().item()
-        assert got == pytest.approx(ceiling(hears, task, knobs), abs=.3 if task == "phq8" else .06)
-        if task != "phq8":                                                # ... and the expected score over many states, without label noise
-            assert bayes_prediction(factors, hears, task, knobs).amax(1).mean().item() == pytest.approx(ceiling(hears, task, knobs), abs=.012)
+        got = (
+            (guess - y).square().mean().sqrt().item()
+            if task == "phq8"
+            else (guess.argmax(1) == y).float().mean().item()
+        )
+        assert got == pytest.approx(
+            ceiling(hears, task, knobs), abs=0.3 if task == "phq8" else 0.06
+        )
+        if task != "phq8":  # ... and the expected score over many states, without label noise
+            assert bayes_prediction(factors, hears, task, knobs).amax(
+                1
+            ).mean().item() == pytest.approx(ceiling(hears, task, knobs), abs=0.012)
 
 
 def test_hearing_nothing_is_the_majority_and_hearing_all_is_the_noise():
@@ -62,10 +95,15 @@ def test_classes_have_melds_proportions_and_can_be_made_equal():
     emotion, sentiment = class_of_state(1.0)
     meld = np.array([4710, 1743, 1205, 1109, 683, 271, 268]) / 9989
     assert np.abs(np.bincount(emotion, minlength=7) / 128 - meld).max() < 1 / 128
-    assert np.abs(np.bincount(sentiment, minlength=3) / 128 - np.array([2945, 4710, 2334]) / 9989).max() < 1 / 128
+    assert (
+        np.abs(
+            np.bincount(sentiment, minlength=3) / 128 - np.array([2945, 4710, 2334]) / 9989
+        ).max()
+        < 1 / 128
+    )
     assert set(np.bincount(class_of_state(0.0)[0], minlength=7)) <= {18, 19}
     assert len(EMOTIONS) == 7 and len(SENTIMENTS) == 3
-    assert all(s == 1 for e, s in zip(emotion, sentiment) if e == 0)      # neutral is neutral in both
+    assert all(s == 1 for e, s in zip(emotion, sentiment) if e == 0)  # neutral is neutral in both
 
 
 def test_every_factor_matters_for_the_classes():
@@ -76,32 +114,63 @@ def test_every_factor_matters_for_the_classes():
 
 def test_a_missing_modality_takes_its_factors_away():
     half = Knobs(missing_modality=0.5)
-    p = [({"text"}, 1 / 6), ({"audio"}, 1 / 6), ({"video"}, 1 / 6), ({"text", "audio"}, 1 / 8), ({"text", "video"}, 1 / 8), ({"audio", "video"}, 1 / 8),
-         ({"text", "audio", "video"}, 1 / 8)]
-    want = sum(share * ceiling([f for f in LATENTS if NEEDS[f] <= present]) ** 2 for present, share in p)
+    p = [
+        ({"text"}, 1 / 6),
+        ({"audio"}, 1 / 6),
+        ({"video"}, 1 / 6),
+        ({"text", "audio"}, 1 / 8),
+        ({"text", "video"}, 1 / 8),
+        ({"audio", "video"}, 1 / 8),
+        ({"text", "audio", "video"}, 1 / 8),
+    ]
+    want = sum(
+        share * ceiling([f for f in LATENTS if NEEDS[f] <= present]) ** 2 for present, share in p
+    )
     assert ceiling(LATENTS, knobs=half) == pytest.approx(math.sqrt(want))
 
 
 def test_a_prior_moves_the_corpora_apart():
     lean = Knobs(corpora=3, prior=0.3)
-    assert ceiling((), knobs=lean) < ceiling(())                          # who knows the corpus knows something already
+    assert ceiling((), knobs=lean) < ceiling(())  # who knows the corpus knows something already
     data = known_answer(1536, 2, lean, items_per_speaker=5)
-    share = {c: (data.meta["factors"][[i for i, x in enumerate(data.meta["corpus"]) if x == c], 0] > 0).float().mean().item() for c in sorted(set(data.meta["corpus"]))}
-    assert [round(v, 1) for v in share.values()] == [.2, .5, .8]
+    share = {
+        c: (
+            (data.meta["factors"][[i for i, x in enumerate(data.meta["corpus"]) if x == c], 0] > 0)
+            .float()
+            .mean()
+            .item()
+        )
+        for c in sorted(set(data.meta["corpus"]))
+    }
+    assert [round(v, 1) for v in share.values()] == [0.2, 0.5, 0.8]
 
 
-@pytest.mark.parametrize("call, said", [
-    (lambda: ceiling(["smell"]), "smell"), (lambda: ceiling((), "age"), "age"), (lambda: Knobs(evidence=-1), "evidence"), (lambda: Knobs(corpora=0), "corpora"),
-    (lambda: Knobs(missing_frames=1.5), "between 0 and 1"), (lambda: known_answer(0), "n=0"), (lambda: known_answer(4, smell=1), "smell"),
-    (lambda: known_answer(4, factors=torch.zeros(4, 7)), r"\[4, 7\]")])
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda: ceiling(["smell"]), "smell"),
+        (lambda: ceiling((), "age"), "age"),
+        (lambda: Knobs(evidence=-1), "evidence"),
+        (lambda: Knobs(corpora=0), "corpora"),
+        (lambda: Knobs(missing_frames=1.5), "between 0 and 1"),
+        (lambda: known_answer(0), "n=0"),
+        (lambda: known_answer(4, smell=1), "smell"),
+        (lambda: known_answer(4, factors=torch.zeros(4, 7)), r"\[4, 7\]"),
+    ],
+)
 def test_impossible_questions_are_named(call, said):
-    with pytest.raises(ConfigError, match=said): call()
+    with pytest.raises(ConfigError, match=said):
+        call()
 
 
 def test_a_prior_of_certainty_leaves_only_the_noise():
-    "At prior = 0.5 every coin of a corpus is certain: whoever knows the corpus needs to hear nothing."
+    """At prior = 0.5 every coin of a corpus is certain: whoever knows the corpus needs to hear
+    nothing.
+    """
     sure = Knobs(corpora=2, prior=0.5)
-    assert ceiling((), knobs=sure) == pytest.approx(ceiling(LATENTS, knobs=sure)) and np.isfinite(ceiling((), knobs=sure))
+    assert ceiling((), knobs=sure) == pytest.approx(ceiling(LATENTS, knobs=sure)) and np.isfinite(
+        ceiling((), knobs=sure)
+    )
     assert torch.isfinite(bayes_prediction(torch.ones(1, 7), LATENTS, knobs=sure, corpus=0)).all()
 
 

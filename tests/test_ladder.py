@@ -1,19 +1,30 @@
-"""The ladder: every rung is built, hears what it says, trains, and adds one idea to the rung below."""
+"""The ladder: every rung is built, hears what it says, trains, and adds one idea to the rung
+below.
+"""
+
 import pytest
 import torch
 
-from mmemo.models.crossmodal import CrossModalFusion
 from mmemo.core.errors import ConfigError
-from mmemo.experiments.ladder import climb_rung, ladder_front, prepare_view, RUNGS, tuned_text, VIEWS
-from mmemo.models.lora import count_trainable, is_peft
-from mmemo.models.text import TextEncoder
-from mmemo.models.normalized import NormalizedConcat
 from mmemo.data.standards import split_of
+from mmemo.experiments.ladder import (
+    RUNGS,
+    VIEWS,
+    climb_rung,
+    ladder_front,
+    prepare_view,
+    tuned_text,
+)
+from mmemo.models.crossmodal import CrossModalFusion
+from mmemo.models.lora import count_trainable, is_peft
+from mmemo.models.normalized import NormalizedConcat
+from mmemo.models.text import TextEncoder
 from mmemo.synthetic.known_answer import known_answer
 
 
 @pytest.fixture(scope="module")
-def text(): return TextEncoder.pretrained("mmemo-tiny")
+def text():
+    return TextEncoder.pretrained("mmemo-tiny")
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +38,26 @@ def test_views_have_the_shapes_that_rungs_begin_with(views):
     train = {view: parts["train"].streams for view, parts in views.items()}
     assert list(train) == list(VIEWS)
     assert [train["pooled"][n].x.shape[1:] for n in train["pooled"]] == [(1, 192), (1, 74), (1, 14)]
-    assert train["ids"]["text"].x.dtype == torch.long and train["ids"]["audio"].x.shape[1:] == (1, 74)
+    assert train["ids"]["text"].x.dtype == torch.long and train["ids"]["audio"].x.shape[1:] == (
+        1,
+        74,
+    )
     assert train["tuned"]["text"].x.shape[2] == 192 and train["tuned"]["text"].steps > 20
-    assert train["sequence"]["text"].x.shape[2] == 384 and train["sequence"]["audio"].x.shape[1:] == (12, 74)
+    assert train["sequence"]["text"].x.shape[2] == 384 and train["sequence"]["audio"].x.shape[
+        1:
+    ] == (12, 74)
 
 
 def test_statistics_come_from_the_training_items_alone(text):
     data = known_answer(120, seed=5)
     train, other = data[list(range(60))], data[list(range(60, 120))]
     shifted = other.replace(audio=other.streams["audio"].with_x(other.streams["audio"].x + 1000))
-    a, b = (prepare_view({"train": train, "test": test}, "sequence", text, ("audio",), 12)["train"].streams["audio"] for test in (other, shifted))
+    a, b = (
+        prepare_view({"train": train, "test": test}, "sequence", text, ("audio",), 12)[
+            "train"
+        ].streams["audio"]
+        for test in (other, shifted)
+    )
     assert torch.equal(a.x, b.x)
     flat = a.x[a.mask]
     assert flat.mean(0).abs().max() < 1e-3 and (flat.std(0) - 1).abs().median() < 0.05
@@ -57,24 +78,42 @@ def test_every_learning_parameter_gets_a_gradient_and_no_frozen_one(views, text)
     for name, rung in RUNGS.items():
         torch.manual_seed(0)
         model, train = rung.build(views[rung.view]["train"], text, 16), views[rung.view]["train"]
-        for module in model.modules():                              # what begins at zero hides what lies behind it
+        for module in model.modules():  # what begins at zero hides what lies behind it
             for p in module.parameters(recurse=False):
-                if p.requires_grad and not p.any(): torch.nn.init.normal_(p, std=0.1)
-        rung.objective(train)(model(train[list(range(32))]), train[list(range(32))])["loss"].backward()
+                if p.requires_grad and not p.any():
+                    torch.nn.init.normal_(p, std=0.1)
+        rung.objective(train)(model(train[list(range(32))]), train[list(range(32))])[
+            "loss"
+        ].backward()
         for key, p in model.named_parameters():
-            assert (p.grad is not None and bool(p.grad.abs().sum() > 0)) == p.requires_grad or "key.bias" in key or "score.2.bias" in key, f"{name}: {key}"
+            assert (
+                (p.grad is not None and bool(p.grad.abs().sum() > 0)) == p.requires_grad
+                or "key.bias" in key
+                or "score.2.bias" in key
+            ), f"{name}: {key}"
 
 
 def test_each_rung_adds_its_idea(views, text):
     built = {name: rung.build(views[rung.view]["train"], text, 16) for name, rung in RUNGS.items()}
-    assert not is_peft_inside(built["static"]) and is_peft_inside(built["lora"]) and not is_peft_inside(built["normalized"])
-    assert isinstance(built["normalized"].fusion, NormalizedConcat) and isinstance(built["attention"].fusion, CrossModalFusion)
-    assert set(built["multitask"].heads) - set(built["attention"].heads) == {"emotion", "sentiment", "contrast"}
+    assert (
+        not is_peft_inside(built["static"])
+        and is_peft_inside(built["lora"])
+        and not is_peft_inside(built["normalized"])
+    )
+    assert isinstance(built["normalized"].fusion, NormalizedConcat) and isinstance(
+        built["attention"].fusion, CrossModalFusion
+    )
+    assert set(built["multitask"].heads) - set(built["attention"].heads) == {
+        "emotion",
+        "sentiment",
+        "contrast",
+    }
     hears = [set(rung.hears) for rung in RUNGS.values()]
     assert all(a <= b for a, b in zip(hears, hears[1:]))
 
 
-def is_peft_inside(model): return any(isinstance(m, TextEncoder) and is_peft(m) for m in model.modules())
+def is_peft_inside(model):
+    return any(isinstance(m, TextEncoder) and is_peft(m) for m in model.modules())
 
 
 def test_the_upper_rungs_begin_with_what_the_lower_one_tuned(views, text):
@@ -82,16 +121,20 @@ def test_the_upper_rungs_begin_with_what_the_lower_one_tuned(views, text):
     tuned, ids = tuned_text(model).eval(), views["ids"]["test"].streams["text"]
     assert not is_peft(tuned) and count_trainable(text)[1] == count_trainable(tuned)[1]
     with torch.no_grad():
-        torch.testing.assert_close(tuned(ids).x, model.encoders["text"][0].eval()(ids).x, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            tuned(ids).x, model.encoders["text"][0].eval()(ids).x, atol=1e-4, rtol=1e-4
+        )
         assert not torch.allclose(tuned(ids).x, text(ids).x, atol=1e-3)
 
 
 def test_an_unknown_view_is_named(views, text):
-    with pytest.raises(ConfigError, match="'raw'; choose pooled, ids, tuned, sequence"): ladder_front("raw", "audio", views["tuned"]["train"], text)
+    with pytest.raises(ConfigError, match="'raw'; choose pooled, ids, tuned, sequence"):
+        ladder_front("raw", "audio", views["tuned"]["train"], text)
 
 
 def test_freezing_does_not_reach_the_callers_encoder(text):
     fresh = TextEncoder.pretrained("mmemo-tiny")
     data = known_answer(60, seed=5)
-    for view in VIEWS: ladder_front(view, "text", data, fresh)
+    for view in VIEWS:
+        ladder_front(view, "text", data, fresh)
     assert all(p.requires_grad for p in fresh.parameters())

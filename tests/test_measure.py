@@ -1,46 +1,81 @@
-"""Measure: protocols cut the items so that no speaker is on two sides, predictions are kept, and a corpus has the folds that were published."""
+"""Measure: protocols cut the items so that no speaker is on two sides, predictions are kept, and a
+corpus has the folds that were published.
+"""
+
+import folders
 import pytest
 import torch
 
 from mmemo.core.errors import ConfigError, DataError
+from mmemo.experiments.recipe import Recipe, load_recipe
 from mmemo.experiments.results import recipe_folds
-from mmemo.experiments.recipe import load_recipe, Recipe
 from mmemo.experiments.sources import adapt_recipe, kind_of, recipe_items
-
-import folders
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch): monkeypatch.setenv("MMEMO_CACHE", str(tmp_path / "cache"))
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMEMO_CACHE", str(tmp_path / "cache"))
 
 
-def small(name="multimodal_baseline", experiment=None, items=80, items_per_speaker=10, protocol=None, **knobs):
+def small(
+    name="multimodal_baseline",
+    experiment=None,
+    items=80,
+    items_per_speaker=10,
+    protocol=None,
+    **knobs,
+):
     form = load_recipe(name, "smoke", experiment).model_dump()
-    form["corpus"].update(items=items); form["corpus"]["knobs"].update(items_per_speaker=items_per_speaker, **knobs)
+    form["corpus"].update(items=items)
+    form["corpus"]["knobs"].update(items_per_speaker=items_per_speaker, **knobs)
     form["evaluation"].update({"resamples": 100} | ({"protocol": protocol} if protocol else {}))
     return Recipe.model_validate(form)
 
 
 def test_every_protocol_keeps_speakers_apart_and_tests_everybody_once():
     whole = recipe_items(small())
-    for protocol, by in (("leave_one_session_out", "session"), ("leave_one_speaker_out", "speaker")):
+    for protocol, by in (
+        ("leave_one_session_out", "session"),
+        ("leave_one_speaker_out", "speaker"),
+    ):
         made = recipe_folds(small(protocol=protocol), whole)
         tested = [i for f in made.values() for i in f.tests["test"].meta["id"]]
-        assert sorted(tested) == sorted(whole.meta["id"]) and list(made) == sorted(set(whole.meta[by]))
+        assert sorted(tested) == sorted(whole.meta["id"]) and list(made) == sorted(
+            set(whole.meta[by])
+        )
         for fold in made.values():
             sides = [set(part.meta[by]) for part in (fold.train, fold.valid, fold.tests["test"])]
-            assert all(sides) and not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+            assert all(sides) and not (
+                sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2]
+            )
     several = small(protocol="cross_corpus", items=96, items_per_speaker=2, corpora=2)
     made = recipe_folds(several, recipe_items(several))
-    assert list(made) == ["corpus0", "corpus1"] and all(set(f.train.meta["corpus"]) == {name} and {k: set(t.meta["corpus"]) for k, t in f.tests.items()} == {"corpus0": {"corpus0"}, "corpus1": {"corpus1"}} for name, f in made.items())
-    with pytest.raises(DataError, match="at least two corpora"): recipe_folds(several, whole)
-    with pytest.raises(ConfigError, match="would train [0-9]+ models, one a speaker"): recipe_folds(small(protocol="leave_one_speaker_out"), recipe_items(small(items=160, items_per_speaker=1)))
+    assert list(made) == ["corpus0", "corpus1"] and all(
+        set(f.train.meta["corpus"]) == {name}
+        and {k: set(t.meta["corpus"]) for k, t in f.tests.items()}
+        == {"corpus0": {"corpus0"}, "corpus1": {"corpus1"}}
+        for name, f in made.items()
+    )
+    with pytest.raises(DataError, match="at least two corpora"):
+        recipe_folds(several, whole)
+    with pytest.raises(ConfigError, match="would train [0-9]+ models, one a speaker"):
+        recipe_folds(
+            small(protocol="leave_one_speaker_out"),
+            recipe_items(small(items=160, items_per_speaker=1)),
+        )
     assert adapt_recipe(several, protocol="split").evaluation.protocol == "split"
-    with pytest.raises(ConfigError, match="unknown protocol 'leave_one_out'"): adapt_recipe(several, protocol="leave_one_out")
-    with pytest.raises(Exception, match="corpus.knobs.corpora"): small(protocol="cross_corpus", corpora=1)
+    with pytest.raises(ConfigError, match="unknown protocol 'leave_one_out'"):
+        adapt_recipe(several, protocol="leave_one_out")
+    with pytest.raises(Exception, match="corpus.knobs.corpora"):
+        small(protocol="cross_corpus", corpora=1)
 
 
-CLIPS = [f"03-01-{emotion:02d}-01-01-01-{actor:02d}" for actor in (1, 2, 3, 8, 10) for emotion in range(1, 9)]     # an actor of each published fold
+# an actor of each published fold
+CLIPS = [
+    f"03-01-{emotion:02d}-01-01-01-{actor:02d}"
+    for actor in (1, 2, 3, 8, 10)
+    for emotion in range(1, 9)
+]
 
 
 @pytest.mark.filterwarnings("ignore:.*remarks on the data")
@@ -49,30 +84,60 @@ def test_ravdess_is_measured_by_its_published_folds_under_the_names_of_the_house
     recipe = small("multimodal_fer")
     assert kind_of(folder) == "ravdess"
     whole = recipe_items(recipe, folder)
-    assert whole.streams["audio"].x.shape == (40, 1, 88) and whole.streams["video"].x.shape == (40, 1, 35)
-    code = torch.tensor([int(i.split("-")[2]) for i in whole.meta["id"]])                # 01 neutral 02 calm 03 happy 04 sad 05 angry 06 fearful 07 disgust 08 surprised
-    assert [recipe.corpus.emotions[k] for k in whole.targets["emotion"][code.argsort(stable=True)].tolist()[::5]] == ["neutral", "calm", "joy", "sadness", "anger", "fear", "disgust", "surprise"]
+    assert whole.streams["audio"].x.shape == (40, 1, 88) and whole.streams["video"].x.shape == (
+        40,
+        1,
+        35,
+    )
+    # 01 neutral 02 calm 03 happy 04 sad 05 angry 06 fearful 07 disgust 08 surprised
+    code = torch.tensor([int(i.split("-")[2]) for i in whole.meta["id"]])
+    assert [
+        recipe.corpus.emotions[k]
+        for k in whole.targets["emotion"][code.argsort(stable=True)].tolist()[::5]
+    ] == ["neutral", "calm", "joy", "sadness", "anger", "fear", "disgust", "surprise"]
     made = recipe_folds(recipe, whole)
-    assert list(made) == ["0", "1", "2", "3", "4"] and sorted(i for f in made.values() for i in f.tests["test"].meta["id"]) == sorted(CLIPS)
+    assert list(made) == ["0", "1", "2", "3", "4"] and sorted(
+        i for f in made.values() for i in f.tests["test"].meta["id"]
+    ) == sorted(CLIPS)
     for fold in made.values():
         tested = set(fold.tests["test"].meta["speaker"])
-        assert len(tested) == 1 and not tested & set(fold.train.meta["speaker"]) and len(fold.train) == 32 and len(fold.valid) == 0
-    form = recipe.model_dump(); form["evaluation"]["validation"] = 0.25
-    assert all(len(f.valid) == 8 and not set(f.valid.meta["speaker"]) & set(f.train.meta["speaker"]) for f in recipe_folds(Recipe.model_validate(form), whole).values())
-    seven = dict(recipe.model_dump(), corpus={**form["corpus"], "emotions": None}, heads={"emotion": {"kind": "classes", "classes": 7}})
-    assert (recipe_items(Recipe.model_validate(seven), folder).targets["emotion"] == -100).sum() == 5                      # the house has no word for calm
+        assert (
+            len(tested) == 1
+            and not tested & set(fold.train.meta["speaker"])
+            and len(fold.train) == 32
+            and len(fold.valid) == 0
+        )
+    form = recipe.model_dump()
+    form["evaluation"]["validation"] = 0.25
+    assert all(
+        len(f.valid) == 8 and not set(f.valid.meta["speaker"]) & set(f.train.meta["speaker"])
+        for f in recipe_folds(Recipe.model_validate(form), whole).values()
+    )
+    seven = dict(
+        recipe.model_dump(),
+        corpus={**form["corpus"], "emotions": None},
+        heads={"emotion": {"kind": "classes", "classes": 7}},
+    )
+    # the house has no word for calm
+    assert (
+        recipe_items(Recipe.model_validate(seven), folder).targets["emotion"] == -100
+    ).sum() == 5
 
 
 @pytest.mark.filterwarnings("ignore:.*remarks on the data")
 def test_what_ravdess_does_not_have_is_said(tmp_path):
     folder = folders.write_ravdess(tmp_path / "r", CLIPS)
-    with pytest.raises(DataError, match="means only; frozen_two_head wants r3d"): recipe_items(small("frozen_two_head"), folder)
-    form = small("multimodal_fer").model_dump(); form["encoders"]["audio"] = {"kind": "mean", "columns": ["F0"], "standardize": True, "width": 8}
-    with pytest.raises(DataError, match="audio has 25 columns here.*set columns: all"): recipe_items(Recipe.model_validate(form), folder)
+    with pytest.raises(DataError, match="means only; frozen_two_head wants r3d"):
+        recipe_items(small("frozen_two_head"), folder)
+    form = small("multimodal_fer").model_dump()
+    form["encoders"]["audio"] = {"kind": "mean", "columns": ["F0"], "standardize": True, "width": 8}
+    with pytest.raises(DataError, match="audio has 25 columns here.*set columns: all"):
+        recipe_items(Recipe.model_validate(form), folder)
 
 
 def test_a_corpus_without_published_folds_says_so():
     recipe = small("multimodal_fer")
     whole = recipe_items(recipe)
     del whole.meta["fold"]
-    with pytest.raises(DataError, match="nobody has published folds of this corpus"): recipe_folds(recipe, whole)
+    with pytest.raises(DataError, match="nobody has published folds of this corpus"):
+        recipe_folds(recipe, whole)

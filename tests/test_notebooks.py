@@ -1,4 +1,7 @@
-"""Every notebook runs from top to bottom at smoke scale, its exercises can be solved, and a run without a training step fails."""
+"""Every notebook runs from top to bottom at smoke scale, its exercises can be solved, and a run
+without a training step fails.
+"""
+
 import ast
 import json
 import re
@@ -16,20 +19,47 @@ RUNS = sorted((ROOT / "nbs" / "runs").glob("*.ipynb"))
 
 def execute(notebook, into: Path, **parameters):
     "Run a notebook as papermill users do, from the repository's root."
-    run = lambda: papermill.execute_notebook(str(notebook), str(into), parameters=parameters, kernel_name="python3", cwd=str(ROOT), progress_bar=False,
-                                             execution_timeout=240, extra_arguments=["--log-level=ERROR"])
-    try: return run()
-    except CellTimeoutError: return run()          # seen once: the kernel was idle, and its client waited for a message that had got lost
+
+    def run():
+        return papermill.execute_notebook(
+            str(notebook),
+            str(into),
+            parameters=parameters,
+            kernel_name="python3",
+            cwd=str(ROOT),
+            progress_bar=False,
+            execution_timeout=240,
+            extra_arguments=["--log-level=ERROR"],
+        )
+
+    try:
+        return run()
+    # seen once: the kernel was idle, and its client waited for a message that had got lost
+    except CellTimeoutError:
+        return run()
 
 
 def printed(nb) -> str:
-    return "\n".join("".join(o.get("text", "")) for c in nb.cells if c.cell_type == "code" for o in c.outputs)
+    return "\n".join(
+        "".join(o.get("text", "")) for c in nb.cells if c.cell_type == "code" for o in c.outputs
+    )
 
 
 def exercises(nb) -> set[str]:
     "Names of the functions and classes that a learner is to write."
-    cells = [c.source for c in nb.cells if c.cell_type == "code" and "raise NotImplementedError" in c.source and not c.source.startswith("#|")]
-    return {node.name for source in cells for node in ast.parse(source).body if "NotImplementedError" in ast.unparse(node)}
+    cells = [
+        c.source
+        for c in nb.cells
+        if c.cell_type == "code"
+        and "raise NotImplementedError" in c.source
+        and not c.source.startswith("#|")
+    ]
+    return {
+        node.name
+        for source in cells
+        for node in ast.parse(source).body
+        if "NotImplementedError" in ast.unparse(node)
+    }
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
@@ -38,9 +68,15 @@ def test_lesson_runs_and_its_exercises_can_be_solved(path, tmp_path, monkeypatch
     monkeypatch.setenv("MMEMO_DATA", str(tmp_path / "nothing"))
     nb, solutions = nbformat.read(path, 4), ROOT / "tests" / "solutions" / f"{path.stem}.py"
     has_exercises = bool(exercises(nb))
-    assert has_exercises == solutions.is_file(), f"{path.name}: exercises and tests/solutions/{path.stem}.py must come together"
+    assert has_exercises == solutions.is_file(), (
+        f"{path.name}: exercises and tests/solutions/{path.stem}.py must come together"
+    )
     if has_exercises:
-        at = max(i for i, c in enumerate(nb.cells) if c.cell_type == "code" and "raise NotImplementedError" in c.source)
+        at = max(
+            i
+            for i, c in enumerate(nb.cells)
+            if c.cell_type == "code" and "raise NotImplementedError" in c.source
+        )
         nb.cells.insert(at + 1, nbformat.v4.new_code_cell(solutions.read_text()))
     nbformat.write(nb, source := tmp_path / path.name)
     parameters = {"scale": "smoke"} if papermill.inspect_notebook(str(path)) else {}
@@ -62,8 +98,22 @@ def test_run_notebook_takes_its_parameters_and_leaves_its_numbers(path, tmp_path
 
 
 def test_the_full_ladder_runs_with_its_sizes_cut(tmp_path):
-    "The path of `make full`: words are tokenised for the weights asked for, every rung has one width; only the sizes and weights are small."
-    execute(ROOT / "nbs" / "runs" / "ladder.ipynb", tmp_path / "ladder.ipynb", scale="full", cut=True, seed=1, out=str(tmp_path / "out"))
+    """The path of `make full`: words are tokenised for the weights asked for, every rung has one
+    width; only the sizes and weights are small.
+    """
+    execute(
+        ROOT / "nbs" / "runs" / "ladder.ipynb",
+        tmp_path / "ladder.ipynb",
+        scale="full",
+        cut=True,
+        seed=1,
+        out=str(tmp_path / "out"),
+    )
     numbers = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert numbers["scale"] == "full" and numbers["cut"] is True and len(numbers["rungs"]) == 6 and len(numbers["promises"]) > 15
+    assert (
+        numbers["scale"] == "full"
+        and numbers["cut"] is True
+        and len(numbers["rungs"]) == 6
+        and len(numbers["promises"]) > 15
+    )
     assert all(r["seeds"] == 2 and r["rmse"] > 0 for r in numbers["rungs"])

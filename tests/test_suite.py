@@ -1,4 +1,5 @@
 """Suites: only what is not done is run, by one process or several, and one report compares it."""
+
 import json
 from dataclasses import replace
 
@@ -7,13 +8,22 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from mmemo.experiments import suite as suite_module
-from mmemo.core.errors import ConfigError, DataError
 from mmemo.cli import app
+from mmemo.core.errors import ConfigError, DataError
 from mmemo.evaluation.metrics import compare
-from mmemo.experiments.run import train_recipe
+from mmemo.experiments import suite as suite_module
 from mmemo.experiments.recipe import load_recipe, load_suite, merge_forms
-from mmemo.experiments.suite import by_experiment, compare_experiments, pick_experiments, read_answers, read_runs, results_table, run_suite, suite_cells
+from mmemo.experiments.run import train_recipe
+from mmemo.experiments.suite import (
+    by_experiment,
+    compare_experiments,
+    pick_experiments,
+    read_answers,
+    read_runs,
+    results_table,
+    run_suite,
+    suite_cells,
+)
 
 TINY = """
 base: emotion2vec_text
@@ -42,73 +52,180 @@ def done(tmp_path_factory):
         [one] = suite_cells(folder / "tiny.yaml", folder / "run", "full", ["2"], seeds=1)
         train_recipe(one.recipe, one.folder, seed=one.seed)
         before = (one.folder / "metrics.json").stat().st_mtime_ns
-        result = CliRunner().invoke(app, ["train", str(folder / "tiny.yaml"), "--all", "--scale", "full", "--jobs", "2", "--out", str(folder / "run"), "--no-progress"])
-        assert result.exit_code == 0 and "gated" in result.output and "report.html" in result.output, result.output
-        assert (one.folder / "metrics.json").stat().st_mtime_ns == before                                 # what was done is not done again
+        result = CliRunner().invoke(
+            app,
+            [
+                "train",
+                str(folder / "tiny.yaml"),
+                "--all",
+                "--scale",
+                "full",
+                "--jobs",
+                "2",
+                "--out",
+                str(folder / "run"),
+                "--no-progress",
+            ],
+        )
+        assert (
+            result.exit_code == 0 and "gated" in result.output and "report.html" in result.output
+        ), result.output
+        # what was done is not done again
+        assert (one.folder / "metrics.json").stat().st_mtime_ns == before
         yield folder
 
 
 def test_a_suite_is_what_its_experiments_change(tmp_path):
     suite = load_suite("multimodal_baseline")
-    assert len(suite.experiments) == 5 and suite.seeds == 3 and pick_experiments(suite, ["2", "everything"]) == ["curriculum", "everything"] and pick_experiments(suite, []) == list(suite.experiments)
-    with pytest.raises(ConfigError, match="unknown experiment 'curiculum'; did you mean 'curriculum'"): pick_experiments(suite, ["curiculum"])
-    plain, all_of_it = (load_recipe("multimodal_baseline", "laptop", e) for e in ("plain", "everything"))
+    assert (
+        len(suite.experiments) == 5
+        and suite.seeds == 3
+        and pick_experiments(suite, ["2", "everything"]) == ["curriculum", "everything"]
+        and pick_experiments(suite, []) == list(suite.experiments)
+    )
+    with pytest.raises(
+        ConfigError, match="unknown experiment 'curiculum'; did you mean 'curriculum'"
+    ):
+        pick_experiments(suite, ["curiculum"])
+    plain, all_of_it = (
+        load_recipe("multimodal_baseline", "laptop", e) for e in ("plain", "everything")
+    )
     differ = {k for k, v in plain.model_dump().items() if all_of_it.model_dump()[k] != v}
     assert differ == {"name", "about", "curriculum", "speakers"}
-    assert {load_recipe("fusion_ablation", "full", e).fusion.kind for e in load_suite("fusion_ablation").experiments} == {"concat", "gated", "adaptive", "cross_attention"}
-    assert load_recipe("audio_only").encoders.names == ("audio",) and load_recipe("text_only").encoders.names == ("text",)
-    assert merge_forms({"a": {"kind": "x", "b": 1}, "c": {"d": 1, "e": 2}}, {"a": {"kind": "y", "f": 2}, "c": {"d": 3}}) == {"a": {"kind": "y", "f": 2}, "c": {"d": 3, "e": 2}}
-    (tmp_path / "bad.yaml").write_text(TINY.replace("through gates, fusion: {kind: gated", "through gates, fusion: {kind: gate"))
-    with pytest.raises(ConfigError, match="bad.yaml: fusion.kind: 'gate' cannot be.*did you mean 'gated'"): load_suite(tmp_path / "bad.yaml")
+    assert {
+        load_recipe("fusion_ablation", "full", e).fusion.kind
+        for e in load_suite("fusion_ablation").experiments
+    } == {"concat", "gated", "adaptive", "cross_attention"}
+    assert load_recipe("audio_only").encoders.names == ("audio",) and load_recipe(
+        "text_only"
+    ).encoders.names == ("text",)
+    assert merge_forms(
+        {"a": {"kind": "x", "b": 1}, "c": {"d": 1, "e": 2}},
+        {"a": {"kind": "y", "f": 2}, "c": {"d": 3}},
+    ) == {"a": {"kind": "y", "f": 2}, "c": {"d": 3, "e": 2}}
+    (tmp_path / "bad.yaml").write_text(
+        TINY.replace("through gates, fusion: {kind: gated", "through gates, fusion: {kind: gate")
+    )
+    with pytest.raises(
+        ConfigError, match="bad.yaml: fusion.kind: 'gate' cannot be.*did you mean 'gated'"
+    ):
+        load_suite(tmp_path / "bad.yaml")
 
 
 def test_published_plan_of_the_audio_text_system():
     r = load_recipe("emotion2vec_text")
-    assert (r.plan.optimiser, r.plan.lr, r.plan.schedule, r.plan.batch_size, r.plan.epochs) == ("adam", 9e-3, "cosine", 64, 30)
-    assert (r.encoders.audio.size, r.fusion.width, r.heads["emotion"].hidden, r.heads["emotion"].classes) == (768, 512, 1024, 4)
+    assert (r.plan.optimiser, r.plan.lr, r.plan.schedule, r.plan.batch_size, r.plan.epochs) == (
+        "adam",
+        9e-3,
+        "cosine",
+        64,
+        30,
+    )
+    assert (
+        r.encoders.audio.size,
+        r.fusion.width,
+        r.heads["emotion"].hidden,
+        r.heads["emotion"].classes,
+    ) == (768, 512, 1024, 4)
     c = load_recipe("multimodal_baseline", experiment="everything").curriculum
     assert (c.epochs, c.pacing, c.dropout) == (15, "sqrt", [0.1, 0.6]) and c.scaling > 0
 
 
 def test_runs_and_report_lie_where_they_are_looked_for(done):
     suite, runs = read_runs(done / "run")
-    assert suite.name == "tiny" and [(r.experiment, r.seed) for r in runs] == [("concat", 0), ("gated", 0), ("concat", 1), ("gated", 1)]
+    assert suite.name == "tiny" and [(r.experiment, r.seed) for r in runs] == [
+        ("concat", 0),
+        ("gated", 0),
+        ("concat", 1),
+        ("gated", 1),
+    ]
     book = nbformat.read(done / "run/report.ipynb", 4)
-    pictures = [o for c in book.cells if c.cell_type == "code" for o in c.outputs if "image/png" in o.get("data", {})]
-    assert len(pictures) == 3 and not any(o.output_type == "error" for c in book.cells if c.cell_type == "code" for o in c.outputs)
-    html, metrics = (done / "run/report.html").read_text(), json.loads((done / "run/metrics.json").read_text())
+    pictures = [
+        o
+        for c in book.cells
+        if c.cell_type == "code"
+        for o in c.outputs
+        if "image/png" in o.get("data", {})
+    ]
+    assert len(pictures) == 3 and not any(
+        o.output_type == "error" for c in book.cells if c.cell_type == "code" for o in c.outputs
+    )
+    html, metrics = (
+        (done / "run/report.html").read_text(),
+        json.loads((done / "run/metrics.json").read_text()),
+    )
     assert "image/png" in html and "COVAREP" in html and str(done) not in html
-    assert [row[0] for row in metrics["tables"][0]["rows"]] == ["concat", "gated"] and metrics["runs"] == 4 and metrics["steps"] > 0 and metrics["notes"]
+    assert (
+        [row[0] for row in metrics["tables"][0]["rows"]] == ["concat", "gated"]
+        and metrics["runs"] == 4
+        and metrics["steps"] > 0
+        and metrics["notes"]
+    )
 
 
 def test_the_difference_is_paired_over_people_and_averaged_over_seeds(done):
     grouped = by_experiment(read_runs(done / "run")[1])
     a, b = read_answers(grouped["concat"]), read_answers(grouped["gated"])
-    assert (a.id == b.id).all() and len(a.id) == 2 * len(set(a.id)) and compare_experiments({"concat": a, "gated": b}, 100)["concat"] is None
+    assert (
+        (a.id == b.id).all()
+        and len(a.id) == 2 * len(set(a.id))
+        and compare_experiments({"concat": a, "gated": b}, 100)["concat"] is None
+    )
     found = compare_experiments({"concat": a, "gated": b}, 100)["gated"]
     assert found == compare(b.said, a.said, a.label, a.speaker, "uar", 100)
     half = len(a.id) // 2
-    hits = [np.mean(v.said[s].argmax(1) == v.label[s]) for v in (a, b) for s in (slice(half), slice(half, None))]
+    hits = [
+        np.mean(v.said[s].argmax(1) == v.label[s])
+        for v in (a, b)
+        for s in (slice(half), slice(half, None))
+    ]
     row = results_table(read_runs(done / "run")[1])["rows"]
-    assert row[0][1] == f"{np.mean(hits[:2]):.3f} ± {np.std(hits[:2], ddof=1):.3f}" and row[1][1] == f"{np.mean(hits[2:]):.3f} ± {np.std(hits[2:], ddof=1):.3f}"
+    assert (
+        row[0][1] == f"{np.mean(hits[:2]):.3f} ± {np.std(hits[:2], ddof=1):.3f}"
+        and row[1][1] == f"{np.mean(hits[2:]):.3f} ± {np.std(hits[2:], ddof=1):.3f}"
+    )
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_finished(done, monkeypatch):
     monkeypatch.setenv("MMEMO_CACHE", str(done / "cache"))
     real = suite_module.train_recipe
+
     def breaks(recipe, folder, *rest):
-        if recipe.fusion.kind == "concat": raise DataError("no luck")
+        if recipe.fusion.kind == "concat":
+            raise DataError("no luck")
         return real(recipe, folder, *rest)
+
     monkeypatch.setattr(suite_module, "train_recipe", breaks)
-    with pytest.raises(DataError, match="1 of 2 runs failed: concat, seed 0: DataError: no luck"): run_suite(done / "tiny.yaml", done / "other", "full", seeds=1, progress=False)
-    assert (done / "other/gated/seed-0/metrics.json").is_file() and not (done / "other/report.html").exists()
+    with pytest.raises(DataError, match="1 of 2 runs failed: concat, seed 0: DataError: no luck"):
+        run_suite(done / "tiny.yaml", done / "other", "full", seeds=1, progress=False)
+    assert (done / "other/gated/seed-0/metrics.json").is_file() and not (
+        done / "other/report.html"
+    ).exists()
 
 
 def test_what_cannot_be_is_one_line(done, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    for words, said in ((["train", "fusion_ablation"], "is a suite: say --all, or --experiment with one of 1 concat, 2 gated"), (["train", "fine_tune", "--all"], "is one recipe and no suite"),
-                        (["train", "fusion_ablation", "--experiment", "9"], "unknown experiment '9'"), (["train", "fine_tune", "--features", "x.npz"], "no encoder of utterance features"),
-                        (["train", "fine_tune", "--scale", "smoke", "--track", "mlflow"], "there is no tracker 'mlflow'")):
+    for words, said in (
+        (
+            ["train", "fusion_ablation"],
+            "is a suite: say --all, or --experiment with one of 1 concat, 2 gated",
+        ),
+        (["train", "fine_tune", "--all"], "is one recipe and no suite"),
+        (["train", "fusion_ablation", "--experiment", "9"], "unknown experiment '9'"),
+        (["train", "fine_tune", "--features", "x.npz"], "no encoder of utterance features"),
+        (
+            ["train", "fine_tune", "--scale", "smoke", "--track", "mlflow"],
+            "there is no tracker 'mlflow'",
+        ),
+    ):
         result = CliRunner().invoke(app, words)
-        assert result.exit_code == 1 and said in result.output and len(result.output.strip().splitlines()) == 1, result.output
-    with pytest.raises(ConfigError, match="holds another run .seed differ"): [replace(c, seed=5).done("known-answer") for c in suite_cells(done / "tiny.yaml", done / "run", "full", seeds=1)]
+        assert (
+            result.exit_code == 1
+            and said in result.output
+            and len(result.output.strip().splitlines()) == 1
+        ), result.output
+    with pytest.raises(ConfigError, match="holds another run .seed differ"):
+        [
+            replace(c, seed=5).done("known-answer")
+            for c in suite_cells(done / "tiny.yaml", done / "run", "full", seeds=1)
+        ]

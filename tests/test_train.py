@@ -17,11 +17,11 @@ from torch import nn
 import mmemo.training.checkpoint as checkpoint_module
 from mmemo.core.batch import Batch, Stream
 from mmemo.core.errors import CheckpointError, ConfigError
-from mmemo.training.checkpoint import History, list_checkpoints, newest_checkpoint, step_of
 from mmemo.core.state import epoch_order
-from mmemo.training.plan import cut_updates, Plan
-from mmemo.training.loop import evaluate_loss, fit, NonFiniteError
+from mmemo.training.checkpoint import History, list_checkpoints, newest_checkpoint, step_of
+from mmemo.training.loop import NonFiniteError, evaluate_loss, fit
 from mmemo.training.objectives import cross_entropy, mse
+from mmemo.training.plan import Plan, cut_updates
 
 HERE = Path(__file__).parent
 TRAIN, VALID = items(44), items(20, seed=1)
@@ -30,19 +30,24 @@ quiet = dict(progress=False, track=())
 
 @pytest.fixture
 def tmp_path():
-    with tempfile.TemporaryDirectory(dir=MEMORY) as folder: yield Path(folder)
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        yield Path(folder)
 
 
-class Killed(BaseException): "A process that ends here: nothing of fit may catch it and tidy up."
+class Killed(BaseException):
+    "A process that ends here: nothing of fit may catch it and tidy up."
 
 
 class Kill:
     "An objective that ends the process at its n-th call."
-    def __init__(self, at: int): self.left, self.inner = at, mse("y")
+
+    def __init__(self, at: int):
+        self.left, self.inner = at, mse("y")
 
     def __call__(self, output, batch):
         self.left -= 1
-        if self.left < 0: raise Killed
+        if self.left < 0:
+            raise Killed
         return self.inner(output, batch)
 
 
@@ -58,27 +63,47 @@ def assert_same_run(a, b):
 
 # --- the loop does what ten lines do
 
+
 @pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
 def test_fit_is_the_bare_loop(kind):
     plan = Plan(epochs=3, batch_size=8, lr=1e-2, optimiser=kind, weight_decay=0, clip=0.5)
     a, b = tiny(dropout=0), tiny(dropout=0)
     history = fit(a, mse("y"), TRAIN, None, plan, **quiet)
     make = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}[kind]
-    optimiser, losses = make(b.parameters(), lr=1e-2, weight_decay=0, **({"momentum": 0.9} if kind == "sgd" else {"fused": True})), []
+    optimiser, losses = (
+        make(
+            b.parameters(),
+            lr=1e-2,
+            weight_decay=0,
+            **({"momentum": 0.9} if kind == "sgd" else {"fused": True}),
+        ),
+        [],
+    )
     for epoch in range(3):
         for [rows] in cut_updates(epoch_order(len(TRAIN), 0, epoch), plan):
             loss = mse("y")(b(TRAIN[rows]), TRAIN[rows])["loss"]
-            loss.backward(); nn.utils.clip_grad_norm_(b.parameters(), 0.5); optimiser.step(); optimiser.zero_grad(); losses.append(loss.item())
+            loss.backward()
+            nn.utils.clip_grad_norm_(b.parameters(), 0.5)
+            optimiser.step()
+            optimiser.zero_grad()
+            losses.append(loss.item())
     assert [s["loss"] for s in history.steps] == losses and same(a, b) and history.best is None
 
 
 def test_it_learns_and_leaves_the_world_as_it_was():
-    model = tiny(); model.drop.eval()
+    model = tiny()
+    model.drop.eval()
     before = torch.random.get_rng_state()
-    history = fit(model, mse("y"), items(400), VALID, Plan(epochs=15, lr=1e-2, schedule="onecycle"), **quiet)
+    history = fit(
+        model, mse("y"), items(400), VALID, Plan(epochs=15, lr=1e-2, schedule="onecycle"), **quiet
+    )
     assert history.epochs[-1]["valid"]["loss"] < 0.3 * history.epochs[0]["valid"]["loss"]
     assert torch.equal(before, torch.random.get_rng_state())
-    assert model.training and not model.drop.training and all(p.grad is None for p in model.parameters())
+    assert (
+        model.training
+        and not model.drop.training
+        and all(p.grad is None for p in model.parameters())
+    )
 
 
 def test_a_run_depends_on_its_seed_and_nothing_else():
@@ -94,39 +119,91 @@ def test_accumulation_is_the_large_batch():
     a, b = tiny(dropout=0, norm=False), tiny(dropout=0, norm=False)
     one = fit(a, mse("y"), TRAIN, VALID, Plan(epochs=2, batch_size=16), **quiet)
     two = fit(b, mse("y"), TRAIN, VALID, Plan(epochs=2, batch_size=8, accumulate=2), **quiet)
-    assert len(one.steps) == len(two.steps) == 6 and [s["items"] for s in two.steps[:3]] == [16, 16, 12]
-    for key in ("loss", "norm"): assert [s[key] for s in one.steps] == pytest.approx([s[key] for s in two.steps], rel=1e-5)
+    assert len(one.steps) == len(two.steps) == 6 and [s["items"] for s in two.steps[:3]] == [
+        16,
+        16,
+        12,
+    ]
+    for key in ("loss", "norm"):
+        assert [s[key] for s in one.steps] == pytest.approx([s[key] for s in two.steps], rel=1e-5)
     assert all(torch.allclose(p, q, atol=1e-6) for p, q in zip(a.parameters(), b.parameters()))
 
 
 def test_clip_bounds_the_step():
     for clip in (1e-3, None):
-        model = tiny(norm=False); start = [p.detach().clone() for p in model.parameters()]
-        history = fit(model, mse("y"), items(8), None, Plan(epochs=1, batch_size=8, lr=1.0, optimiser="sgd", momentum=0.0, weight_decay=0, clip=clip), **quiet)
-        moved = math.sqrt(sum(float((p.detach() - q).square().sum()) for p, q in zip(model.parameters(), start)))
-        assert moved == pytest.approx(clip or history.steps[0]["norm"], rel=1e-3) and history.steps[0]["norm"] > 1e-2
+        model = tiny(norm=False)
+        start = [p.detach().clone() for p in model.parameters()]
+        history = fit(
+            model,
+            mse("y"),
+            items(8),
+            None,
+            Plan(
+                epochs=1,
+                batch_size=8,
+                lr=1.0,
+                optimiser="sgd",
+                momentum=0.0,
+                weight_decay=0,
+                clip=clip,
+            ),
+            **quiet,
+        )
+        moved = math.sqrt(
+            sum(float((p.detach() - q).square().sum()) for p, q in zip(model.parameters(), start))
+        )
+        assert (
+            moved == pytest.approx(clip or history.steps[0]["norm"], rel=1e-3)
+            and history.steps[0]["norm"] > 1e-2
+        )
 
 
 def test_frozen_parameters_and_groups():
-    model = tiny(); model.encoder.requires_grad_(False); start = {k: v.clone() for k, v in model.state_dict().items()}
-    fit(model, mse("y"), TRAIN, None, Plan(epochs=1, batch_size=8, lr={"head.*": 0.0, "*": 0.1}, weight_decay=0.5), **quiet)
+    model = tiny()
+    model.encoder.requires_grad_(False)
+    start = {k: v.clone() for k, v in model.state_dict().items()}
+    fit(
+        model,
+        mse("y"),
+        TRAIN,
+        None,
+        Plan(epochs=1, batch_size=8, lr={"head.*": 0.0, "*": 0.1}, weight_decay=0.5),
+        **quiet,
+    )
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, start[k])}
-    assert moved == {"norm.weight", "norm.bias", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
+    assert moved == {
+        "norm.weight",
+        "norm.bias",
+        "norm.running_mean",
+        "norm.running_var",
+        "norm.num_batches_tracked",
+    }
 
 
 def test_logged_rate_follows_the_schedule():
-    _, history = plain_run(Plan(epochs=2, batch_size=8, lr={"head.*": 1.0, "*": 0.5}, schedule="warmup_linear", warmup=4))
-    assert [s["lr"] for s in history.steps] == pytest.approx([.25, .5, .75, 1] + [1 - i / 8 for i in range(8)])
+    _, history = plain_run(
+        Plan(
+            epochs=2, batch_size=8, lr={"head.*": 1.0, "*": 0.5}, schedule="warmup_linear", warmup=4
+        )
+    )
+    assert [s["lr"] for s in history.steps] == pytest.approx(
+        [0.25, 0.5, 0.75, 1] + [1 - i / 8 for i in range(8)]
+    )
 
 
 # --- stopping
 
+
 def scripted(values):
-    "A validation set whose loss in epoch i is values[i]: the items' targets say it, and the objective reads it off."
+    """A validation set whose loss in epoch i is values[i]: the items' targets say it, and the
+    objective reads it off.
+    """
     calls = iter(values)
+
     def objective(output, batch):
         loss = mse("y")(output, batch)["loss"]
         return {"loss": loss if torch.is_grad_enabled() else torch.tensor(next(calls))}
+
     return objective
 
 
@@ -134,29 +211,60 @@ def scripted(values):
 def test_early_stopping_ends_with_the_best_weights(tmp_path, in_folder):
     plan = Plan(epochs=9, batch_size=22, patience=2, lr=0.05)
     valid, kept = items(4), {}
-    def metric(predictions, targets): kept[len(kept)] = {k: v.clone() for k, v in model.state_dict().items()}; return 0.0
+
+    def metric(predictions, targets):
+        kept[len(kept)] = {k: v.clone() for k, v in model.state_dict().items()}
+        return 0.0
+
     model = tiny()
-    history = fit(model, scripted([5., 3., 4., math.nan, 1.]), TRAIN, valid, plan, tmp_path if in_folder else None, metrics={"none": metric}, **quiet)
-    assert len(history.epochs) == 4 and history.best["epoch"] == 1 and history.epochs[3]["valid"]["loss"] is None
+    history = fit(
+        model,
+        scripted([5.0, 3.0, 4.0, math.nan, 1.0]),
+        TRAIN,
+        valid,
+        plan,
+        tmp_path if in_folder else None,
+        metrics={"none": metric},
+        **quiet,
+    )
+    assert (
+        len(history.epochs) == 4
+        and history.best["epoch"] == 1
+        and history.epochs[3]["valid"]["loss"] is None
+    )
     assert all(torch.equal(v, kept[1][k]) for k, v in model.state_dict().items())
     if in_folder:
         other = tiny(seed=3)
-        again = fit(other, scripted([]), TRAIN, valid, plan, tmp_path, **quiet)         # over: nothing is trained, the best comes back
+        # over: nothing is trained, the best comes back
+        again = fit(other, scripted([]), TRAIN, valid, plan, tmp_path, **quiet)
         assert same(model, other) and again.epochs == history.epochs
 
 
 def test_monitor_a_metric_to_maximise():
     scores = iter([0.1, 0.5, 0.3, 0.2, 0.9])
-    _, history = plain_run(Plan(epochs=9, batch_size=22, patience=2, monitor="score", direction="max"), metrics={"score": lambda p, t: next(scores)})
-    assert [e["valid"]["score"] for e in history.epochs] == [0.1, 0.5, 0.3, 0.2] and history.best["epoch"] == 1
+    _, history = plain_run(
+        Plan(epochs=9, batch_size=22, patience=2, monitor="score", direction="max"),
+        metrics={"score": lambda p, t: next(scores)},
+    )
+    assert [e["valid"]["score"] for e in history.epochs] == [0.1, 0.5, 0.3, 0.2] and history.best[
+        "epoch"
+    ] == 1
 
 
 # --- resume
 
 MATRIX = {
-    "plain": {}, "accumulate 2": dict(accumulate=2), "accumulate 3": dict(accumulate=3), "workers": dict(workers=2, accumulate=2),
-    "plateau": dict(schedule="plateau", plateau_patience=1, plateau_factor=0.5, lr=0.3), "onecycle": dict(schedule="onecycle", lr=0.02), "bf16": dict(precision="bf16"),
-    "fp16": dict(precision="fp16"), "sgd": dict(optimiser="sgd", schedule="cosine"), "stopping": dict(patience=1, lr=0.3, epochs=8)}
+    "plain": {},
+    "accumulate 2": dict(accumulate=2),
+    "accumulate 3": dict(accumulate=3),
+    "workers": dict(workers=2, accumulate=2),
+    "plateau": dict(schedule="plateau", plateau_patience=1, plateau_factor=0.5, lr=0.3),
+    "onecycle": dict(schedule="onecycle", lr=0.02),
+    "bf16": dict(precision="bf16"),
+    "fp16": dict(precision="fp16"),
+    "sgd": dict(optimiser="sgd", schedule="cosine"),
+    "stopping": dict(patience=1, lr=0.3, epochs=8),
+}
 
 
 @pytest.mark.parametrize("name", MATRIX)
@@ -166,10 +274,14 @@ def test_killed_anywhere_and_resumed_it_is_the_same_run(tmp_path, name):
     calls = sum(len(cut_updates(range(44), plan)) for _ in range(4)) * plan.accumulate
     for at in {1, 7, 13, calls // 2, calls - 3} if not plan.workers else {9, 15}:
         folder = tmp_path / str(at)
-        try: fit(tiny(), Kill(at), TRAIN, VALID, plan, folder, **quiet)
-        except Killed: pass
+        try:
+            fit(tiny(), Kill(at), TRAIN, VALID, plan, folder, **quiet)
+        except Killed:
+            pass
         model = tiny(seed=9)
-        if not list_checkpoints(folder / "checkpoints"): model = tiny()       # killed before the first save: from the start
+        # killed before the first save: from the start
+        if not list_checkpoints(folder / "checkpoints"):
+            model = tiny()
         assert_same_run(whole, (model, fit(model, mse("y"), TRAIN, VALID, plan, folder, **quiet)))
         assert_same_run(whole, (model, History.load(folder)))
 
@@ -179,8 +291,10 @@ def test_killed_again_and_again(tmp_path):
     whole = plain_run(plan)
     while runs < 30:
         model, runs = tiny(), runs + 1
-        try: history = fit(model, Kill(6), TRAIN, VALID, plan, tmp_path, **quiet)
-        except Killed: continue
+        try:
+            history = fit(model, Kill(6), TRAIN, VALID, plan, tmp_path, **quiet)
+        except Killed:
+            continue
         break
     assert_same_run(whole, (model, history)) and runs > 4
     assert len(history.runs) == runs and [s["step"] for s in history.steps] == list(range(1, 19))
@@ -192,74 +306,154 @@ def test_killed_inside_a_save(tmp_path, monkeypatch):
     whole, real, reached = plain_run(plan), os.fsync, False
     for at in range(8, 21):
         count = [0]
+
         def fsync(handle):
             count[0] += 1
-            if count[0] == at: raise Killed
+            if count[0] == at:
+                raise Killed
             return real(handle)
+
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint_module.os, "fsync", fsync)
-            try: fit(tiny(), mse("y"), TRAIN, VALID, plan, tmp_path / str(at), **quiet)
-            except Killed: reached = True
+            try:
+                fit(tiny(), mse("y"), TRAIN, VALID, plan, tmp_path / str(at), **quiet)
+            except Killed:
+                reached = True
         model = tiny(seed=9)
-        assert_same_run(whole, (model, fit(model, mse("y"), TRAIN, VALID, plan, tmp_path / str(at), **quiet)))
+        assert_same_run(
+            whole, (model, fit(model, mse("y"), TRAIN, VALID, plan, tmp_path / str(at), **quiet))
+        )
     assert reached
 
 
 def test_a_sampler_of_growing_epochs_resumes_too(tmp_path):
-    def curriculum(epoch): return epoch_order(44, 5, epoch)[:12 + 10 * epoch]
+    def curriculum(epoch):
+        return epoch_order(44, 5, epoch)[: 12 + 10 * epoch]
+
     plan = Plan(epochs=4, batch_size=8, checkpoint_steps=1, schedule="onecycle")
     whole = plain_run(plan, sampler=curriculum)
-    assert [sum(s["items"] for s in whole[1].steps if s["epoch"] == e) for e in range(4)] == [12, 22, 32, 42]
-    with pytest.raises(Killed): fit(tiny(), Kill(7), TRAIN, VALID, plan, tmp_path, sampler=curriculum, **quiet)
+    assert [sum(s["items"] for s in whole[1].steps if s["epoch"] == e) for e in range(4)] == [
+        12,
+        22,
+        32,
+        42,
+    ]
+    with pytest.raises(Killed):
+        fit(tiny(), Kill(7), TRAIN, VALID, plan, tmp_path, sampler=curriculum, **quiet)
     model = tiny(seed=9)
-    assert_same_run(whole, (model, fit(model, mse("y"), TRAIN, VALID, plan, tmp_path, sampler=curriculum, **quiet)))
+    assert_same_run(
+        whole,
+        (model, fit(model, mse("y"), TRAIN, VALID, plan, tmp_path, sampler=curriculum, **quiet)),
+    )
 
 
 def test_what_is_set_before_each_epoch_is_set_after_a_crash_too(tmp_path):
-    def harder(model, epoch): model.drop.p = 0.1 + 0.2 * epoch
+    def harder(model, epoch):
+        model.drop.p = 0.1 + 0.2 * epoch
+
     plan = Plan(epochs=3, batch_size=8, checkpoint_steps=1)
     whole = plain_run(plan, at_epoch=harder)
     assert not same(whole[0], plain_run(plan)[0])
-    with pytest.raises(Killed): fit(tiny(), Kill(14), TRAIN, VALID, plan, tmp_path, at_epoch=harder, **quiet)
+    with pytest.raises(Killed):
+        fit(tiny(), Kill(14), TRAIN, VALID, plan, tmp_path, at_epoch=harder, **quiet)
     model = tiny(seed=9)
-    assert_same_run(whole, (model, fit(model, mse("y"), TRAIN, VALID, plan, tmp_path, at_epoch=harder, **quiet)))
+    assert_same_run(
+        whole, (model, fit(model, mse("y"), TRAIN, VALID, plan, tmp_path, at_epoch=harder, **quiet))
+    )
 
 
 class Noisy:
-    "A data set with noise of its own: a function of (epoch, item), and draws from the global generators."
-    def __init__(self): self.epoch = 0
-    def set_epoch(self, epoch: int): self.epoch = epoch
-    def __len__(self): return 44
+    """A data set with noise of its own: a function of (epoch, item), and draws from the global
+    generators.
+    """
+
+    def __init__(self):
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int):
+        self.epoch = epoch
+
+    def __len__(self):
+        return 44
+
     def __getitem__(self, rows):
         batch, s = TRAIN[rows], TRAIN[rows].streams["audio"]
-        noise = torch.stack([torch.randn(s.x.shape[1:], generator=torch.Generator().manual_seed(1000 * self.epoch + r)) for r in rows])
-        return batch.replace(audio=s.with_x(s.x + 0.1 * noise + (0.1 * torch.randn(()) if self.world else 0)))
+        noise = torch.stack(
+            [
+                torch.randn(
+                    s.x.shape[1:], generator=torch.Generator().manual_seed(1000 * self.epoch + r)
+                )
+                for r in rows
+            ]
+        )
+        return batch.replace(
+            audio=s.with_x(s.x + 0.1 * noise + (0.1 * torch.randn(()) if self.world else 0))
+        )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_noise_of_the_data_is_resumed(tmp_path, workers):
-    data = Noisy(); data.world = not workers
+    data = Noisy()
+    data.world = not workers
     plan = Plan(epochs=3, batch_size=8, checkpoint_steps=1, workers=workers)
-    one = tiny(); whole = fit(one, mse("y"), data, VALID, plan, **quiet)
-    with pytest.raises(Killed): fit(tiny(), Kill(9), data, VALID, plan, tmp_path, **quiet)
+    one = tiny()
+    whole = fit(one, mse("y"), data, VALID, plan, **quiet)
+    with pytest.raises(Killed):
+        fit(tiny(), Kill(9), data, VALID, plan, tmp_path, **quiet)
     model = tiny(seed=9)
-    assert_same_run((one, whole), (model, fit(model, mse("y"), data, VALID, plan, tmp_path, **quiet)))
+    assert_same_run(
+        (one, whole), (model, fit(model, mse("y"), data, VALID, plan, tmp_path, **quiet))
+    )
 
 
 def test_resume_refuses_another_plan_and_tells_of_another_machine(tmp_path):
     plan = Plan(epochs=1, batch_size=8)
     fit(tiny(), mse("y"), TRAIN, VALID, plan, tmp_path, **quiet)
-    for other, name in ((Plan(epochs=1, batch_size=8, lr=1e-4), "lr"), (Plan(epochs=1, batch_size=4), "batch_size")):
-        with pytest.raises(ConfigError, match=f"another plan: {name} "): fit(tiny(), mse("y"), TRAIN, VALID, other, tmp_path, **quiet)
-    with pytest.raises(ConfigError, match="items"): fit(tiny(), mse("y"), VALID, VALID, plan, tmp_path, **quiet)
-    with pytest.raises(CheckpointError, match="does not fit"): fit(nn.Linear(1, 1), mse("y"), TRAIN, VALID, plan, tmp_path, **quiet)
-    assert len(fit(tiny(), mse("y"), TRAIN, VALID, Plan(epochs=3, batch_size=8, keep=1), tmp_path, **quiet).epochs) == 3
+    for other, name in (
+        (Plan(epochs=1, batch_size=8, lr=1e-4), "lr"),
+        (Plan(epochs=1, batch_size=4), "batch_size"),
+    ):
+        with pytest.raises(ConfigError, match=f"another plan: {name} "):
+            fit(tiny(), mse("y"), TRAIN, VALID, other, tmp_path, **quiet)
+    with pytest.raises(ConfigError, match="items"):
+        fit(tiny(), mse("y"), VALID, VALID, plan, tmp_path, **quiet)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        fit(nn.Linear(1, 1), mse("y"), TRAIN, VALID, plan, tmp_path, **quiet)
+    assert (
+        len(
+            fit(
+                tiny(),
+                mse("y"),
+                TRAIN,
+                VALID,
+                Plan(epochs=3, batch_size=8, keep=1),
+                tmp_path,
+                **quiet,
+            ).epochs
+        )
+        == 3
+    )
     torch.set_num_threads(2)
     try:
-        with pytest.warns(UserWarning, match="threads 1 is now 2"): fit(tiny(), mse("y"), TRAIN, VALID, Plan(epochs=4, batch_size=8), tmp_path, **quiet)
-    finally: torch.set_num_threads(1)
-    anew = fit(tiny(), mse("y"), TRAIN, VALID, Plan(epochs=1, batch_size=4), tmp_path, resume=False, **quiet)
-    assert len(anew.steps) == 11 and len(History.load(tmp_path).steps) == 11 and [step_of(p) for p in list_checkpoints(tmp_path / "checkpoints")] == [11]
+        with pytest.warns(UserWarning, match="threads 1 is now 2"):
+            fit(tiny(), mse("y"), TRAIN, VALID, Plan(epochs=4, batch_size=8), tmp_path, **quiet)
+    finally:
+        torch.set_num_threads(1)
+    anew = fit(
+        tiny(),
+        mse("y"),
+        TRAIN,
+        VALID,
+        Plan(epochs=1, batch_size=4),
+        tmp_path,
+        resume=False,
+        **quiet,
+    )
+    assert (
+        len(anew.steps) == 11
+        and len(History.load(tmp_path).steps) == 11
+        and [step_of(p) for p in list_checkpoints(tmp_path / "checkpoints")] == [11]
+    )
 
 
 def test_a_damaged_newest_checkpoint_costs_a_few_updates_only(tmp_path):
@@ -269,33 +463,65 @@ def test_a_damaged_newest_checkpoint_costs_a_few_updates_only(tmp_path):
     last = list_checkpoints(tmp_path / "checkpoints")[-1]
     (last / "weights.safetensors").write_bytes(b"torn")
     model = tiny(seed=9)
-    with pytest.warns(UserWarning, match=f"{last.name}/weights.safetensors is torn.*going on from step-00000012"):
+    with pytest.warns(
+        UserWarning, match=f"{last.name}/weights.safetensors is torn.*going on from step-00000012"
+    ):
         assert_same_run(whole, (model, fit(model, mse("y"), TRAIN, VALID, plan, tmp_path, **quiet)))
     (tmp_path / "log.jsonl").unlink()
-    with pytest.raises(CheckpointError, match="log.jsonl"): fit(tiny(), mse("y"), TRAIN, VALID, plan, tmp_path, **quiet)
+    with pytest.raises(CheckpointError, match="log.jsonl"):
+        fit(tiny(), mse("y"), TRAIN, VALID, plan, tmp_path, **quiet)
 
 
 def test_which_checkpoints_stay(tmp_path):
     def run(name, values, **plan):
-        fit(tiny(), scripted(values), TRAIN, items(4), Plan(batch_size=22, **plan), tmp_path / name, **quiet)
+        fit(
+            tiny(),
+            scripted(values),
+            TRAIN,
+            items(4),
+            Plan(batch_size=22, **plan),
+            tmp_path / name,
+            **quiet,
+        )
         return [step_of(p) for p in list_checkpoints(tmp_path / name / "checkpoints")]
-    assert run("best", [3., 1., 2., 2., 2., 2.], epochs=6) == [4, 10, 12]                # the best, and the two newest
-    assert run("every", [1., 2., 2., 2., 2., 2., 2.], epochs=7, save_every=3, keep=None) == [2, 6, 12, 14]
-    assert run("moved", [3., 4., 4., 2.], epochs=4, keep=2) == [2, 6, 8]                    # 2 was the best when 6 was saved
-    assert run("falling", [5., 4., 3., 2.], epochs=4, keep=1) == [8]
-    assert run("each third", [2., 1., 2., 2., 2., 2., 2., 2.], epochs=8, keep=1, keep_every=3, save_every=9) == [4, 6, 12, 16]
+
+    # the best, and the two newest
+    assert run("best", [3.0, 1.0, 2.0, 2.0, 2.0, 2.0], epochs=6) == [4, 10, 12]
+    assert run("every", [1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0], epochs=7, save_every=3, keep=None) == [
+        2,
+        6,
+        12,
+        14,
+    ]
+    # 2 was the best when 6 was saved
+    assert run("moved", [3.0, 4.0, 4.0, 2.0], epochs=4, keep=2) == [2, 6, 8]
+    assert run("falling", [5.0, 4.0, 3.0, 2.0], epochs=4, keep=1) == [8]
+    assert run(
+        "each third",
+        [2.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0],
+        epochs=8,
+        keep=1,
+        keep_every=3,
+        save_every=9,
+    ) == [4, 6, 12, 16]
 
 
 def test_disk_full_in_the_middle_of_a_run(tmp_path, monkeypatch):
     plan, real, count = Plan(epochs=3, batch_size=8), checkpoint_module.write_through, [0]
     whole = plain_run(plan)
+
     def full(path, data):
         count[0] += 1
-        if count[0] == 7: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if count[0] == 7:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(path, data)
+
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "write_through", full)
-        with pytest.raises(CheckpointError, match="step-00000012 could not be written: No space left"): fit(tiny(), mse("y"), TRAIN, VALID, plan, tmp_path, **quiet)
+        with pytest.raises(
+            CheckpointError, match="step-00000012 could not be written: No space left"
+        ):
+            fit(tiny(), mse("y"), TRAIN, VALID, plan, tmp_path, **quiet)
     assert newest_checkpoint(tmp_path / "checkpoints").state["step"] == 6
     model = tiny(seed=9)
     assert_same_run(whole, (model, fit(model, mse("y"), TRAIN, VALID, plan, tmp_path, **quiet)))
@@ -303,48 +529,94 @@ def test_disk_full_in_the_middle_of_a_run(tmp_path, monkeypatch):
 
 # --- real kills and real processes
 
+
 def test_sigkill(tmp_path, monkeypatch):
-    "Children of a clean server that has only imported; the killed ones are slowed, so that the kill finds them at work."
+    """Children of a clean server that has only imported; the killed ones are slowed, so that the
+    kill finds them at work.
+    """
     plan = dict(epochs=4, batch_size=8, checkpoint_steps=1, schedule="onecycle", patience=3)
-    monkeypatch.setenv("PYTHONPATH", str(HERE))                          # the server does not get this process's path
+    monkeypatch.setenv("PYTHONPATH", str(HERE))  # the server does not get this process's path
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
+
     def start(name, out=None, slow=0.0):
-        process = context.Process(target=run, args=(tmp_path / name, dict(plan), out, slow)); process.start()
+        process = context.Process(target=run, args=(tmp_path / name, dict(plan), out, slow))
+        process.start()
         return process
+
     def finish(name):
-        process = start(name, tmp_path / f"{name}.json"); process.join()
+        process = start(name, tmp_path / f"{name}.json")
+        process.join()
         return process.exitcode, json.loads((tmp_path / f"{name}.json").read_text())
+
     whole = finish("whole")
-    for i, lines in enumerate((4, 17, 31)):                              # of the log
-        process, log = start(str(i), slow=.02), tmp_path / str(i) / "log.jsonl"
-        while process.is_alive() and not (log.exists() and log.read_bytes().count(b"\n") >= lines): time.sleep(.002)
-        process.kill(); process.join()
+    for i, lines in enumerate((4, 17, 31)):  # of the log
+        process, log = start(str(i), slow=0.02), tmp_path / str(i) / "log.jsonl"
+        while process.is_alive() and not (log.exists() and log.read_bytes().count(b"\n") >= lines):
+            time.sleep(0.002)
+        process.kill()
+        process.join()
         assert process.exitcode == -9 and finish(str(i)) == whole
 
 
 def test_two_processes_give_the_losses_of_one(tmp_path):
-    "80 items in batches of 7: the last has 3 rows, so the parts are uneven; 60 updates of one batch and 30 of two."
-    plans = [dict(epochs=5, batch_size=7, dropout=0.0, norm=False, lr=1e-2, schedule="onecycle", accumulate=n) for n in (1, 2)]
-    for i, plan in enumerate(plans): run(tmp_path / f"one-{i}", dict(plan), tmp_path / f"one-{i}.json")
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(HERE / "tiny.py"), str(tmp_path / "two"), json.dumps(plans)],
-                          cwd=HERE.parent, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    """80 items in batches of 7: the last has 3 rows, so the parts are uneven; 60 updates of one
+    batch and 30 of two.
+    """
+    plans = [
+        dict(
+            epochs=5,
+            batch_size=7,
+            dropout=0.0,
+            norm=False,
+            lr=1e-2,
+            schedule="onecycle",
+            accumulate=n,
+        )
+        for n in (1, 2)
+    ]
+    for i, plan in enumerate(plans):
+        run(tmp_path / f"one-{i}", dict(plan), tmp_path / f"one-{i}.json")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            str(HERE / "tiny.py"),
+            str(tmp_path / "two"),
+            json.dumps(plans),
+        ],
+        cwd=HERE.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     for i in range(2):
         one, two = (json.loads((tmp_path / f"{n}-{i}.json").read_text()) for n in ("one", "two"))
-        assert History.load(tmp_path / f"two-{i}").runs[0]["about"]["processes"] == 2 and len(one["losses"]) == (60, 30)[i]
+        assert (
+            History.load(tmp_path / f"two-{i}").runs[0]["about"]["processes"] == 2
+            and len(one["losses"]) == (60, 30)[i]
+        )
         assert two["losses"] == pytest.approx(one["losses"], rel=1e-6)
-        assert [e["valid"]["loss"] for e in two["epochs"]] == pytest.approx([e["valid"]["loss"] for e in one["epochs"]], rel=1e-5)
+        assert [e["valid"]["loss"] for e in two["epochs"]] == pytest.approx(
+            [e["valid"]["loss"] for e in one["epochs"]], rel=1e-5
+        )
 
 
 # --- non-finite values
+
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_value_that_is_not_finite_stops_before_the_step(tmp_path, where):
     class Root(torch.autograd.Function):
         forward = staticmethod(lambda ctx, x: x.clone())
         backward = staticmethod(lambda ctx, g: g * math.inf)
+
     count, kept = [0], {}
+
     def objective(output, batch):
         count[0] += 1
         loss = mse("y")(output, batch)["loss"]
@@ -352,28 +624,47 @@ def test_a_value_that_is_not_finite_stops_before_the_step(tmp_path, where):
             kept.update({k: v.clone() for k, v in model.named_parameters()})
             loss = loss * math.nan if where == "loss" else Root.apply(loss)
         return {"loss": loss}
+
     model = tiny()
-    what = "the loss is nan" if where == "loss" else "the gradient norm is (nan|inf), first in encoder.weight"
+    what = (
+        "the loss is nan"
+        if where == "loss"
+        else "the gradient norm is (nan|inf), first in encoder.weight"
+    )
     with pytest.raises(NonFiniteError, match=rf"{what}.* at update 5 \(epoch 0\), rows \d+"):
         fit(model, objective, TRAIN, VALID, Plan(epochs=2, batch_size=8), tmp_path, **quiet)
-    assert all(torch.equal(p, kept[k]) for k, p in model.named_parameters()) and len(History.load(tmp_path).steps) == 4
+    assert (
+        all(torch.equal(p, kept[k]) for k, p in model.named_parameters())
+        and len(History.load(tmp_path).steps) == 4
+    )
 
 
 # --- objectives and evaluation
 
+
 def test_mse_ignores_unknown_targets():
     prediction = torch.tensor([1.0, 2, 5], requires_grad=True)
-    batch = lambda y: Batch({"audio": Stream.of(torch.zeros(3, 1, 1), rate=1)}, {"y": torch.tensor(y)})
-    assert mse("y")(Answer({"y": prediction}), batch([0.0, math.nan, 3.0]))["loss"].item() == pytest.approx((1 + 4) / 2)
+
+    def batch(y):
+        return Batch({"audio": Stream.of(torch.zeros(3, 1, 1), rate=1)}, {"y": torch.tensor(y)})
+
+    assert mse("y")(Answer({"y": prediction}), batch([0.0, math.nan, 3.0]))[
+        "loss"
+    ].item() == pytest.approx((1 + 4) / 2)
     loss = mse("y")(Answer({"y": prediction}), batch([math.nan] * 3))["loss"]
     loss.backward()
     assert loss == 0 and torch.equal(prediction.grad, torch.zeros(3))
 
 
-@pytest.mark.parametrize("options", [{}, {"weight": torch.tensor([1.0, 2.0, 0.5])}, {"label_smoothing": 0.1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"weight": torch.tensor([1.0, 2.0, 0.5])}, {"label_smoothing": 0.1}]
+)
 def test_cross_entropy_is_torchs_and_survives_no_targets(options):
     logits = torch.randn(5, 3, requires_grad=True)
-    batch = lambda y: Batch({"audio": Stream.of(torch.zeros(5, 1, 1), rate=1)}, {"y": torch.tensor(y)})
+
+    def batch(y):
+        return Batch({"audio": Stream.of(torch.zeros(5, 1, 1), rate=1)}, {"y": torch.tensor(y)})
+
     found = cross_entropy("y", **options)(Answer({"y": logits}), batch([0, 2, -100, 1, 1]))
     want = nn.functional.cross_entropy(logits, torch.tensor([0, 2, -100, 1, 1]), **options)
     assert found["loss"].item() == pytest.approx(want.item(), rel=1e-6)
@@ -383,27 +674,59 @@ def test_cross_entropy_is_torchs_and_survives_no_targets(options):
 
 
 def test_evaluate_weighs_by_items_and_touches_nothing():
-    model, data = tiny(), items(23); model.norm.eval(); before = torch.random.get_rng_state()
-    found = evaluate_loss(model, mse("y"), data, batch_size=10, metrics={"n": lambda p, t: float(len(p["y"]) + len(t["y"]))})
-    assert found["n"] == 46 and model.training and not model.norm.training and torch.equal(before, torch.random.get_rng_state())
+    model, data = tiny(), items(23)
+    model.norm.eval()
+    before = torch.random.get_rng_state()
+    found = evaluate_loss(
+        model,
+        mse("y"),
+        data,
+        batch_size=10,
+        metrics={"n": lambda p, t: float(len(p["y"]) + len(t["y"]))},
+    )
+    assert (
+        found["n"] == 46
+        and model.training
+        and not model.norm.training
+        and torch.equal(before, torch.random.get_rng_state())
+    )
     model.eval()
-    with torch.no_grad(): assert found["loss"] == pytest.approx(float(mse("y")(model(data), data)["loss"]), rel=1e-6)
+    with torch.no_grad():
+        assert found["loss"] == pytest.approx(float(mse("y")(model(data), data)["loss"]), rel=1e-6)
 
 
 def test_what_cannot_be_is_said_at_once():
     class Empty:
-        def __len__(self): return 0
-    with pytest.raises(ConfigError, match="no update: 0 items"): fit(tiny(), mse("y"), Empty(), **quiet)
-    with pytest.raises(ConfigError, match="no update"): fit(tiny(), mse("y"), TRAIN, plan=Plan(batch_size=50, drop_last=True), **quiet)
+        def __len__(self):
+            return 0
+
+    with pytest.raises(ConfigError, match="no update: 0 items"):
+        fit(tiny(), mse("y"), Empty(), **quiet)
+    with pytest.raises(ConfigError, match="no update"):
+        fit(tiny(), mse("y"), TRAIN, plan=Plan(batch_size=50, drop_last=True), **quiet)
     for plan in (Plan(patience=1), Plan(schedule="plateau"), Plan(monitor="f1", direction="max")):
-        with pytest.raises(ConfigError, match="give valid"): fit(tiny(), mse("y"), TRAIN, plan=plan, **quiet)
-    with pytest.raises(ConfigError, match="monitor 'f1' is not among.*loss"): fit(tiny(), mse("y"), TRAIN, VALID, Plan(monitor="f1", direction="max", batch_size=22), **quiet)
+        with pytest.raises(ConfigError, match="give valid"):
+            fit(tiny(), mse("y"), TRAIN, plan=plan, **quiet)
+    with pytest.raises(ConfigError, match="monitor 'f1' is not among.*loss"):
+        fit(
+            tiny(),
+            mse("y"),
+            TRAIN,
+            VALID,
+            Plan(monitor="f1", direction="max", batch_size=22),
+            **quiet,
+        )
 
 
 def test_tensorboard_and_progress(tmp_path, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     history = fit(tiny(), mse("y"), TRAIN, VALID, Plan(epochs=2, batch_size=8), tmp_path)
-    board = EventAccumulator(str(tmp_path / "tb")); board.Reload()
-    assert [e.value for e in board.Scalars("valid/loss")] == pytest.approx([e["valid"]["loss"] for e in history.epochs])
+    board = EventAccumulator(str(tmp_path / "tb"))
+    board.Reload()
+    assert [e.value for e in board.Scalars("valid/loss")] == pytest.approx(
+        [e["valid"]["loss"] for e in history.epochs]
+    )
     assert "12/12" in capsys.readouterr().err
-    figure = history.plot()[0].figure; figure.canvas.draw()
+    figure = history.plot()[0].figure
+    figure.canvas.draw()

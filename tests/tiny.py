@@ -1,4 +1,7 @@
-"""A small net with dropout and BatchNorm, a small data set, and one run of `fit`, to be killed or to be run by torchrun."""
+"""A small net with dropout and BatchNorm, a small data set, and one run of `fit`, to be killed or
+to be run by torchrun.
+"""
+
 import hashlib
 import json
 import os
@@ -9,21 +12,23 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mmemo.core.batch import Batch, masked_mean, Stream
+from mmemo.core.batch import Batch, Stream, masked_mean
 from mmemo.training.finetune import Thaw
-from mmemo.training.plan import Plan
 from mmemo.training.loop import fit
 from mmemo.training.objectives import mse
+from mmemo.training.plan import Plan
+
+# a folder where fsync costs nothing
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None     # a folder where fsync costs nothing
-
-
-PRELOAD = ["tiny", "accelerate", "torch._dynamo"]                      # what a child would else spend its first seconds on
+# what a child would else spend its first seconds on
+PRELOAD = ["tiny", "accelerate", "torch._dynamo"]
 
 
 class Answer:
-    def __init__(self, predictions): self.predictions = predictions
+    def __init__(self, predictions):
+        self.predictions = predictions
 
 
 class Tiny(nn.Module):
@@ -34,7 +39,13 @@ class Tiny(nn.Module):
 
     def forward(self, batch: Batch) -> Answer:
         s = batch.streams["audio"]
-        return Answer({"y": self.head(self.drop(self.norm(torch.relu(self.encoder(masked_mean(s.x, s.mask))))))[:, 0]})
+        return Answer(
+            {
+                "y": self.head(
+                    self.drop(self.norm(torch.relu(self.encoder(masked_mean(s.x, s.mask)))))
+                )[:, 0]
+            }
+        )
 
 
 def tiny(seed: int = 0, **options) -> Tiny:
@@ -51,28 +62,55 @@ def items(n: int, seed: int = 0) -> Batch:
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 def digest(model: nn.Module) -> str:
-    return hashlib.sha256(b"".join(v.numpy().tobytes() for v in model.state_dict().values())).hexdigest()
+    return hashlib.sha256(
+        b"".join(v.numpy().tobytes() for v in model.state_dict().values())
+    ).hexdigest()
 
 
 def run(folder, plan: dict, out=None, slow: float = 0.0) -> None:
-    "One run of `fit`, as a process of its own may do it; `slow` makes each update sleep, so that a kill can hit it."
+    """One run of `fit`, as a process of its own may do it; `slow` makes each update sleep, so that
+    a kill can hit it.
+    """
     torch.set_num_threads(1)
     model, inner = tiny(dropout=plan.pop("dropout", 0.2), norm=plan.pop("norm", True)), mse("y")
 
     def objective(output, batch):
-        if slow: time.sleep(slow)
+        if slow:
+            time.sleep(slow)
         return inner(output, batch)
 
     thaw = Thaw(plan.pop("thaw")) if "thaw" in plan else None
-    history = fit(model, objective, items(80), items(24, seed=1), Plan(**plan), folder, progress=False, track=(), at_epoch=thaw)
+    history = fit(
+        model,
+        objective,
+        items(80),
+        items(24, seed=1),
+        Plan(**plan),
+        folder,
+        progress=False,
+        track=(),
+        at_epoch=thaw,
+    )
     if out and int(os.environ.get("RANK", 0)) == 0:
-        Path(out).write_text(json.dumps({"weights": digest(model), "losses": [s["loss"] for s in history.steps], "epochs": history.epochs}))
+        Path(out).write_text(
+            json.dumps(
+                {
+                    "weights": digest(model),
+                    "losses": [s["loss"] for s in history.steps],
+                    "epochs": history.epochs,
+                }
+            )
+        )
 
 
-if __name__ == "__main__":                                     # under torchrun: FOLDER and a list of plans
-    for i, plan in enumerate(json.loads(sys.argv[2])): run(f"{sys.argv[1]}-{i}", plan, f"{sys.argv[1]}-{i}.json")
+if __name__ == "__main__":  # under torchrun: FOLDER and a list of plans
+    for i, plan in enumerate(json.loads(sys.argv[2])):
+        run(f"{sys.argv[1]}-{i}", plan, f"{sys.argv[1]}-{i}.json")
     torch.distributed.destroy_process_group()

@@ -4,76 +4,134 @@
 
 # %% ../../nbs/course/03_batch.ipynb #784eb4b5
 from __future__ import annotations
-import numpy as np
-import torch
-from collections.abc import Iterable, Iterator, Sequence, Callable
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
+import torch
 from einops import rearrange, repeat
-from jaxtyping import Bool, Shaped, Int, Float
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+
 from .errors import ConfigError, DataError, ShapeError
 
 # %% auto #0
-__all__ = ['AXES', 'MODALITIES', 'Rows', 'Stream', 'last_real', 'masked_mean', 'masked_std', 'Batch', 'take_rows', 'collate',
-           'align', 'spread_words', 'byte_tokens', 'text_stream', 'row_numbers', 'spread_steps']
+__all__ = [
+    "AXES",
+    "MODALITIES",
+    "Rows",
+    "Stream",
+    "last_real",
+    "masked_mean",
+    "masked_std",
+    "Batch",
+    "take_rows",
+    "collate",
+    "align",
+    "spread_words",
+    "byte_tokens",
+    "text_stream",
+    "row_numbers",
+    "spread_steps",
+]
 
 # %% ../../nbs/course/03_batch.ipynb #13df14db
-AXES = {"B": "items of a batch", "L": "text tokens", "T": "time steps of a stream", "F": "features of a step",
-        "H": "hidden width", "C": "classes", "M": "modalities"}   # the axis legend of the whole series
-MODALITIES = ("text", "audio", "video")                              # always in this order
+AXES = {
+    "B": "items of a batch",
+    "L": "text tokens",
+    "T": "time steps of a stream",
+    "F": "features of a step",
+    # the axis legend of the whole series
+    "H": "hidden width",
+    "C": "classes",
+    "M": "modalities",
+}
+MODALITIES = ("text", "audio", "video")  # always in this order
+
 
 # %% ../../nbs/course/03_batch.ipynb #451cc338
 @dataclass(frozen=True, eq=False, repr=False)
 class Stream:
-    """One modality of a batch: values `x` [B, T, ...], `mask` [B, T] (True = real), times `t` [B, T] in seconds.
+    """One modality of a batch: values `x` [B, T, ...], `mask` [B, T] (True = real), times `t` [B,
+    T] in seconds.
 
-    Where `mask` is False the value carries no information: padding, a dropped frame, a modality that is not there.
-    Raises `ShapeError` naming the axis that disagrees."""
-    x: Tensor        # [B, T, ...]
-    mask: Tensor     # [B, T] bool
-    t: Tensor        # [B, T] seconds
+    Where `mask` is False the value carries no information: padding, a dropped frame, a modality
+    that is not there. Raises `ShapeError` naming the axis that disagrees.
+    """
+
+    x: Tensor  # [B, T, ...]
+    mask: Tensor  # [B, T] bool
+    t: Tensor  # [B, T] seconds
 
     def __post_init__(self):
-        if self.x.ndim < 2: raise ShapeError(f"values have shape {list(self.x.shape)}; a stream needs at least [B, T]")
+        if self.x.ndim < 2:
+            raise ShapeError(
+                f"values have shape {list(self.x.shape)}; a stream needs at least [B, T]"
+            )
         for name, part in (("mask", self.mask), ("t", self.t)):
-            if part.ndim != 2: raise ShapeError(f"{name} has shape {list(part.shape)}; it must be [B, T]")
+            if part.ndim != 2:
+                raise ShapeError(f"{name} has shape {list(part.shape)}; it must be [B, T]")
             for axis, size, want in zip("BT", part.shape, self.x.shape):
-                if size != want: raise ShapeError(f"axis {axis} disagrees: the values have {axis}={want}, {name} has {axis}={size}")
-        if self.mask.dtype != torch.bool: raise ShapeError(f"mask is {self.mask.dtype}; it must be torch.bool (True = real)")
+                if size != want:
+                    raise ShapeError(
+                        f"axis {axis} disagrees: the values have {axis}={want}, {name} has"
+                        f" {axis}={size}"
+                    )
+        if self.mask.dtype != torch.bool:
+            raise ShapeError(f"mask is {self.mask.dtype}; it must be torch.bool (True = real)")
 
     @classmethod
     def of(cls, x, mask=None, t=None, rate: float | None = None) -> Stream:
-        """A stream from raw values: non-finite frames become mask False and value 0; times come from `t` or from `rate` in Hz."""
+        """A stream from raw values: non-finite frames become mask False and value 0; times come
+        from `t` or from `rate` in Hz.
+        """
         x = torch.as_tensor(x)
-        if x.ndim < 2: raise ShapeError(f"values have shape {list(x.shape)}; a stream needs at least [B, T]")
+        if x.ndim < 2:
+            raise ShapeError(f"values have shape {list(x.shape)}; a stream needs at least [B, T]")
         B, T = x.shape[:2]
         mask = torch.ones(B, T, dtype=torch.bool) if mask is None else torch.as_tensor(mask)
         if t is None:
-            if rate is None: raise ConfigError("a stream needs its clock: give t (seconds) or rate (Hz)")
-            t = repeat((torch.arange(T) + 0.5) / rate, "T -> B T", B=B)       # a frame's time is its middle
+            if rate is None:
+                raise ConfigError("a stream needs its clock: give t (seconds) or rate (Hz)")
+            # a frame's time is its middle
+            t = repeat((torch.arange(T) + 0.5) / rate, "T -> B T", B=B)
         stream = cls(x, mask, torch.as_tensor(t, dtype=torch.float32))
         if x.is_floating_point():
-            mask = stream.mask & torch.isfinite(x).flatten(2).all(-1) if x.ndim > 2 else stream.mask & torch.isfinite(x)
+            mask = (
+                stream.mask & torch.isfinite(x).flatten(2).all(-1)
+                if x.ndim > 2
+                else stream.mask & torch.isfinite(x)
+            )
             stream = cls(torch.where(_as_values(mask, x), x, 0), mask, stream.t)
         return stream
 
-    def __len__(self) -> int: return self.x.shape[0]
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
     @property
-    def steps(self) -> int: return self.x.shape[1]
+    def steps(self) -> int:
+        return self.x.shape[1]
+
     @property
-    def device(self) -> torch.device: return self.x.device
+    def device(self) -> torch.device:
+        return self.x.device
 
     def __getitem__(self, items) -> Stream:
         "Rows `items` (a list, tensor or slice), with the padding that none of them needs cut off."
         mask = self.mask[items]
-        if (T := last_real(mask)) == self.steps: return Stream(self.x[items], mask, self.t[items])
+        if (T := last_real(mask)) == self.steps:
+            return Stream(self.x[items], mask, self.t[items])
         return Stream(self.x[items, :T], mask[:, :T], self.t[items, :T])
 
     def to(self, *args, **kwargs) -> Stream:
-        return Stream(self.x.to(*args, **kwargs), self.mask.to(*args, **kwargs), self.t.to(*args, **kwargs))
+        return Stream(
+            self.x.to(*args, **kwargs), self.mask.to(*args, **kwargs), self.t.to(*args, **kwargs)
+        )
 
-    def pin_memory(self) -> Stream: return Stream(self.x.pin_memory(), self.mask.pin_memory(), self.t.pin_memory())
+    def pin_memory(self) -> Stream:
+        return Stream(self.x.pin_memory(), self.mask.pin_memory(), self.t.pin_memory())
 
     def with_x(self, x: Tensor) -> Stream:
         "The same mask and clock over new values, such as an encoder's output."
@@ -81,108 +139,197 @@ class Stream:
 
     def __repr__(self) -> str:
         span = self.t[self.mask]
-        clock = f"{span.min():.2f}-{span.max():.2f} s" if span.numel() and not span.is_meta else "no clock"
+        clock = (
+            f"{span.min():.2f}-{span.max():.2f} s"
+            if span.numel() and not span.is_meta
+            else "no clock"
+        )
         cover = "" if self.mask.is_meta else f", {self.mask.float().mean():.0%} real"
-        return f"Stream{list(self.x.shape)} {str(self.x.dtype).removeprefix('torch.')}{cover}, {clock}"
+        return (
+            f"Stream{list(self.x.shape)} {str(self.x.dtype).removeprefix('torch.')}{cover}, {clock}"
+        )
+
 
 # %% ../../nbs/course/03_batch.ipynb #562a25c0
 def _as_values(mask: Tensor, x: Tensor) -> Tensor:
     "`mask` [B, T] with as many trailing axes as `x` has, ready to broadcast."
     return mask.reshape(mask.shape + (1,) * (x.ndim - 2))
 
+
 def last_real(mask: Bool[Tensor, "B T"]) -> int:
-    "Number of steps up to the last real one of any item; at least 1, so that no axis is ever empty."
-    if mask.shape[1] < 2: return 1
-    if mask[:, -1].any(): return mask.shape[1]                                             # mostly so, and soon seen
+    """Number of steps up to the last real one of any item; at least 1, so that no axis is ever
+    empty.
+    """
+    if mask.shape[1] < 2:
+        return 1
+    # mostly so, and soon seen
+    if mask[:, -1].any():
+        return mask.shape[1]
     real = torch.nonzero(mask.any(0))
     return int(real[-1]) + 1 if len(real) else 1
 
+
 # %% ../../nbs/course/03_batch.ipynb #7f08504a
 def masked_mean(x: Shaped[Tensor, "B T ..."], mask: Bool[Tensor, "B T"]) -> Tensor:
-    "Mean over real steps, [B, T, ...] -> [B, ...]; zero where an item has none. Added up in float32 or better: in float16 a sum soon overflows."
+    """Mean over real steps, [B, T, ...] -> [B, ...]; zero where an item has none.
+
+    Added up in float32 or better: in float16 a sum soon overflows.
+    """
     wide = torch.promote_types(x.dtype, torch.float32)
     weight = _as_values(mask, x).to(wide)
     mean = torch.where(weight > 0, x, 0).sum(1, dtype=wide) / weight.sum(1).clamp(min=1)
     return mean.to(x.dtype) if x.is_floating_point() else mean
 
-def masked_std(x: Shaped[Tensor, "B T ..."], mask: Bool[Tensor, "B T"], eps: float = 1e-6) -> Tensor:
-    "Standard deviation over real steps (biased), [B, T, ...] -> [B, ...]; `eps` stands inside the root, so its gradient is finite."
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))                      # squares of 256 overflow float16
+
+def masked_std(
+    x: Shaped[Tensor, "B T ..."], mask: Bool[Tensor, "B T"], eps: float = 1e-6
+) -> Tensor:
+    """Standard deviation over real steps (biased), [B, T, ...] -> [B, ...]; `eps` stands inside
+    the root, so its gradient is finite.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # squares of 256 overflow float16
     centred = wide - masked_mean(wide, mask).unsqueeze(1)
     return (masked_mean(centred.square(), mask) + eps).sqrt().to(x.dtype)
+
 
 # %% ../../nbs/course/03_batch.ipynb #386d0a09
 @dataclass(frozen=True, eq=False, repr=False)
 class Batch:
-    """What a loader yields: `streams` {name: Stream}, `targets` {task: [B, ...]}, `meta` {name: list or tensor of length B}.
+    """What a loader yields: `streams` {name: Stream}, `targets` {task: [B, ...]}, `meta` {name:
+    list or tensor of length B}.
 
-    A stream may be given as a tuple (x, mask, t). A target that is not known is NaN (real) or -100 (class).
-    Raises `ShapeError` naming the modality, target or meta field whose number of items disagrees."""
+    A stream may be given as a tuple (x, mask, t). A target that is not known is NaN (real) or -100
+    (class). Raises `ShapeError` naming the modality, target or meta field whose number of items
+    disagrees.
+    """
+
     streams: dict[str, Stream | tuple]
     targets: dict[str, Tensor] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        if not self.streams: raise ShapeError("a batch needs at least one stream")
+        if not self.streams:
+            raise ShapeError("a batch needs at least one stream")
         for name, stream in list(self.streams.items()):
             if not isinstance(stream, Stream):
-                try: self.streams[name] = Stream(*stream)
-                except ShapeError as error: raise ShapeError(f"{name}: {error}") from None
+                try:
+                    self.streams[name] = Stream(*stream)
+                except ShapeError as error:
+                    raise ShapeError(f"{name}: {error}") from None
         B, first = len(self), next(iter(self.streams))
         for kind in ("streams", "targets", "meta"):
             for name, part in getattr(self, kind).items():
-                if len(part) != B: raise ShapeError(f"axis B disagrees: {first} has {B} items, {kind.rstrip('s')} {name!r} has {len(part)}")
+                if len(part) != B:
+                    raise ShapeError(
+                        f"axis B disagrees: {first} has {B} items, {kind.rstrip('s')} {name!r} has"
+                        f" {len(part)}"
+                    )
 
-    def __len__(self) -> int: return len(next(iter(self.streams.values())))
+    def __len__(self) -> int:
+        return len(next(iter(self.streams.values())))
 
     def __getitem__(self, items: int | slice | Sequence[int] | np.ndarray | Tensor) -> Batch:
         "The rows `items` as a batch of their own, trimmed to the longest of them."
-        if isinstance(items, (int, np.integer)): items = [items]
-        rows = torch.arange(len(self))[torch.as_tensor(items) if not isinstance(items, slice) else items]
-        return Batch({k: s[rows] for k, s in self.streams.items()}, {k: v[rows] for k, v in self.targets.items()},
-                     {k: take_rows(v, rows) for k, v in self.meta.items()})
+        if isinstance(items, (int, np.integer)):
+            items = [items]
+        rows = torch.arange(len(self))[
+            torch.as_tensor(items) if not isinstance(items, slice) else items
+        ]
+        return Batch(
+            {k: s[rows] for k, s in self.streams.items()},
+            {k: v[rows] for k, v in self.targets.items()},
+            {k: take_rows(v, rows) for k, v in self.meta.items()},
+        )
 
-    def __iter__(self) -> Iterator[Batch]: return (self[i] for i in range(len(self)))
+    def __iter__(self) -> Iterator[Batch]:
+        return (self[i] for i in range(len(self)))
 
     def to(self, *args, **kwargs) -> Batch:
         "The same batch on another device (streams, targets and tensors in meta)."
-        move = lambda v: v.to(*args, **kwargs) if isinstance(v, (Tensor, Stream)) else v
-        return Batch(*({k: move(v) for k, v in part.items()} for part in (self.streams, self.targets, self.meta)))
+
+        def move(v):
+            return v.to(*args, **kwargs) if isinstance(v, (Tensor, Stream)) else v
+
+        return Batch(
+            *(
+                {k: move(v) for k, v in part.items()}
+                for part in (self.streams, self.targets, self.meta)
+            )
+        )
 
     def pin_memory(self) -> Batch:
-        pin = lambda v: v.pin_memory() if isinstance(v, (Tensor, Stream)) else v
-        return Batch(*({k: pin(v) for k, v in part.items()} for part in (self.streams, self.targets, self.meta)))
+        def pin(v):
+            return v.pin_memory() if isinstance(v, (Tensor, Stream)) else v
+
+        return Batch(
+            *(
+                {k: pin(v) for k, v in part.items()}
+                for part in (self.streams, self.targets, self.meta)
+            )
+        )
 
     def replace(self, **streams: Stream) -> Batch:
         "The same items with some streams exchanged, e.g. `batch.replace(text=features)`."
         return Batch({**self.streams, **streams}, self.targets, self.meta)
 
     def without(self, *names: str) -> Batch:
-        "The same items with the named modalities missing: their masks are all False and their values 0."
-        gone = {n: Stream(torch.zeros_like(s.x), torch.zeros_like(s.mask), s.t) for n, s in self.streams.items() if n in names}
-        if unknown := set(names) - set(gone): raise ConfigError(f"no stream named {sorted(unknown)}; this batch has {list(self.streams)}")
+        """The same items with the named modalities missing: their masks are all False and their
+        values 0.
+        """
+        gone = {
+            n: Stream(torch.zeros_like(s.x), torch.zeros_like(s.mask), s.t)
+            for n, s in self.streams.items()
+            if n in names
+        }
+        if unknown := set(names) - set(gone):
+            raise ConfigError(
+                f"no stream named {sorted(unknown)}; this batch has {list(self.streams)}"
+            )
         return self.replace(**gone)
 
     def __repr__(self) -> str:
         lines = [f"Batch of {len(self)}"] + [f"  {n:<6} {s!r}" for n, s in self.streams.items()]
-        lines += [f"  target {n} {list(v.shape)} {str(v.dtype).removeprefix('torch.')}" for n, v in self.targets.items()]
+        lines += [
+            f"  target {n} {list(v.shape)} {str(v.dtype).removeprefix('torch.')}"
+            for n, v in self.targets.items()
+        ]
         return "\n".join(lines + ([f"  meta   {', '.join(self.meta)}"] if self.meta else []))
+
 
 def take_rows(values, rows: Tensor):
     "The `rows` of a tensor, array or list."
     return values[rows] if isinstance(values, Tensor) else [values[i] for i in rows.tolist()]
 
+
 # %% ../../nbs/course/03_batch.ipynb #552b0365
 def collate(items: Iterable[Batch]) -> Batch:
-    """One batch from many (usually batches of one): padded to the longest, missing modalities as rows of False.
+    """One batch from many (usually batches of one): padded to the longest, missing modalities as
+    rows of False.
 
-    Raises `ShapeError` where the features of a modality, or the targets and meta fields, differ between items."""
+    Raises `ShapeError` where the features of a modality, or the targets and meta fields, differ
+    between items.
+    """
     items = list(items)
-    if not items: raise ShapeError("nothing to collate: the list of items is empty")
-    names = sorted({n for item in items for n in item.streams}, key=lambda n: (MODALITIES + (n,)).index(n))
-    streams = {name: _stack(name, [item.streams.get(name) for item in items], [len(item) for item in items]) for name in names}
-    join = lambda kind: {k: _join(k, [getattr(item, kind).get(k) for item in items]) for k in {k: 0 for i in items for k in getattr(i, kind)}}
+    if not items:
+        raise ShapeError("nothing to collate: the list of items is empty")
+    names = sorted(
+        {n for item in items for n in item.streams}, key=lambda n: (MODALITIES + (n,)).index(n)
+    )
+    streams = {
+        name: _stack(
+            name, [item.streams.get(name) for item in items], [len(item) for item in items]
+        )
+        for name in names
+    }
+
+    def join(kind):
+        return {
+            k: _join(k, [getattr(item, kind).get(k) for item in items])
+            for k in {k: 0 for i in items for k in getattr(i, kind)}
+        }
+
     return Batch(streams, join("targets"), join("meta"))
+
 
 def _stack(name: str, parts: list[Stream | None], sizes: list[int]) -> Stream:
     "Streams of one modality below each other, padded to the longest; None gives rows of False."
@@ -190,79 +337,146 @@ def _stack(name: str, parts: list[Stream | None], sizes: list[int]) -> Stream:
     like, T = known[0].x, max(p.steps for p in known)
     for p in known:
         if p.x.shape[2:] != like.shape[2:]:
-            raise ShapeError(f"{name}: axis F disagrees between items: {list(like.shape[2:])} and {list(p.x.shape[2:])}")
+            raise ShapeError(
+                f"{name}: axis F disagrees between items: {list(like.shape[2:])} and"
+                f" {list(p.x.shape[2:])}"
+            )
     B = sum(sizes)
-    x, mask, t = like.new_zeros(B, T, *like.shape[2:]), torch.zeros(B, T, dtype=torch.bool, device=like.device), known[0].t.new_zeros(B, T)
+    x, mask, t = (
+        like.new_zeros(B, T, *like.shape[2:]),
+        torch.zeros(B, T, dtype=torch.bool, device=like.device),
+        known[0].t.new_zeros(B, T),
+    )
     row = 0
     for p, size in zip(parts, sizes):
-        if p is not None: x[row:row + size, :p.steps], mask[row:row + size, :p.steps], t[row:row + size, :p.steps] = p.x, p.mask, p.t
+        if p is not None:
+            (
+                x[row : row + size, : p.steps],
+                mask[row : row + size, : p.steps],
+                t[row : row + size, : p.steps],
+            ) = (
+                p.x,
+                p.mask,
+                p.t,
+            )
         row += size
     return Stream(x, mask, t)
 
+
 def _join(name: str, parts: list):
-    if any(p is None for p in parts): raise ShapeError(f"{name!r} is given for some items and not for others")
+    if any(p is None for p in parts):
+        raise ShapeError(f"{name!r} is given for some items and not for others")
     return torch.cat(parts) if isinstance(parts[0], Tensor) else [v for p in parts for v in p]
+
 
 # %% ../../nbs/course/03_batch.ipynb #dea1bf00
 def align(source: Stream, clock: Stream) -> Stream:
-    """`source` brought to the steps of `clock`, by time: each real frame goes to the nearest real step, frames of a step are averaged.
+    """`source` brought to the steps of `clock`, by time: each real frame goes to the nearest real
+    step, frames of a step are averaged.
 
-    Returns values [B, T of clock, ...]; a step that no frame came to is mask False. `clock`'s real times must not decrease."""
-    if len(source) != len(clock): raise ShapeError(f"axis B disagrees: source has {len(source)} items, clock has {len(clock)}")
+    Returns values [B, T of clock, ...]; a step that no frame came to is mask False. `clock`'s real
+    times must not decrease.
+    """
+    if len(source) != len(clock):
+        raise ShapeError(
+            f"axis B disagrees: source has {len(source)} items, clock has {len(clock)}"
+        )
     B, T = clock.mask.shape
-    order = torch.argsort((~clock.mask).to(torch.uint8), dim=1, stable=True)           # real steps first, in their order
+    # real steps first, in their order
+    order = torch.argsort((~clock.mask).to(torch.uint8), dim=1, stable=True)
     times = clock.t.masked_fill(~clock.mask, torch.inf).gather(1, order)
-    if (torch.diff(times, dim=1) < 0).any(): raise ShapeError("clock times decrease along axis T; sort the stream by time first")
-    middles = ((times[:, :-1] + times[:, 1:]) / 2).contiguous()                          # nearest = which side of the middle
+    if (torch.diff(times, dim=1) < 0).any():
+        raise ShapeError("clock times decrease along axis T; sort the stream by time first")
+    # nearest = which side of the middle
+    middles = ((times[:, :-1] + times[:, 1:]) / 2).contiguous()
     step = order.gather(1, torch.searchsorted(middles, source.t.contiguous()))
     keep = (source.mask & clock.mask.any(1, keepdim=True)).to(source.x.dtype)
-    flat = rearrange(source.x, "B S ... -> B S (...)") if source.x.ndim > 2 else source.x.unsqueeze(-1)
-    total = flat.new_zeros(B, T, flat.shape[-1]).scatter_add_(1, repeat(step, "B S -> B S F", F=flat.shape[-1]), torch.where(keep.unsqueeze(-1) > 0, flat, 0))
+    flat = (
+        rearrange(source.x, "B S ... -> B S (...)") if source.x.ndim > 2 else source.x.unsqueeze(-1)
+    )
+    total = flat.new_zeros(B, T, flat.shape[-1]).scatter_add_(
+        1,
+        repeat(step, "B S -> B S F", F=flat.shape[-1]),
+        torch.where(keep.unsqueeze(-1) > 0, flat, 0),
+    )
     count = keep.new_zeros(B, T).scatter_add_(1, step, keep)
     mean = total / count.clamp(min=1).unsqueeze(-1)
     return Stream(mean.reshape(B, T, *source.x.shape[2:]), count > 0, clock.t)
 
+
 # %% ../../nbs/course/03_batch.ipynb #0000001e
 def spread_words(words: list[str], start: float, stop: float) -> torch.Tensor:
-    "Spans [n_words, 2] in seconds of words whose own times are not known: even shares of the row's time, rounded to milliseconds."
+    """Spans [n_words, 2] in seconds of words whose own times are not known: even shares of the
+    row's time, rounded to milliseconds.
+    """
     edges = np.linspace(start, stop, len(words) + 1).round(3)
-    return torch.from_numpy(np.stack([edges[:-1], edges[1:]], axis=1).astype(np.float32).reshape(-1, 2))
+    return torch.from_numpy(
+        np.stack([edges[:-1], edges[1:]], axis=1).astype(np.float32).reshape(-1, 2)
+    )
+
 
 def byte_tokens(words: list[str], spans: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    "The UTF-8 bytes of the words as token ids (0..255), each at the middle of its word: a text stream that needs no vocabulary."
+    """The UTF-8 bytes of the words as token ids (0..255), each at the middle of its word: a text
+    stream that needs no vocabulary.
+    """
     units = [(w + " ").encode() for w in words]
     middles = spans.mean(1).numpy() if len(words) else np.zeros(0, np.float32)
-    return np.frombuffer(b"".join(units), np.uint8).astype(np.int64), np.repeat(middles, [len(u) for u in units])
+    return np.frombuffer(b"".join(units), np.uint8).astype(np.int64), np.repeat(
+        middles, [len(u) for u in units]
+    )
+
 
 def text_stream(tokenizer: Callable, words: list[list[str]], spans: list) -> Stream:
-    "The token stream [B, L] of `tokenizer(words, spans) -> (ids, times in seconds)`, one call an item; no tokens make a missing modality."
+    """The token stream [B, L] of `tokenizer(words, spans) -> (ids, times in seconds)`, one call an
+    item; no tokens make a missing modality.
+    """
     pairs = [tokenizer(w, s) for w, s in zip(words, spans)]
     B, L = len(pairs), max([1, *(len(ids) for ids, _ in pairs)])
-    x, mask, t = torch.zeros(B, L, dtype=torch.int64), torch.zeros(B, L, dtype=torch.bool), torch.zeros(B, L)
+    x, mask, t = (
+        torch.zeros(B, L, dtype=torch.int64),
+        torch.zeros(B, L, dtype=torch.bool),
+        torch.zeros(B, L),
+    )
     for i, (ids, times) in enumerate(pairs):
         n = len(ids)
-        x[i, :n], mask[i, :n], t[i, :n] = torch.as_tensor(ids), True, torch.as_tensor(times, dtype=torch.float32)
+        x[i, :n], mask[i, :n], t[i, :n] = (
+            torch.as_tensor(ids),
+            True,
+            torch.as_tensor(times, dtype=torch.float32),
+        )
     return Stream(x, mask, t)
 
+
 # %% ../../nbs/course/03_batch.ipynb #0000001f
-Rows = Sequence | np.ndarray | Tensor                                      # row numbers, or a boolean mask over all rows
+Rows = Sequence | np.ndarray | Tensor  # row numbers, or a boolean mask over all rows
 
 
 def row_numbers(rows: Rows, part: str, n: int) -> np.ndarray:
     "Row numbers as an array. Raises `DataError` for a row that is not there, or twice."
     rows = np.asarray(rows)
-    if rows.dtype == bool and len(rows) != n: raise DataError(f"{part} is a mask of {len(rows)}, the data have {n} items")
+    if rows.dtype == bool and len(rows) != n:
+        raise DataError(f"{part} is a mask of {len(rows)}, the data have {n} items")
     rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
-    if len(bad := rows[(rows < 0) | (rows >= n)]): raise DataError(f"{part} names row {bad[0]}; the data have rows 0 to {n - 1}")
-    if len(np.unique(rows)) < len(rows): raise DataError(f"a row stands twice in {part}")
+    if len(bad := rows[(rows < 0) | (rows >= n)]):
+        raise DataError(f"{part} names row {bad[0]}; the data have rows 0 to {n - 1}")
+    if len(np.unique(rows)) < len(rows):
+        raise DataError(f"a row stands twice in {part}")
     return rows
 
-# %% ../../nbs/course/03_batch.ipynb #00000020
-def spread_steps(mask: Bool[Tensor, "B T"], t: Float[Tensor, "B T"], steps: int) -> Int[Tensor, "B steps"]:
-    """Which of each item's real frames stand for `steps` equal parts of its real time: those nearest to the parts' middles, in the order of time.
 
-    An item of fewer real frames gives some of them more than once; an item of none gives frame 0."""
-    low, high = t.masked_fill(~mask, torch.inf).amin(1, keepdim=True), t.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
-    middle = low + (high - low) * (torch.arange(steps, device=t.device) + .5) / steps
+# %% ../../nbs/course/03_batch.ipynb #00000020
+def spread_steps(
+    mask: Bool[Tensor, "B T"], t: Float[Tensor, "B T"], steps: int
+) -> Int[Tensor, "B steps"]:
+    """Which of each item's real frames stand for `steps` equal parts of its real time: those
+    nearest to the parts' middles, in the order of time.
+
+    An item of fewer real frames gives some of them more than once; an item of none gives frame 0.
+    """
+    low, high = (
+        t.masked_fill(~mask, torch.inf).amin(1, keepdim=True),
+        t.masked_fill(~mask, -torch.inf).amax(1, keepdim=True),
+    )
+    middle = low + (high - low) * (torch.arange(steps, device=t.device) + 0.5) / steps
     far = (t.unsqueeze(1) - middle.unsqueeze(2)).abs().masked_fill(~mask.unsqueeze(1), torch.inf)
     return far.argmin(2) * mask.any(1, keepdim=True)

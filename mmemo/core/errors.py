@@ -2,49 +2,74 @@
 
 # %% ../../nbs/workshop/50_errors.ipynb #00000003
 from __future__ import annotations
+
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import Any
 from difflib import get_close_matches
+from typing import Any
 
 # %% auto #0
-__all__ = ['MmemoError', 'ShapeError', 'DataError', 'ConfigError', 'WeightsError', 'CheckpointError', 'near_names', 'some_names',
-           'check_choice']
+__all__ = [
+    "MmemoError",
+    "ShapeError",
+    "DataError",
+    "ConfigError",
+    "WeightsError",
+    "CheckpointError",
+    "near_names",
+    "some_names",
+    "check_choice",
+]
+
 
 # %% ../../nbs/workshop/50_errors.ipynb #00000004
 class MmemoError(Exception):
     "Base of every error that mmemo raises on purpose."
 
+
 class ShapeError(MmemoError, ValueError):
     "Tensors whose axes do not fit together; the message names the modality and the axis."
+
 
 class DataError(MmemoError, ValueError):
     "A file, row or value that cannot be right; the message names the file and the row."
 
+
 class ConfigError(MmemoError, ValueError):
     "An option, or a combination of options, that cannot work; the message names the choices."
+
 
 class WeightsError(MmemoError, OSError):
     "Weights that cannot be had; the message names the places that were looked at and the choices."
 
+
 class CheckpointError(MmemoError, RuntimeError):
     "A checkpoint that cannot be written, or is torn or damaged; the message names the file."
+
 
 # %% ../../nbs/workshop/50_errors.ipynb #00000005
 def near_names(name: str, choices: Iterable[str]) -> str:
     "`choices`, the ones that look like `name` first."
     near = difflib.get_close_matches(name, choices := list(choices), 2, 0.5)
-    return (f"did you mean {' or '.join(near)}? " if near else "") + f"choose from {', '.join(choices)}"
+    return (
+        f"did you mean {' or '.join(near)}? " if near else ""
+    ) + f"choose from {', '.join(choices)}"
+
 
 # %% ../../nbs/workshop/50_errors.ipynb #00000006
 def some_names(names: Sequence[str], most: int = 3) -> str:
     "The first names, and how many more there are."
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
+
 # %% ../../nbs/workshop/50_errors.ipynb #00000007
 def check_choice(name: Any, choices: Iterable, what: str = "key") -> Any:
     "`name`, if it is one of the `choices`. Raises `ConfigError` with the nearest of them, or all."
     choices = [str(c) for c in choices]
-    if name in choices: return name
+    if name in choices:
+        return name
     near = get_close_matches(str(name), choices, 1)
-    raise ConfigError(f"unknown {what} {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"choose {', '.join(choices)}"))
+    raise ConfigError(
+        f"unknown {what} {name!r}; "
+        + (f"did you mean {near[0]!r}?" if near else f"choose {', '.join(choices)}")
+    )

@@ -2,65 +2,109 @@
 
 # %% ../../nbs/workshop/53_files.ipynb #00000003
 from __future__ import annotations
+
 import hashlib
 import json
-import torch
 import os
 import shutil
-from pathlib import Path
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
 from torch import Tensor, nn
+
 from .errors import ConfigError, DataError
 
 # %% auto #0
-__all__ = ['CACHE_FORMAT', 'SMALL_FILE', 'canonical_json', 'fingerprint_files', 'callable_key', 'fingerprint_tensors',
-           'sync_folder', 'write_whole', 'write_through', 'remove_folder']
+__all__ = [
+    "CACHE_FORMAT",
+    "SMALL_FILE",
+    "canonical_json",
+    "fingerprint_files",
+    "callable_key",
+    "fingerprint_tensors",
+    "sync_folder",
+    "write_whole",
+    "write_through",
+    "remove_folder",
+]
 
 # %% ../../nbs/workshop/53_files.ipynb #00000004
-CACHE_FORMAT = 1                      # of the cache; a new number makes every cached corpus be parsed anew
-SMALL_FILE = 1 << 20                 # files up to this size are known by their content, larger ones by size and time
+CACHE_FORMAT = 1  # of the cache; a new number makes every cached corpus be parsed anew
+# files up to this size are known by their content, larger ones by size and time
+SMALL_FILE = 1 << 20
+
 
 def fingerprint_files(root, files: Iterable, **options) -> str:
-    """A key that changes with the source files (names, sizes, contents or times) and with the options. Raises `DataError` for a missing file.
+    """A key that changes with the source files (names, sizes, contents or times) and with the
+    options. Raises `DataError` for a missing file.
 
-    A callable among the options (a tokenizer) counts with its code and its state."""
-    digest = hashlib.sha256(json.dumps([CACHE_FORMAT, options], sort_keys=True, default=callable_key).encode())
+    A callable among the options (a tokenizer) counts with its code and its state.
+    """
+    digest = hashlib.sha256(
+        json.dumps([CACHE_FORMAT, options], sort_keys=True, default=callable_key).encode()
+    )
     for file in sorted(Path(f) for f in files):
         try:
             stat = file.stat()
-            mark = hashlib.sha256(file.read_bytes()).hexdigest() if stat.st_size <= SMALL_FILE else stat.st_mtime_ns
-        except OSError as error: raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
+            mark = (
+                hashlib.sha256(file.read_bytes()).hexdigest()
+                if stat.st_size <= SMALL_FILE
+                else stat.st_mtime_ns
+            )
+        except OSError as error:
+            raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
         digest.update(f"\n{file.relative_to(root).as_posix()} {stat.st_size} {mark}".encode())
     return digest.hexdigest()[:16]
 
+
 def callable_key(option) -> str:
     from datasets.fingerprint import Hasher
+
     if not callable(option):
-        raise ConfigError(f"option {option!r} cannot be part of a cache key; give plain values or a callable")
+        raise ConfigError(
+            f"option {option!r} cannot be part of a cache key; give plain values or a callable"
+        )
     return Hasher.hash(option)
+
 
 # %% ../../nbs/workshop/53_files.ipynb #00000005
 def fingerprint_tensors(*parts) -> str:
     "SHA-256 (first 16 hex digits) of tensors, modules' weights and texts."
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, nn.Module): part = {"class": repr(part), **part.state_dict()}
-        for key, value in (part.items() if isinstance(part, Mapping) else [("", part)]):
+        if isinstance(part, nn.Module):
+            part = {"class": repr(part), **part.state_dict()}
+        for key, value in part.items() if isinstance(part, Mapping) else [("", part)]:
             digest.update(key.encode())
-            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes() + str(tuple(value.shape)).encode() if isinstance(value, Tensor) else str(value).encode())
+            digest.update(
+                value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
+                + str(tuple(value.shape)).encode()
+                if isinstance(value, Tensor)
+                else str(value).encode()
+            )
     return digest.hexdigest()[:16]
 
+
 # %% ../../nbs/workshop/53_files.ipynb #00000006
-canonical_json = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode      # one canonical form, exact floats
+# one canonical form, exact floats
+canonical_json = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+
 
 def sync_folder(folder: Path) -> None:
     "Make the names in a folder survive a power cut."
     handle = os.open(folder, os.O_RDONLY)
-    try: os.fsync(handle)
-    finally: os.close(handle)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
 
 def write_whole(path: str | Path, data: bytes) -> None:
-    "A file, whole or not at all. Raises `ConfigError` where it cannot be written; what was there before is kept."
+    """A file, whole or not at all.
+
+    Raises `ConfigError` where it cannot be written; what was there before is kept.
+    """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -68,15 +112,23 @@ def write_whole(path: str | Path, data: bytes) -> None:
         write_through(part, data)
         os.replace(part, path)
     except OSError as error:
-        raise ConfigError(f"{path} could not be written: {error.strerror or error}; what was there before is kept. Mend that, or choose another folder") from None
+        raise ConfigError(
+            f"{path} could not be written: {error.strerror or error}; what was there before is"
+            " kept. Mend that, or choose another folder"
+        ) from None
     finally:
-        if part.exists(): part.unlink()
+        if part.exists():
+            part.unlink()
+
 
 def write_through(path: Path, data: bytes) -> dict:
     "Write a file through to the disk; its line of the manifest."
     with open(path, "wb") as file:
-        file.write(data); file.flush(); os.fsync(file.fileno())
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
 
 # %% ../../nbs/workshop/53_files.ipynb #00000007
 def remove_folder(folder: Path) -> None:

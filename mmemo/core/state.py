@@ -2,63 +2,106 @@
 
 # %% ../../nbs/workshop/52_state.ipynb #00000003
 from __future__ import annotations
-import torch
+
+import ctypes
 import hashlib
 import random
-import numpy as np
-import ctypes
-from torch import nn
 from contextlib import contextmanager, nullcontext
 
+import numpy as np
+import torch
+from torch import nn
+
 # %% auto #0
-__all__ = ['device_of', 'seed_of', 'epoch_order', 'own_noise', 'set_noise', 'own_modes', 'keep_memory', 'autocast_context']
+__all__ = [
+    "device_of",
+    "seed_of",
+    "epoch_order",
+    "own_noise",
+    "set_noise",
+    "own_modes",
+    "keep_memory",
+    "autocast_context",
+]
+
 
 # %% ../../nbs/workshop/52_state.ipynb #00000004
 def device_of(module: nn.Module) -> torch.device:
     "Where a module's weights (or buffers) lie; the CPU where it has none."
     return next((v.device for v in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
+
 # %% ../../nbs/workshop/52_state.ipynb #00000005
 def seed_of(*numbers: int) -> int:
     "A well-mixed 32-bit seed from some whole numbers, the same on every machine."
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=4).digest(), "little")
 
+
 def epoch_order(items: int, seed: int, epoch: int) -> list[int]:
-    "The permutation in which an epoch visits its items: a pure function, so that no state of it ever needs saving."
-    return torch.randperm(items, generator=torch.Generator().manual_seed(seed_of(seed, epoch))).tolist()
+    """The permutation in which an epoch visits its items: a pure function, so that no state of it
+    ever needs saving.
+    """
+    return torch.randperm(
+        items, generator=torch.Generator().manual_seed(seed_of(seed, epoch))
+    ).tolist()
+
 
 # %% ../../nbs/workshop/52_state.ipynb #00000006
 @contextmanager
 def own_noise(device: torch.device = torch.device("cpu")):
-    "Random numbers drawn inside do not disturb those outside: torch's, NumPy's and Python's generators are put back."
+    """Random numbers drawn inside do not disturb those outside: torch's, NumPy's and Python's
+    generators are put back.
+    """
     python, numpy = random.getstate(), np.random.get_state()
     kind = "cuda" if device.type == "cpu" else device.type
     with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=kind):
-        try: yield
-        finally: random.setstate(python); np.random.set_state(numpy)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
 
 def set_noise(seed: int, device: torch.device) -> None:
-    "Seed every generator that a model or a data set may draw from (a hundred times faster than `torch.manual_seed`)."
-    torch.default_generator.manual_seed(seed); np.random.seed(seed); random.seed(seed)
-    if device.type != "cpu": torch.get_device_module(device).manual_seed(seed)
+    """Seed every generator that a model or a data set may draw from (a hundred times faster than
+    `torch.manual_seed`).
+    """
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
 
 @contextmanager
 def own_modes(model: nn.Module):
     "Every module is put back to the mode, training or eval, that it had."
     modes = [(m, m.training) for m in model.modules()]
-    try: yield
+    try:
+        yield
     finally:
-        for module, mode in modes: module.training = mode
+        for module, mode in modes:
+            module.training = mode
+
 
 def keep_memory() -> bool:
-    """Let this process keep the memory that it frees, for the next step wants the same again. True where that could be said (glibc).
+    """Let this process keep the memory that it frees, for the next step wants the same again.
 
-    Otherwise every tensor of some megabytes is fetched from the system anew, page by page, which may take longer than computing it."""
-    try: malloc = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError): return False
-    return bool(malloc(-3, 2 ** 30) and malloc(-1, 2 ** 31 - 1))               # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD: bytes
+    True where that could be said (glibc).
+
+    Otherwise every tensor of some megabytes is fetched from the system anew, page by page, which
+    may take longer than computing it.
+    """
+    try:
+        malloc = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return False
+    # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD: bytes
+    return bool(malloc(-3, 2**30) and malloc(-1, 2**31 - 1))
+
 
 def autocast_context(precision: str, device: torch.device):
     "The autocast context of a precision."
-    if precision == "fp32": return nullcontext()
+    if precision == "fp32":
+        return nullcontext()
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)

@@ -2,32 +2,64 @@
 
 # %% ../../nbs/workshop/51_style.ipynb #00000003
 from __future__ import annotations
+
 import numpy as np
+
 from .batch import Batch
 
 # %% auto #0
-__all__ = ['COLOURS', 'draw_masks', 'check_exercise']
+__all__ = ["COLOURS", "draw_masks", "check_exercise"]
 
 # %% ../../nbs/workshop/51_style.ipynb #00000004
-COLOURS = {"text": "#4477AA", "audio": "#EE6677", "video": "#228833", "fusion": "#AA3377", "ceiling": "#555555"}
+COLOURS = {
+    "text": "#4477AA",
+    "audio": "#EE6677",
+    "video": "#228833",
+    "fusion": "#AA3377",
+    "ceiling": "#555555",
+}
+
 
 # %% ../../nbs/workshop/51_style.ipynb #00000005
 def draw_masks(batch: Batch, axes=None):
-    "Every stream's mask on one clock: coloured where a step is real, empty where it is padding or missing."
+    """Every stream's mask on one clock: coloured where a step is real, empty where it is padding
+    or missing.
+    """
     import matplotlib.pyplot as plt
-    if axes is None: _, axes = plt.subplots(len(batch.streams), 1, figsize=(7, 1.1 * len(batch.streams) + .5), sharex=True, constrained_layout=True)
+
+    if axes is None:
+        _, axes = plt.subplots(
+            len(batch.streams),
+            1,
+            figsize=(7, 1.1 * len(batch.streams) + 0.5),
+            sharex=True,
+            constrained_layout=True,
+        )
     for ax, (name, s) in zip(np.atleast_1d(axes), batch.streams.items()):
         for i in range(len(s)):
             times = s.t[i][s.mask[i]].tolist()
-            ax.plot(times, [i] * len(times), "|", color=COLOURS.get(name, "k"), markersize=11, markeredgewidth=1.3)
-        ax.set(yticks=range(len(s)), ylim=(len(s) - .5, -.5), ylabel=name)
+            ax.plot(
+                times,
+                [i] * len(times),
+                "|",
+                color=COLOURS.get(name, "k"),
+                markersize=11,
+                markeredgewidth=1.3,
+            )
+        ax.set(yticks=range(len(s)), ylim=(len(s) - 0.5, -0.5), ylabel=name)
         ax.spines[["top", "right"]].set_visible(False)
     np.atleast_1d(axes)[-1].set_xlabel("seconds")
     return axes
 
+
 # %% ../../nbs/workshop/51_style.ipynb #00000006
 def check_exercise(exercise, test) -> None:
-    "Run an exercise's test and say that it is right; an exercise that still raises NotImplementedError is named as to be done."
-    try: test()
-    except NotImplementedError: print(f"{exercise.__name__}: to be done")
-    else: print(f"{exercise.__name__}: right")
+    """Run an exercise's test and say that it is right; an exercise that still raises
+    NotImplementedError is named as to be done.
+    """
+    try:
+        test()
+    except NotImplementedError:
+        print(f"{exercise.__name__}: to be done")
+    else:
+        print(f"{exercise.__name__}: right")

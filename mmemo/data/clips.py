@@ -4,196 +4,503 @@
 
 # %% ../../nbs/electives/30_clips.ipynb #00000004
 from __future__ import annotations
+
 import hashlib
 import math
 import os
-import numpy as np
-import torch
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+import numpy as np
+import torch
 from torch import Tensor
-from ..core.batch import Batch, byte_tokens, collate, spread_steps, Stream
+
+from ..core.batch import Batch, Stream, byte_tokens, collate, spread_steps
 from ..core.errors import DataError
 from ..core.files import fingerprint_tensors
-from .corpus import cached, Corpus
+from .corpus import Corpus, cached
 from .meld import MELD_SPLITS, read_meld
 from .standards import SOUND_RATE
 
 # %% auto #0
-__all__ = ['CLIP_PARTS', 'CLIP_CHUNK', 'SOUND_ENDINGS', 'FILM_ENDINGS', 'CLIP_FOLDERS', 'Clip', 'decode_clip', 'parts_of_file',
-           'read_clips', 'read_media']
+__all__ = [
+    "CLIP_PARTS",
+    "CLIP_CHUNK",
+    "SOUND_ENDINGS",
+    "FILM_ENDINGS",
+    "CLIP_FOLDERS",
+    "Clip",
+    "decode_clip",
+    "parts_of_file",
+    "read_clips",
+    "read_media",
+]
 
 # %% ../../nbs/electives/30_clips.ipynb #0000001d
 CLIP_PARTS = ("video", "audio")
 
+
 @dataclass(frozen=True)
 class Clip:
-    """What could be read of a clip: `frames` [T, 3, size, size] bytes at `times` [T] seconds, `sound` [N] at 16 kHz (NaN: lost), None where there is none;
-    and `complaints`."""
+    """What could be read of a clip: `frames` [T, 3, size, size] bytes at `times` [T] seconds,
+    `sound` [N] at 16 kHz (NaN: lost), None where there is none; and `complaints`.
+    """
+
     frames: np.ndarray | None = None
     times: np.ndarray | None = None
     sound: np.ndarray | None = None
     complaints: tuple[str, ...] = ()
 
     @property
-    def seconds(self) -> float: return float(max(0 if self.sound is None else len(self.sound) / SOUND_RATE, 0 if self.times is None else self.times[-1]))
+    def seconds(self) -> float:
+        return float(
+            max(
+                0 if self.sound is None else len(self.sound) / SOUND_RATE,
+                0 if self.times is None else self.times[-1],
+            )
+        )
 
-def _decode(path: Path, kind: str, limit: float, convert: Callable, complaints: list[str]) -> list[tuple[float, np.ndarray]]:
-    "(time, converted) of every frame of the file's first stream of a kind, as far as it can be read; what went wrong goes to the complaints."
+
+def _decode(
+    path: Path, kind: str, limit: float, convert: Callable, complaints: list[str]
+) -> list[tuple[float, np.ndarray]]:
+    """(time, converted) of every frame of the file's first stream of a kind, as far as it can be
+    read; what went wrong goes to the complaints.
+    """
     import av
+
     found, damaged, until, whole = [], 0, 0.0, 0.0
     try:
         with av.open(str(path)) as file:
-            streams = [s for s in getattr(file.streams, kind) if not s.disposition & av.stream.Disposition.attached_pic]      # the cover of an album is no film
-            if not streams: complaints.append(f"no {kind} stream"); return found
+            # the cover of an album is no film
+            streams = [
+                s
+                for s in getattr(file.streams, kind)
+                if not s.disposition & av.stream.Disposition.attached_pic
+            ]
+            if not streams:
+                complaints.append(f"no {kind} stream")
+                return found
             whole = float(file.duration or 0) / av.time_base
             for frame in file.decode(streams[0]):
-                if frame.time is None or frame.is_corrupt: damaged += 1; continue
-                if frame.time >= limit: break
+                if frame.time is None or frame.is_corrupt:
+                    damaged += 1
+                    continue
+                if frame.time >= limit:
+                    break
                 until = frame.time
                 found += [(frame.time, part) for part in convert(frame)]
-    except (av.FFmpegError, ValueError, RuntimeError) as error:          # ValueError: a codec or format of numbers that make no sense
-        complaints.append(f"{kind} {'breaks off' if found else 'cannot be read'}: {getattr(error, 'strerror', None) or error}")
+    # ValueError: a codec or format of numbers that make no sense
+    except (av.FFmpegError, ValueError, RuntimeError) as error:
+        complaints.append(
+            f"{kind} {'breaks off' if found else 'cannot be read'}:"
+            f" {getattr(error, 'strerror', None) or error}"
+        )
     else:
-        if not found: complaints.append(f"{kind} has no frame")
-    if damaged: complaints.append(f"{kind} has {damaged} damaged frames")
-    if found and until < min(whole, limit) - 1: complaints.append(f"{kind} ends after {until:.1f} of {whole:.1f} s")
-    if found and whole > limit: complaints.append(f"{kind} lasts {whole:.0f} s: cut at {limit:g}")
+        if not found:
+            complaints.append(f"{kind} has no frame")
+    if damaged:
+        complaints.append(f"{kind} has {damaged} damaged frames")
+    if found and until < min(whole, limit) - 1:
+        complaints.append(f"{kind} ends after {until:.1f} of {whole:.1f} s")
+    if found and whole > limit:
+        complaints.append(f"{kind} lasts {whole:.0f} s: cut at {limit:g}")
     return found
 
+
 def _finite(frame, lost: list[tuple[float, float]]):
-    "A frame of sound with 0 for its samples that are not finite; their times (start and stop in seconds) go to `lost`."
+    """A frame of sound with 0 for its samples that are not finite; their times (start and stop in
+    seconds) go to `lost`.
+    """
     import av
-    if not frame.format.name.startswith(("flt", "dbl")): return frame                            # whole numbers are finite
+
+    # whole numbers are finite
+    if not frame.format.name.startswith(("flt", "dbl")):
+        return frame
     x, channels = frame.to_ndarray(), 1 if frame.format.is_planar else frame.layout.nb_channels
     good = np.isfinite(x)
-    if good.all(): return frame
+    if good.all():
+        return frame
     each = good.reshape(len(x), -1, channels).all((0, 2))
-    lost += [(frame.time + i / frame.rate, frame.time + (i + 1) / frame.rate) for i in np.flatnonzero(~each)]
-    clean = av.AudioFrame.from_ndarray(np.where(good, x, 0).astype(x.dtype), frame.format.name, frame.layout.name)
+    lost += [
+        (frame.time + i / frame.rate, frame.time + (i + 1) / frame.rate)
+        for i in np.flatnonzero(~each)
+    ]
+    clean = av.AudioFrame.from_ndarray(
+        np.where(good, x, 0).astype(x.dtype), frame.format.name, frame.layout.name
+    )
     clean.rate, clean.pts, clean.time_base = frame.rate, frame.pts, frame.time_base
     return clean
 
-def decode_clip(path, frames: int = 16, size: int = 112, limit: float = 60.0, kinds: Sequence[str] = CLIP_PARTS) -> Clip:
-    """The pictures and the sound of a video or sound file (`kinds`: which of the two), as far as they can be read, up to `limit` seconds. A bad file raises
-    nothing: see `complaints`.
 
-    The pictures are `frames` of those that could be decoded, evenly by the clock, each squeezed to a square; the sound is the mean of its channels,
-    brought to 16 kHz from whatever it had; samples that were not finite, or overlap one, are NaN."""
+def decode_clip(
+    path, frames: int = 16, size: int = 112, limit: float = 60.0, kinds: Sequence[str] = CLIP_PARTS
+) -> Clip:
+    """The pictures and the sound of a video or sound file (`kinds`: which of the two), as far as
+    they can be read, up to `limit` seconds. A bad file raises nothing: see `complaints`.
+
+    The pictures are `frames` of those that could be decoded, evenly by the clock, each squeezed to
+    a square; the sound is the mean of its channels, brought to 16 kHz from whatever it had;
+    samples that were not finite, or overlap one, are NaN.
+    """
     import av
+
     path, complaints, lost = Path(path), [], []
-    if not path.is_file() or not path.stat().st_size: return Clip(complaints=("the file is empty" if path.is_file() else "there is no such file",))
-    even, small = av.AudioResampler("fltp", None, SOUND_RATE), dict(width=size, height=size, format="rgb24", interpolation="AREA")
-    hear = lambda frame: [part.to_ndarray().mean(0) for part in even.resample(_finite(frame, lost))]
-    seen = _decode(path, "video", limit, lambda frame: [frame.reformat(**small).to_ndarray()], complaints) if "video" in kinds else []
+    if not path.is_file() or not path.stat().st_size:
+        return Clip(
+            complaints=("the file is empty" if path.is_file() else "there is no such file",)
+        )
+    even, small = (
+        av.AudioResampler("fltp", None, SOUND_RATE),
+        dict(width=size, height=size, format="rgb24", interpolation="AREA"),
+    )
+
+    def hear(frame):
+        return [part.to_ndarray().mean(0) for part in even.resample(_finite(frame, lost))]
+
+    seen = (
+        _decode(
+            path, "video", limit, lambda frame: [frame.reformat(**small).to_ndarray()], complaints
+        )
+        if "video" in kinds
+        else []
+    )
     heard = _decode(path, "audio", limit, hear, complaints) if "audio" in kinds else []
     pictures = times = sound = None
     if seen:
         t = torch.tensor([[time for time, _ in seen]])
         keep = spread_steps(torch.ones_like(t, dtype=torch.bool), t, frames)[0]
-        pictures, times = np.stack([seen[k][1] for k in keep.tolist()]).transpose(0, 3, 1, 2), t[0, keep].numpy()
+        pictures, times = (
+            np.stack([seen[k][1] for k in keep.tolist()]).transpose(0, 3, 1, 2),
+            t[0, keep].numpy(),
+        )
     if heard:
-        late = np.zeros(max(0, round(heard[0][0] * SOUND_RATE)), np.float32)                           # the sound may begin after the picture
-        sound = np.concatenate([late, *(part for _, part in heard), *(part.to_ndarray().mean(0) for part in even.resample(None))])
-        if not sound.any(): complaints.append("the sound is silent from end to end")
-        for start, stop in lost: sound[int(start * SOUND_RATE):math.ceil(stop * SOUND_RATE)] = np.nan
-        if lost: complaints.append(f"{len(lost)} samples of the sound are not finite")
-        if np.isnan(sound).all(): sound = None
+        # the sound may begin after the picture
+        late = np.zeros(max(0, round(heard[0][0] * SOUND_RATE)), np.float32)
+        sound = np.concatenate(
+            [
+                late,
+                *(part for _, part in heard),
+                *(part.to_ndarray().mean(0) for part in even.resample(None)),
+            ]
+        )
+        if not sound.any():
+            complaints.append("the sound is silent from end to end")
+        for start, stop in lost:
+            sound[int(start * SOUND_RATE) : math.ceil(stop * SOUND_RATE)] = np.nan
+        if lost:
+            complaints.append(f"{len(lost)} samples of the sound are not finite")
+        if np.isnan(sound).all():
+            sound = None
     return Clip(pictures, times, sound, tuple(complaints))
 
+
 # %% ../../nbs/electives/30_clips.ipynb #00000020
-CLIP_CHUNK = 32                                   # files that are decoded and kept together: what a kill may cost
-SOUND_ENDINGS = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".au", ".wma", ".amr"}
-FILM_ENDINGS = {".mp4", ".m4v", ".mkv", ".webm", ".avi", ".mov", ".flv", ".wmv", ".mpg", ".mpeg", ".3gp", ".ts"}
+CLIP_CHUNK = 32  # files that are decoded and kept together: what a kill may cost
+SOUND_ENDINGS = {
+    ".wav",
+    ".flac",
+    ".mp3",
+    ".ogg",
+    ".oga",
+    ".opus",
+    ".m4a",
+    ".aac",
+    ".aif",
+    ".aiff",
+    ".au",
+    ".wma",
+    ".amr",
+}
+FILM_ENDINGS = {
+    ".mp4",
+    ".m4v",
+    ".mkv",
+    ".webm",
+    ".avi",
+    ".mov",
+    ".flv",
+    ".wmv",
+    ".mpg",
+    ".mpeg",
+    ".3gp",
+    ".ts",
+}
+
 
 def parts_of_file(path: Path, kinds: Sequence[str] = CLIP_PARTS) -> Sequence[str]:
-    "What is to be looked for in a file: a recording has no pictures, and nobody should complain of that."
+    """What is to be looked for in a file: a recording has no pictures, and nobody should complain
+    of that.
+    """
     return ("audio",) if path.suffix.lower() in SOUND_ENDINGS else kinds
 
-def _chunks(files: Mapping[str, Path], complete: Callable, frames: int, size: int, limit: float, kinds: Sequence[str], workers: int | None) -> list[Callable]:
-    "Functions for `cached`, one for each CHUNK of files: decodes them, reports what was wrong, and gives `complete(rows, clips, streams)` of what could be read."
+
+def _chunks(
+    files: Mapping[str, Path],
+    complete: Callable,
+    frames: int,
+    size: int,
+    limit: float,
+    kinds: Sequence[str],
+    workers: int | None,
+) -> list[Callable]:
+    """Functions for `cached`, one for each CHUNK of files: decodes them, reports what was wrong,
+    and gives `complete(rows, clips, streams)` of what could be read.
+    """
     names = list(files)
+
     def chunk(start: int, report: list) -> Batch | None:
         rows = range(start, min(start + CLIP_CHUNK, len(names)))
-        read = lambda row: decode_clip(files[names[row]], frames, size, limit, parts_of_file(files[names[row]], kinds))
-        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool: clips = dict(zip(rows, pool.map(read, rows)))       # the decoder lets other threads run
-        for row, clip in clips.items(): report += _remarks(names[row], clip, parts_of_file(files[names[row]], kinds))
-        clips = {row: clip for row, clip in clips.items() if clip.frames is not None or clip.sound is not None}
-        return complete(list(clips), list(clips.values()), collate(_streams(clip, frames, size, kinds) for clip in clips.values()).streams) if clips else None
+
+        def read(row):
+            return decode_clip(
+                files[names[row]], frames, size, limit, parts_of_file(files[names[row]], kinds)
+            )
+
+        # the decoder lets other threads run
+        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+            clips = dict(zip(rows, pool.map(read, rows)))
+        for row, clip in clips.items():
+            report += _remarks(names[row], clip, parts_of_file(files[names[row]], kinds))
+        clips = {
+            row: clip
+            for row, clip in clips.items()
+            if clip.frames is not None or clip.sound is not None
+        }
+        return (
+            complete(
+                list(clips),
+                list(clips.values()),
+                collate(_streams(clip, frames, size, kinds) for clip in clips.values()).streams,
+            )
+            if clips
+            else None
+        )
+
     return [partial(chunk, start) for start in range(0, len(names), CLIP_CHUNK)]
+
 
 def _state(files: Mapping[str, Path]) -> str:
     "A key of thousands of files: by id, name, size and time, not by content."
     stats = {name: path.stat() for name, path in files.items() if path.is_file()}
-    there = [(name, path.name, *((stats[name].st_size, stats[name].st_mtime_ns) if name in stats else ())) for name, path in files.items()]
+    there = [
+        (
+            name,
+            path.name,
+            *((stats[name].st_size, stats[name].st_mtime_ns) if name in stats else ()),
+        )
+        for name, path in files.items()
+    ]
     return hashlib.sha256(repr(there).encode()).hexdigest()
+
 
 def _remarks(name: str, clip: Clip, kinds: Sequence[str]) -> list[str]:
     "The line of the report about a clip that is not as it should be."
-    lost = [kind for kind, part in (("video", clip.frames), ("audio", clip.sound)) if part is None and kind in kinds]
-    fate = "left out" if len(lost) == len(kinds) else f"kept, its {lost[0]} is missing" if lost else "kept"
+    lost = [
+        kind
+        for kind, part in (("video", clip.frames), ("audio", clip.sound))
+        if part is None and kind in kinds
+    ]
+    fate = (
+        "left out"
+        if len(lost) == len(kinds)
+        else f"kept, its {lost[0]} is missing"
+        if lost
+        else "kept"
+    )
     return [f"{name}: {', '.join(clip.complaints)}: {fate}"] if clip.complaints else []
+
 
 def _streams(clip: Clip, frames: int, size: int, kinds: Sequence[str]) -> Batch:
     "A clip as streams of one item; what it lacks is a missing modality."
     sound = np.zeros(1, np.float32) if clip.sound is None else clip.sound
     video = np.zeros((frames, 3, size, size), np.uint8) if clip.frames is None else clip.frames
     t = np.zeros(frames, np.float32) if clip.times is None else clip.times
-    made = {"audio": Stream.of(sound[None], torch.full((1, len(sound)), clip.sound is not None), rate=SOUND_RATE),
-            "video": Stream.of(video[None], torch.full((1, frames), clip.frames is not None), t[None])}
+    made = {
+        "audio": Stream.of(
+            sound[None], torch.full((1, len(sound)), clip.sound is not None), rate=SOUND_RATE
+        ),
+        "video": Stream.of(video[None], torch.full((1, frames), clip.frames is not None), t[None]),
+    }
     return Batch({kind: stream for kind, stream in made.items() if kind in kinds})
 
-CLIP_FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
 
-def read_clips(folder, tokenizer: Callable = byte_tokens, frames: int = 16, size: int = 112, limit: float = 60.0, cache=None, progress: bool = True,
-               workers: int | None = None) -> Corpus:
-    """MELD with its clips (Poria et al. 2019), or any folder laid out like it: what `read_meld` gives, audio [N] at 16 kHz and video
-    [frames, 3, size, size] bytes, from `train_splits/dia0_utt0.mp4` and so on. `workers` threads decode (default: one a core).
+CLIP_FOLDERS = {
+    "train": "train_splits",
+    "dev": "dev_splits_complete",
+    "test": "output_repeated_splits_test",
+}
 
-    A clip of which nothing can be decoded is left out; of which only the picture or only the sound can, keeps it, and the other is a missing modality.
-    Both are a line in `corpus.report`, as is whatever else was wrong with a clip. Killed, it goes on where it was. Raises `DataError` where there are no
-    tables or no clips at all."""
+
+def read_clips(
+    folder,
+    tokenizer: Callable = byte_tokens,
+    frames: int = 16,
+    size: int = 112,
+    limit: float = 60.0,
+    cache=None,
+    progress: bool = True,
+    workers: int | None = None,
+) -> Corpus:
+    """MELD with its clips (Poria et al. 2019), or any folder laid out like it: what `read_meld`
+    gives, audio [N] at 16 kHz and video [frames, 3, size, size] bytes, from
+    `train_splits/dia0_utt0.mp4` and so on. `workers` threads decode (default: one a core).
+
+    A clip of which nothing can be decoded is left out; of which only the picture or only the sound
+    can, keeps it, and the other is a missing modality. Both are a line in `corpus.report`, as is
+    whatever else was wrong with a clip. Killed, it goes on where it was. Raises `DataError` where
+    there are no tables or no clips at all.
+    """
     folder = Path(folder)
     told = read_meld(folder, tokenizer, cache, progress)
-    clips = {i: folder / CLIP_FOLDERS[split] / f"{name}.mp4" for i in told.meta["id"] for split, name in [i.split("_", 1)]}
+    clips = {
+        i: folder / CLIP_FOLDERS[split] / f"{name}.mp4"
+        for i in told.meta["id"]
+        for split, name in [i.split("_", 1)]
+    }
     if not any(c.is_file() for c in clips.values()):
-        raise DataError(f"{folder} holds none of the {len(clips)} clips that its tables name, such as {next(iter(clips.values())).relative_to(folder)}")
-    parse = [lambda report: report.extend(told.report), *_chunks(clips, lambda rows, _, streams: told[rows].replace(**streams), frames, size, limit, CLIP_PARTS, workers)]
-    tables = [folder / f for f in MELD_SPLITS.values() if (folder / f).exists()] or [folder / "meld.parquet"]
-    options = {"tokenizer": tokenizer, "frames": frames, "size": size, "limit": limit, "clips": _state(clips), "chunk": CLIP_CHUNK}
-    return cached("clips", parse, folder, tables, options, 2, {"audio": SOUND_RATE}, told.classes, cache, progress)
+        raise DataError(
+            f"{folder} holds none of the {len(clips)} clips that its tables name, such as"
+            f" {next(iter(clips.values())).relative_to(folder)}"
+        )
+    parse = [
+        lambda report: report.extend(told.report),
+        *_chunks(
+            clips,
+            lambda rows, _, streams: told[rows].replace(**streams),
+            frames,
+            size,
+            limit,
+            CLIP_PARTS,
+            workers,
+        ),
+    ]
+    tables = [folder / f for f in MELD_SPLITS.values() if (folder / f).exists()] or [
+        folder / "meld.parquet"
+    ]
+    options = {
+        "tokenizer": tokenizer,
+        "frames": frames,
+        "size": size,
+        "limit": limit,
+        "clips": _state(clips),
+        "chunk": CLIP_CHUNK,
+    }
+    return cached(
+        "clips",
+        parse,
+        folder,
+        tables,
+        options,
+        2,
+        {"audio": SOUND_RATE},
+        told.classes,
+        cache,
+        progress,
+    )
+
 
 # %% ../../nbs/electives/30_clips.ipynb #00000029
-def read_media(files, frames: int = 16, size: int = 112, limit: float = 60.0, cache=None, progress: bool = True, workers: int | None = None,
-               targets: Mapping[str, Mapping] | None = None, meta: Mapping[str, Mapping] | None = None) -> Corpus:
-    """Sound and video files, by any name and in any format that FFmpeg knows: {id: path}, or a folder (ids are the paths below it without their endings).
+def read_media(
+    files,
+    frames: int = 16,
+    size: int = 112,
+    limit: float = 60.0,
+    cache=None,
+    progress: bool = True,
+    workers: int | None = None,
+    targets: Mapping[str, Mapping] | None = None,
+    meta: Mapping[str, Mapping] | None = None,
+) -> Corpus:
+    """Sound and video files, by any name and in any format that FFmpeg knows: {id: path}, or a
+    folder (ids are the paths below it without their endings).
 
-    Streams: audio [N] at 16 kHz and, unless all files are sound files by their ending, video [frames, 3, size, size] bytes. Meta: `id`, `seconds`.
-    `targets` {task: {id: number}} and `meta` {field: {id: text or number}} come along; a target that is not known is NaN, or -100 where all are whole
-    numbers. A broken file is left out, or one of its modalities is missing, or some samples are: each with a line in `corpus.report`. `workers` threads
-    decode (default: one a core). Every CHUNK files are kept at once: killed, it goes on where it was. Raises `DataError` where there are no files, or none can be read."""
-    files = {str(i): Path(path) for i, path in files.items()} if isinstance(files, Mapping) else _found(Path(files))
-    if not files: raise DataError("there are no files to read: the mapping is empty")
+    Streams: audio [N] at 16 kHz and, unless all files are sound files by their ending, video
+    [frames, 3, size, size] bytes. Meta: `id`, `seconds`. `targets` {task: {id: number}} and `meta`
+    {field: {id: text or number}} come along; a target that is not known is NaN, or -100 where all
+    are whole numbers. A broken file is left out, or one of its modalities is missing, or some
+    samples are: each with a line in `corpus.report`. `workers` threads decode (default: one a
+    core). Every CHUNK files are kept at once: killed, it goes on where it was. Raises `DataError`
+    where there are no files, or none can be read.
+    """
+    files = (
+        {str(i): Path(path) for i, path in files.items()}
+        if isinstance(files, Mapping)
+        else _found(Path(files))
+    )
+    if not files:
+        raise DataError("there are no files to read: the mapping is empty")
     kinds = tuple(k for k in CLIP_PARTS if any(k in parts_of_file(path) for path in files.values()))
-    ids, numbers = list(files), {task: _column(known, list(files)) for task, known in (targets or {}).items()}
+    ids, numbers = (
+        list(files),
+        {task: _column(known, list(files)) for task, known in (targets or {}).items()},
+    )
+
     def complete(rows: list[int], clips: list[Clip], streams: dict) -> Batch:
-        chosen = {field: [known.get(ids[row]) for row in rows] for field, known in (meta or {}).items()}
-        return Batch(streams, {task: column[rows] for task, column in numbers.items()},
-                     {"id": [ids[row] for row in rows], "seconds": torch.tensor([clip.seconds for clip in clips]), **chosen})
-    options = {"frames": frames, "size": size, "limit": limit, "kinds": kinds, "files": _state(files), "chunk": CLIP_CHUNK, "columns": fingerprint_tensors(repr((targets, meta)))}
-    return cached("media", _chunks(files, complete, frames, size, limit, kinds, workers), ".", [], options, rates={"audio": SOUND_RATE}, cache=cache, progress=progress)
+        chosen = {
+            field: [known.get(ids[row]) for row in rows] for field, known in (meta or {}).items()
+        }
+        return Batch(
+            streams,
+            {task: column[rows] for task, column in numbers.items()},
+            {
+                "id": [ids[row] for row in rows],
+                "seconds": torch.tensor([clip.seconds for clip in clips]),
+                **chosen,
+            },
+        )
+
+    options = {
+        "frames": frames,
+        "size": size,
+        "limit": limit,
+        "kinds": kinds,
+        "files": _state(files),
+        "chunk": CLIP_CHUNK,
+        "columns": fingerprint_tensors(repr((targets, meta))),
+    }
+    return cached(
+        "media",
+        _chunks(files, complete, frames, size, limit, kinds, workers),
+        ".",
+        [],
+        options,
+        rates={"audio": SOUND_RATE},
+        cache=cache,
+        progress=progress,
+    )
+
 
 def _found(folder: Path) -> dict[str, Path]:
-    "The sound and video files of a folder and those below it, by their path without its ending (with it, where two differ in nothing else)."
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SOUND_ENDINGS | FILM_ENDINGS and not p.name.startswith("._"))
-    if not paths: raise DataError(f"{folder} {'holds no sound or video files' if folder.is_dir() else 'is no folder'}; their endings would be {', '.join(sorted(SOUND_ENDINGS | FILM_ENDINGS))}")
+    """The sound and video files of a folder and those below it, by their path without its ending
+    (with it, where two differ in nothing else).
+    """
+    paths = sorted(
+        p
+        for p in folder.rglob("*")
+        if p.suffix.lower() in SOUND_ENDINGS | FILM_ENDINGS and not p.name.startswith("._")
+    )
+    if not paths:
+        raise DataError(
+            f"{folder} {'holds no sound or video files' if folder.is_dir() else 'is no folder'};"
+            f" their endings would be {', '.join(sorted(SOUND_ENDINGS | FILM_ENDINGS))}"
+        )
     short = [p.relative_to(folder).with_suffix("").as_posix() for p in paths]
-    return {p.relative_to(folder).as_posix() if short.count(name) > 1 else name: p for name, p in zip(short, paths)}
+    return {
+        p.relative_to(folder).as_posix() if short.count(name) > 1 else name: p
+        for name, p in zip(short, paths)
+    }
+
 
 def _column(known: Mapping, ids: Sequence[str]) -> Tensor:
-    "Targets of `ids`: whole numbers are classes (-100: not known), others are values (NaN: not known)."
+    """Targets of `ids`: whole numbers are classes (-100: not known), others are values (NaN: not
+    known).
+    """
     whole = all(isinstance(v, (int, np.integer)) for v in known.values())
-    return torch.tensor([known.get(i, -100 if whole else math.nan) for i in ids], dtype=torch.long if whole else torch.float32)
+    return torch.tensor(
+        [known.get(i, -100 if whole else math.nan) for i in ids],
+        dtype=torch.long if whole else torch.float32,
+    )

@@ -2,97 +2,202 @@
 
 # %% ../../nbs/workshop/61_cmu.ipynb #00000003
 from __future__ import annotations
+
 import re
+from pathlib import Path
+
 import numpy as np
 import torch
-from pathlib import Path
+
 from ..core.batch import Batch, Stream
 from ..core.errors import DataError
-from .corpus import cached, Corpus
+from .corpus import Corpus, cached
 from .tables import as_text, read_arrays, read_rows
 
 # %% auto #0
-__all__ = ['PADDING_CLIP', 'CMU_ARRAY', 'MOSI_COLUMNS', 'read_cmu_table', 'read_mmmo', 'read_mosi']
+__all__ = ["PADDING_CLIP", "CMU_ARRAY", "MOSI_COLUMNS", "read_cmu_table", "read_mmmo", "read_mosi"]
 
 # %% ../../nbs/workshop/61_cmu.ipynb #00000004
-PADDING_CLIP = 255                       # the authors of the MFN release cut COVAREP values off at +-255
+PADDING_CLIP = 255  # the authors of the MFN release cut COVAREP values off at +-255
 
 CMU_ARRAY = re.compile("(audio|video|text|y|id)_(train|valid|test)(_emb)?")
 
-def read_cmu_table(path, target: str = "rating", low: float = -np.inf, high: float = np.inf, corpus: str = "cmu",
-                   cache=None, progress: bool = True) -> Corpus:
-    """A table of word-aligned features as the CMU releases have them: one npz with audio_SPLIT, video_SPLIT, text_SPLIT(_emb) [N, T, F] and
-    y_SPLIT [N] or [N, K] for SPLIT in train, valid, test, and where known id_SPLIT [N] ('video$_$clip': the video is the speaker).
 
-    Steps that are all zero are padding: mask False. A modality that a split lacks is missing. The files have no clock: a step counts as
-    one second. Raises `DataError` naming file, array and row for shapes that disagree, unknown arrays and labels outside low..high."""
+def read_cmu_table(
+    path,
+    target: str = "rating",
+    low: float = -np.inf,
+    high: float = np.inf,
+    corpus: str = "cmu",
+    cache=None,
+    progress: bool = True,
+) -> Corpus:
+    """A table of word-aligned features as the CMU releases have them: one npz with audio_SPLIT,
+    video_SPLIT, text_SPLIT(_emb) [N, T, F] and y_SPLIT [N] or [N, K] for SPLIT in train, valid,
+    test, and where known id_SPLIT [N] ('video$_$clip': the video is the speaker).
+
+    Steps that are all zero are padding: mask False. A modality that a split lacks is missing. The
+    files have no clock: a step counts as one second. Raises `DataError` naming file, array and row
+    for shapes that disagree, unknown arrays and labels outside low..high.
+    """
     path = Path(path)
+
     def parse(report):
         arrays = _check_table(path, read_arrays(path), report)
         for split in ("train", "valid", "test"):
-            if (y := arrays.get(f"y_{split}")) is None: continue
-            bad = ~((y >= low) & (y <= high) & np.isfinite(y)) if y.dtype.kind in "fiu" else np.ones(len(y), bool)
+            if (y := arrays.get(f"y_{split}")) is None:
+                continue
+            bad = (
+                ~((y >= low) & (y <= high) & np.isfinite(y))
+                if y.dtype.kind in "fiu"
+                else np.ones(len(y), bool)
+            )
             if bad.any():
                 first = tuple(np.argwhere(bad)[0])
-                raise DataError(f"{path}, y_{split}, row {first[0]}: {y[first]} is not a number from {low:g} to {high:g}")
+                raise DataError(
+                    f"{path}, y_{split}, row {first[0]}: {y[first]} is not a number from {low:g} to"
+                    f" {high:g}"
+                )
             N, streams = len(y), {}
-            for name in [m for m in ("text", "audio", "video") if any(n.startswith(m) for n in arrays)]:
-                if f"{name}_{split}" not in arrays: report.append(f"{name} is not there for {split}: missing modality")
+            for name in [
+                m for m in ("text", "audio", "video") if any(n.startswith(m) for n in arrays)
+            ]:
+                if f"{name}_{split}" not in arrays:
+                    report.append(f"{name} is not there for {split}: missing modality")
                 width = next(a.shape[2] for n, a in arrays.items() if n.startswith(name))
                 x = arrays.get(f"{name}_{split}", np.zeros((N, 1, width)))
-                if len(x) != N: raise DataError(f"{path}: {name}_{split} has {len(x)} items, y_{split} has {N}")
-                streams[name] = Stream.of(torch.tensor(x, dtype=torch.float32), mask=torch.tensor((x != 0).any(-1)), rate=1)
-            ids = list(map(str, arrays.get(f"id_{split}", [f"{corpus}_{split}_{i:05d}" for i in range(N)])))
+                if len(x) != N:
+                    raise DataError(f"{path}: {name}_{split} has {len(x)} items, y_{split} has {N}")
+                streams[name] = Stream.of(
+                    torch.tensor(x, dtype=torch.float32),
+                    mask=torch.tensor((x != 0).any(-1)),
+                    rate=1,
+                )
+            ids = list(
+                map(str, arrays.get(f"id_{split}", [f"{corpus}_{split}_{i:05d}" for i in range(N)]))
+            )
             people = [i.split("$_$")[0] for i in ids]
-            yield Batch(streams, {target: torch.tensor(y, dtype=torch.float32)},
-                        {"id": ids, "speaker": people, "session": people, "corpus": [corpus] * N, "split": [split] * N})
-    return cached(corpus, parse, path.parent, [path], {"target": target, "low": low, "high": high},
-                  rates=dict.fromkeys(("text", "audio", "video"), 1), cache=cache, progress=progress)
+            yield Batch(
+                streams,
+                {target: torch.tensor(y, dtype=torch.float32)},
+                {
+                    "id": ids,
+                    "speaker": people,
+                    "session": people,
+                    "corpus": [corpus] * N,
+                    "split": [split] * N,
+                },
+            )
+
+    return cached(
+        corpus,
+        parse,
+        path.parent,
+        [path],
+        {"target": target, "low": low, "high": high},
+        rates=dict.fromkeys(("text", "audio", "video"), 1),
+        cache=cache,
+        progress=progress,
+    )
+
 
 def _check_table(path, arrays: dict, report: list) -> dict[str, np.ndarray]:
     "The arrays under their plain names, where names and shapes are those of a table."
     if odd := [n for n in arrays if not CMU_ARRAY.fullmatch(n)]:
-        raise DataError(f"{path}: unknown array {odd[0]}; known are audio, video, text, y, id with _train, _valid, _test")
+        raise DataError(
+            f"{path}: unknown array {odd[0]}; known are audio, video, text, y, id with _train,"
+            " _valid, _test"
+        )
     arrays = {n.removesuffix("_emb"): a for n, a in arrays.items()}
     for name in ("text", "audio", "video"):
         parts = [a for n, a in arrays.items() if n.startswith(name)]
-        if any(a.ndim != 3 or a.dtype.kind not in "fiu" or a.shape[1:] != parts[0].shape[1:] for a in parts):
+        if any(
+            a.ndim != 3 or a.dtype.kind not in "fiu" or a.shape[1:] != parts[0].shape[1:]
+            for a in parts
+        ):
             found = [f"{list(a.shape)} {a.dtype}" for a in parts]
-            raise DataError(f"{path}: {name} arrays must be numbers [N, T, F] with one T and F, not {found}")
+            raise DataError(
+                f"{path}: {name} arrays must be numbers [N, T, F] with one T and F, not {found}"
+            )
         if parts and (cut := np.mean([np.mean(np.abs(a) >= PADDING_CLIP) for a in parts])):
-            report.append(f"{name}: {cut:.2%} of the values stand at or beyond +-{PADDING_CLIP}, where the release cuts them off: standardise robustly")
+            report.append(
+                f"{name}: {cut:.2%} of the values stand at or beyond +-{PADDING_CLIP}, where the"
+                " release cuts them off: standardise robustly"
+            )
     return arrays
 
+
 def read_mmmo(folder, **options) -> Corpus:
-    """ICT-MMMO (Woellmer et al. 2013) as released with MFN: 340 video reviews, 20 word steps of COVAREP (74), FACET (36) and, except in
-    train, GloVe (300); target rating 1..5. One video a reviewer: each item is its own speaker. Options: see `read_cmu_table`."""
+    """ICT-MMMO (Woellmer et al. 2013) as released with MFN: 340 video reviews, 20 word steps of
+    COVAREP (74), FACET (36) and, except in train, GloVe (300); target rating 1..5. One video a
+    reviewer: each item is its own speaker. Options: see `read_cmu_table`.
+    """
     return read_cmu_table(Path(folder) / "mmmo.npz", "rating", 1, 5, "mmmo", **options)
 
-MOSI_COLUMNS = {"text": 100, "audio": 73, "visual": 100}                      # arrays of the feature file and their widths
+
+# arrays of the feature file and their widths
+MOSI_COLUMNS = {"text": 100, "audio": 73, "visual": 100}
+
 
 def read_mosi(folder, cache=None, progress: bool = True) -> Corpus:
-    """CMU-MOSI (Zadeh et al. 2016), utterance features of the bc-LSTM release: 2,199 utterances of 93 speakers; text 100, audio 73,
-    video 100, T = 1; target sentiment 0 or 1.
+    """CMU-MOSI (Zadeh et al. 2016), utterance features of the bc-LSTM release: 2,199 utterances of
+    93 speakers; text 100, audio 73, video 100, T = 1; target sentiment 0 or 1.
 
-    LEAK: text and video are activations of networks fitted on the *training labels*. Inside train they classify at 98 % and 92 %, on the
-    test speakers at 76 % and 52 %: no dev set, early stopping or fusion weight taken inside train is worth anything. Honest inputs are the
-    transcripts (meta text) and the audio. Raises `DataError` naming file, array and row."""
+    LEAK: text and video are activations of networks fitted on the *training labels*. Inside train
+    they classify at 98 % and 92 %, on the test speakers at 76 % and 52 %: no dev set, early
+    stopping or fusion weight taken inside train is worth anything. Honest inputs are the
+    transcripts (meta text) and the audio. Raises `DataError` naming file, array and row.
+    """
     folder = Path(folder)
     path, table = folder / "mosi_features.npz", folder / "mosi_meta.parquet"
+
     def parse(report):
         a = read_arrays(path)
-        if lack := {"utt_id", "video", "seg", "split", "label", *MOSI_COLUMNS} - set(a): raise DataError(f"{path}: no array {', '.join(sorted(lack))}")
+        if lack := {"utt_id", "video", "seg", "split", "label", *MOSI_COLUMNS} - set(a):
+            raise DataError(f"{path}: no array {', '.join(sorted(lack))}")
         N = len(a["utt_id"])
         for name, F in MOSI_COLUMNS.items():
-            if a[name].shape != (N, F): raise DataError(f"{path}, array {name}: shape {list(a[name].shape)}, expected [{N}, {F}]")
+            if a[name].shape != (N, F):
+                raise DataError(
+                    f"{path}, array {name}: shape {list(a[name].shape)}, expected [{N}, {F}]"
+                )
         if bad := np.flatnonzero(~np.isin(a["label"], (0, 1))).tolist():
             raise DataError(f"{path}, label, row {bad[0]}: {a['label'][bad[0]]} is neither 0 nor 1")
-        report.append("text and video features were fitted on the training labels: any dev set inside train is worthless for them")
-        known = {r["utt_id"]: r["text"] for r in read_rows(table, {"utt_id": as_text, "text": as_text})} if table.exists() else {}
+        report.append(
+            "text and video features were fitted on the training labels: any dev set inside train"
+            " is worthless for them"
+        )
+        known = (
+            {r["utt_id"]: r["text"] for r in read_rows(table, {"utt_id": as_text, "text": as_text})}
+            if table.exists()
+            else {}
+        )
         said, people = [known.get(i, "") for i in a["utt_id"].tolist()], a["video"].tolist()
-        streams = {to: Stream.of(torch.tensor(a[name], dtype=torch.float32)[:, None], rate=1) for to, name in zip(("text", "audio", "video"), MOSI_COLUMNS)}
-        yield Batch(streams, {"sentiment": torch.tensor(a["label"], dtype=torch.int64)},
-                    {"id": a["utt_id"].tolist(), "speaker": people, "session": people, "corpus": ["mosi"] * N, "split": a["split"].tolist(),
-                     "segment": torch.tensor(a["seg"]), "text": said, "words": [s.split() for s in said]})
-    return cached("mosi", parse, folder, [path] + [table] * table.exists(), classes={"sentiment": ("negative", "positive")},
-                  cache=cache, progress=progress)
+        streams = {
+            to: Stream.of(torch.tensor(a[name], dtype=torch.float32)[:, None], rate=1)
+            for to, name in zip(("text", "audio", "video"), MOSI_COLUMNS)
+        }
+        yield Batch(
+            streams,
+            {"sentiment": torch.tensor(a["label"], dtype=torch.int64)},
+            {
+                "id": a["utt_id"].tolist(),
+                "speaker": people,
+                "session": people,
+                "corpus": ["mosi"] * N,
+                "split": a["split"].tolist(),
+                "segment": torch.tensor(a["seg"]),
+                "text": said,
+                "words": [s.split() for s in said],
+            },
+        )
+
+    return cached(
+        "mosi",
+        parse,
+        folder,
+        [path] + [table] * table.exists(),
+        classes={"sentiment": ("negative", "positive")},
+        cache=cache,
+        progress=progress,
+    )

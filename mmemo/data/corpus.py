@@ -4,162 +4,309 @@
 
 # %% ../../nbs/workshop/56_corpus.ipynb #2e59dcb9
 from __future__ import annotations
+
 import copy
 import json
 import os
 import shutil
 import tempfile
 import warnings
-import numpy as np
-import torch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
+import torch
 from torch import Tensor
+
 from ..core.batch import Batch, Stream
 from ..core.errors import ConfigError, DataError
 from ..core.files import callable_key, fingerprint_files
 
 # %% auto #0
-__all__ = ['cached', 'Corpus', 'row_array']
+__all__ = ["cached", "Corpus", "row_array"]
+
 
 # %% ../../nbs/workshop/56_corpus.ipynb #7de67d07
 def _to_arrow(batch: Batch, rates: Mapping):
-    "A batch as an Arrow table without its padding: one flat list a stream and item; and the layout that is needed to read it back."
+    """A batch as an Arrow table without its padding: one flat list a stream and item; and the
+    layout that is needed to read it back.
+    """
     import pyarrow as pa
+
     columns, layout = {}, {"streams": {}, "targets": {}, "meta": {}}
     for name, s in batch.streams.items():
-        steps = (torch.arange(1, s.steps + 1) * s.mask).amax(1)                        # up to the last real step; 0 where there is none
+        # up to the last real step; 0 where there is none
+        steps = (torch.arange(1, s.steps + 1) * s.mask).amax(1)
         inside = torch.arange(s.steps) < steps.unsqueeze(1)
         parts = {"x": s.x, "mask": s.mask.to(torch.uint8)} | ({} if name in rates else {"t": s.t})
-        for part, values in parts.items(): columns[f"{name}.{part}"] = _ragged(values[inside], steps)
+        for part, values in parts.items():
+            columns[f"{name}.{part}"] = _ragged(values[inside], steps)
         layout["streams"][name] = list(s.x.shape[2:])
-    for kind, name, values in [("targets", n, v) for n, v in batch.targets.items()] + [("meta", n, v) for n, v in batch.meta.items()]:
+    for kind, name, values in [("targets", n, v) for n, v in batch.targets.items()] + [
+        ("meta", n, v) for n, v in batch.meta.items()
+    ]:
         layout[kind][name] = "plain"
         if isinstance(values, Tensor):
             layout[kind][name], flat = list(values.shape[1:]), pa.array(values.flatten().numpy())
-            columns[f"{kind}.{name}"] = pa.FixedSizeListArray.from_arrays(flat, values[0].numel()) if values.ndim > 1 else flat
+            columns[f"{kind}.{name}"] = (
+                pa.FixedSizeListArray.from_arrays(flat, values[0].numel())
+                if values.ndim > 1
+                else flat
+            )
         elif values and isinstance(values[0], Tensor):
             layout[kind][name] = {"ragged": list(values[0].shape[1:])}
-            columns[f"{kind}.{name}"] = _ragged(torch.cat(list(values)), torch.tensor([len(v) for v in values]))
-        else: columns[f"{kind}.{name}"] = pa.array(values, pa.list_(pa.string()) if isinstance(values[0], list) else None)
+            columns[f"{kind}.{name}"] = _ragged(
+                torch.cat(list(values)), torch.tensor([len(v) for v in values])
+            )
+        else:
+            columns[f"{kind}.{name}"] = pa.array(
+                values, pa.list_(pa.string()) if isinstance(values[0], list) else None
+            )
     return pa.table(columns), layout
+
 
 def _ragged(flat: Tensor, lengths: Tensor):
     import pyarrow as pa
+
     ends = lengths.cumsum(0) * flat[:1].numel() if len(flat) else lengths * 0
-    return pa.LargeListArray.from_arrays(np.concatenate([[0], ends.numpy()]).astype(np.int64), pa.array(flat.contiguous().numpy().ravel()))
+    return pa.LargeListArray.from_arrays(
+        np.concatenate([[0], ends.numpy()]).astype(np.int64),
+        pa.array(flat.contiguous().numpy().ravel()),
+    )
+
 
 # %% ../../nbs/workshop/56_corpus.ipynb #2dfdf055
-def cached(name: str, parse: Callable[[list], Iterable[Batch]] | Sequence[Callable[[list], Batch | None]], root, files: Iterable, options: Mapping = {},
-           version: int = 1, rates: Mapping = {}, classes: Mapping = {}, cache=None, progress: bool = True, total: int | None = None) -> Corpus:
-    """The corpus that `parse(report)` yields batch by batch; where source files and options are those of a cached one, nothing is parsed.
+def cached(
+    name: str,
+    parse: Callable[[list], Iterable[Batch]] | Sequence[Callable[[list], Batch | None]],
+    root,
+    files: Iterable,
+    options: Mapping = {},
+    version: int = 1,
+    rates: Mapping = {},
+    classes: Mapping = {},
+    cache=None,
+    progress: bool = True,
+    total: int | None = None,
+) -> Corpus:
+    """The corpus that `parse(report)` yields batch by batch; where source files and options are
+    those of a cached one, nothing is parsed.
 
-    `parse` may be a list of functions, each of which gives the batch of one chunk of the sources (None: nothing in it). A chunk is kept as soon as it is
-    parsed: after a kill the next call parses only the others. `rates` {stream: Hz} names streams on an even clock, whose times need not be stored.
-    `cache`: folder (default MMEMO_CACHE or _data/cache). Raises `DataError` for wrong data and `ConfigError` where the cache cannot be written; neither
-    leaves anything behind but finished chunks."""
-    about = dict(corpus=name, version=version, options=dict(options), rates=dict(rates), classes={k: list(v) for k, v in classes.items()})
+    `parse` may be a list of functions, each of which gives the batch of one chunk of the sources
+    (None: nothing in it). A chunk is kept as soon as it is parsed: after a kill the next call
+    parses only the others. `rates` {stream: Hz} names streams on an even clock, whose times need
+    not be stored. `cache`: folder (default MMEMO_CACHE or _data/cache). Raises `DataError` for
+    wrong data and `ConfigError` where the cache cannot be written; neither leaves anything behind
+    but finished chunks.
+    """
+    about = dict(
+        corpus=name,
+        version=version,
+        options=dict(options),
+        rates=dict(rates),
+        classes={k: list(v) for k, v in classes.items()},
+    )
     home = Path(cache or os.environ.get("MMEMO_CACHE") or "_data/cache")
     folder = home / f"{name}-{fingerprint_files(root, files, **about)}"
     if not folder.exists():
         from tqdm.auto import tqdm
-        bar = lambda steps: tqdm(steps, desc=f"reading {name}", total=total, disable=not progress)
+
+        def bar(steps):
+            return tqdm(steps, desc=f"reading {name}", total=total, disable=not progress)
+
         chunks, work, report = home / f".{folder.name}.chunks", None, []
         try:
             home.mkdir(parents=True, exist_ok=True)
-            tables = (_to_arrow(batch, rates) for batch in bar(parse(report))) if callable(parse) else _chunks(chunks, parse, rates, report, bar)
+            tables = (
+                (_to_arrow(batch, rates) for batch in bar(parse(report)))
+                if callable(parse)
+                else _chunks(chunks, parse, rates, report, bar)
+            )
             work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=home))
         except OSError as error:
-            raise ConfigError(f"cache folder {home} cannot be written: {error}; set MMEMO_CACHE or give cache=") from None
+            raise ConfigError(
+                f"cache folder {home} cannot be written: {error}; set MMEMO_CACHE or give cache="
+            ) from None
         try:
             _write(work, tables, about, report)
-            try: work.rename(folder)                           # whole or not at all
+            # whole or not at all
+            try:
+                work.rename(folder)
             except OSError:
-                if not folder.exists(): raise                  # otherwise another process was faster, with the same content
+                # otherwise another process was faster, with the same content
+                if not folder.exists():
+                    raise
         except OSError as error:
-            if not folder.exists(): raise ConfigError(f"{name} was not cached: {error}; is the disk of {home} full? Set MMEMO_CACHE or give cache=") from None
-        finally: shutil.rmtree(work, ignore_errors=True)
+            if not folder.exists():
+                raise ConfigError(
+                    f"{name} was not cached: {error}; is the disk of {home} full? Set MMEMO_CACHE"
+                    " or give cache="
+                ) from None
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(chunks, ignore_errors=True)
-        if report: warnings.warn(f"{name}: {len(report)} remarks on the data in corpus.report; first: {report[0]}", stacklevel=3)
+        if report:
+            warnings.warn(
+                f"{name}: {len(report)} remarks on the data in corpus.report; first: {report[0]}",
+                stacklevel=3,
+            )
     return Corpus(folder)
 
-def _chunks(folder: Path, parse: Sequence[Callable], rates: Mapping, report: list, bar: Callable) -> Iterator[tuple]:
-    "Parses the chunks whose file is not in `folder` yet, each kept at once; then gives the tables of all of them and their layouts."
+
+def _chunks(
+    folder: Path, parse: Sequence[Callable], rates: Mapping, report: list, bar: Callable
+) -> Iterator[tuple]:
+    """Parses the chunks whose file is not in `folder` yet, each kept at once; then gives the
+    tables of all of them and their layouts.
+    """
     import pyarrow as pa
+
     for number, chunk in enumerate(bar(parse)):
         data, note, said = folder / f"{number}.arrow", folder / f"{number}.json", []
-        try: done = not (size := json.loads(note.read_text())["bytes"]) or data.stat().st_size == size
-        except (OSError, ValueError): done = False
-        if done: continue
+        try:
+            done = (
+                not (size := json.loads(note.read_text())["bytes"]) or data.stat().st_size == size
+            )
+        except (OSError, ValueError):
+            done = False
+        if done:
+            continue
         layout, part, batch = None, data.with_suffix(f".{os.getpid()}"), chunk(said)
         folder.mkdir(exist_ok=True)
         if batch is not None:
             table, layout = _to_arrow(batch, rates)
-            with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer: writer.write_table(table)
+            with (
+                pa.OSFile(str(part), "wb") as sink,
+                pa.ipc.new_stream(sink, table.schema) as writer,
+            ):
+                writer.write_table(table)
             part.replace(data)
-        part.write_text(json.dumps({"bytes": data.stat().st_size if layout else 0, "layout": layout, "report": said}))
-        part.replace(note)                                     # the note comes last: with it the chunk is whole
+        part.write_text(
+            json.dumps(
+                {"bytes": data.stat().st_size if layout else 0, "layout": layout, "report": said}
+            )
+        )
+        part.replace(note)  # the note comes last: with it the chunk is whole
     return _kept(folder, len(parse), report)
+
 
 def _kept(folder: Path, chunks: int, report: list) -> Iterator[tuple]:
     import pyarrow as pa
+
     for number in range(chunks):
         note = json.loads((folder / f"{number}.json").read_text())
         report += note["report"]
         if note["bytes"]:
-            with pa.memory_map(str(folder / f"{number}.arrow")) as source: yield pa.ipc.open_stream(source).read_all(), note["layout"]
+            with pa.memory_map(str(folder / f"{number}.arrow")) as source:
+                yield pa.ipc.open_stream(source).read_all(), note["layout"]
+
 
 def _write(folder: Path, tables: Iterable[tuple], about: dict, report: list) -> None:
     "data.arrow and about.json of one corpus."
     import pyarrow as pa
+
     writer, layout, seen = None, None, set()
     with pa.OSFile(str(folder / "data.arrow"), "wb") as sink:
         for table, found in tables:
             ids = table["meta.id"].to_pylist()
-            if layout is None: layout, writer = found, pa.ipc.new_stream(sink, table.schema)
+            if layout is None:
+                layout, writer = found, pa.ipc.new_stream(sink, table.schema)
             if found != layout:
-                raise DataError(f"{about['corpus']}: item {ids[0]} has the layout {found}, those before it {layout}")
+                raise DataError(
+                    f"{about['corpus']}: item {ids[0]} has the layout {found}, those before it"
+                    f" {layout}"
+                )
             if twice := [i for i in ids if i in seen or seen.add(i)]:
                 raise DataError(f"{about['corpus']}: id {twice[0]} occurs twice")
             writer.write_table(table)
-        if writer is None: raise DataError(f"{about['corpus']}: no items were found{'; first remark: ' + report[0] if report else ''}")
+        if writer is None:
+            raise DataError(
+                f"{about['corpus']}: no items were"
+                f" found{'; first remark: ' + report[0] if report else ''}"
+            )
         writer.close()
-    done = {**about, "layout": layout, "rows": len(seen), "bytes": (folder / "data.arrow").stat().st_size, "report": report}
-    done["options"] = {k: v if not callable(v) else callable_key(v) for k, v in done["options"].items()}
+    done = {
+        **about,
+        "layout": layout,
+        "rows": len(seen),
+        "bytes": (folder / "data.arrow").stat().st_size,
+        "report": report,
+    }
+    done["options"] = {
+        k: v if not callable(v) else callable_key(v) for k, v in done["options"].items()
+    }
     (folder / "about.json").write_text(json.dumps(done, indent=1))
+
 
 # %% ../../nbs/workshop/56_corpus.ipynb #518f0cb4
 class Corpus:
-    """A data set in an Arrow file: `corpus[rows] -> Batch`, read from the mapped file; targets and meta fields as columns without the streams.
+    """A data set in an Arrow file: `corpus[rows] -> Batch`, read from the mapped file; targets and
+    meta fields as columns without the streams.
 
-    `report` holds the reader's remarks on the data, `classes` {task: class names}. Raises `DataError` where the cache is damaged."""
+    `report` holds the reader's remarks on the data, `classes` {task: class names}. Raises
+    `DataError` where the cache is damaged.
+    """
+
     def __init__(self, folder, rows=None):
-        import datasets, pyarrow as pa
+        import datasets
+        import pyarrow as pa
+
         self.folder = Path(folder)
         try:
             self.about = json.loads((self.folder / "about.json").read_text())
             if (self.folder / "data.arrow").stat().st_size != self.about["bytes"]:
                 raise ValueError("data.arrow has lost or won bytes")
             self.arrow = datasets.Dataset.from_file(str(self.folder / "data.arrow"))
-            if len(self.arrow) != self.about["rows"]: raise ValueError("data.arrow has lost rows")
+            if len(self.arrow) != self.about["rows"]:
+                raise ValueError("data.arrow has lost rows")
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            raise DataError(f"the cached corpus {self.folder} is damaged ({error}); delete this folder and it will be parsed anew") from None
+            raise DataError(
+                f"the cached corpus {self.folder} is damaged ({error}); delete this folder and it"
+                " will be parsed anew"
+            ) from None
         self.rows = np.arange(len(self.arrow)) if rows is None else np.asarray(rows)
-        self.report, self.classes, self._layout, self._whole = self.about["report"], self.about["classes"], self.about["layout"], {}
+        self.report, self.classes, self._layout, self._whole = (
+            self.about["report"],
+            self.about["classes"],
+            self.about["layout"],
+            {},
+        )
 
-    def __len__(self) -> int: return len(self.rows)
-    def __reduce__(self): return Corpus, (str(self.folder), self.rows)           # a loader's worker opens the file itself
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    # a loader's worker opens the file itself
+    def __reduce__(self):
+        return Corpus, (str(self.folder), self.rows)
+
     def __repr__(self) -> str:
-        streams = ", ".join(f"{n} {['T', *tail]}" for n, tail in self._layout["streams"].items()).replace("'", "")
+        streams = ", ".join(
+            f"{n} {['T', *tail]}" for n, tail in self._layout["streams"].items()
+        ).replace("'", "")
         targets, meta = (", ".join(self._layout[kind]) for kind in ("targets", "meta"))
-        return f"Corpus {self.about['corpus']} of {len(self):,}: {streams}; targets {targets}; meta {meta}"
+        return (
+            f"Corpus {self.about['corpus']} of {len(self):,}: {streams}; targets {targets}; meta"
+            f" {meta}"
+        )
 
     def __getitem__(self, items) -> Batch:
-        "The rows `items` (int, list, slice, tensor or boolean mask) as a batch, padded to the longest of them."
-        if isinstance(items, (int, np.integer)): items = [items]
+        """The rows `items` (int, list, slice, tensor or boolean mask) as a batch, padded to the
+        longest of them.
+        """
+        if isinstance(items, (int, np.integer)):
+            items = [items]
         rows = self.rows[items if isinstance(items, slice) else row_array(items)]
-        get = lambda kind: {n: self._pick(f"{kind}.{n}", how, rows) for n, how in self._layout[kind].items()}
-        return Batch({n: self._stream(n, tail, rows) for n, tail in self._layout["streams"].items()}, get("targets"), get("meta"))
+
+        def get(kind):
+            return {
+                n: self._pick(f"{kind}.{n}", how, rows) for n, how in self._layout[kind].items()
+            }
+
+        return Batch(
+            {n: self._stream(n, tail, rows) for n, tail in self._layout["streams"].items()},
+            get("targets"),
+            get("meta"),
+        )
 
     def to_batch(self) -> Batch:
         "All of it in memory."
@@ -176,22 +323,45 @@ class Corpus:
         `where(split="train", fold=(0, 1), seconds=lambda s: s > 1)`."""
         keep = np.ones(len(self), bool)
         for name, want in conditions.items():
-            passes = want if callable(want) else (lambda v, w=want if isinstance(want, (set, tuple, list)) else (want,): v in w)
+            passes = (
+                want
+                if callable(want)
+                else (lambda v, w=want if isinstance(want, (set, tuple, list)) else (want,): v in w)
+            )
             keep &= np.fromiter((bool(passes(v)) for v in self.column(name)), bool, len(self))
         return self.select(keep)
 
     @property
-    def targets(self) -> dict[str, Tensor]: return {n: self._pick(f"targets.{n}", how, self.rows) for n, how in self._layout["targets"].items()}
+    def targets(self) -> dict[str, Tensor]:
+        return {
+            n: self._pick(f"targets.{n}", how, self.rows)
+            for n, how in self._layout["targets"].items()
+        }
+
     @property
-    def meta(self) -> dict[str, list | Tensor]: return {n: self._pick(f"meta.{n}", how, self.rows) for n, how in self._layout["meta"].items()}
+    def meta(self) -> dict[str, list | Tensor]:
+        return {
+            n: self._pick(f"meta.{n}", how, self.rows) for n, how in self._layout["meta"].items()
+        }
 
     def column(self, name: str) -> np.ndarray | list:
-        "A target or meta field of all items, as an array (a list where items differ in length); no stream is read."
+        """A target or meta field of all items, as an array (a list where items differ in length);
+        no stream is read.
+        """
         for kind in ("targets", "meta"):
             if (how := self._layout[kind].get(name)) is not None:
                 values = self._pick(f"{kind}.{name}", how, self.rows)
-                return values.numpy() if isinstance(values, Tensor) else np.array(values) if values and isinstance(values[0], str) else values
-        raise ConfigError(f"no column {name!r}; this corpus has {', '.join([*self._layout['targets'], *self._layout['meta']])}")
+                return (
+                    values.numpy()
+                    if isinstance(values, Tensor)
+                    else np.array(values)
+                    if values and isinstance(values[0], str)
+                    else values
+                )
+        raise ConfigError(
+            f"no column {name!r}; this corpus has"
+            f" {', '.join([*self._layout['targets'], *self._layout['meta']])}"
+        )
 
     def _stream(self, name: str, tail: list[int], rows: np.ndarray):
         masks, values = self._cut(f"{name}.mask", rows), self._cut(f"{name}.x", rows)
@@ -200,29 +370,51 @@ class Corpus:
         steps = [len(m) for m in masks]
         B, T = len(rows), max([1, *steps])
         dtype = torch.from_numpy(np.zeros(0, self._lists(f"{name}.x")[1][0][1].dtype)).dtype
-        x, mask, t = torch.zeros(B, T, *tail, dtype=dtype), torch.zeros(B, T, dtype=torch.bool), torch.zeros(B, T)
-        if rate is not None: t += (torch.arange(T) + 0.5) / rate
+        x, mask, t = (
+            torch.zeros(B, T, *tail, dtype=dtype),
+            torch.zeros(B, T, dtype=torch.bool),
+            torch.zeros(B, T),
+        )
+        if rate is not None:
+            t += (torch.arange(T) + 0.5) / rate
         x_, mask_, t_ = x.numpy(), mask.numpy(), t.numpy()
         for i, n in enumerate(steps):
             x_[i, :n], mask_[i, :n] = values[i].reshape(n, *tail), masks[i]
-            if rate is None: t_[i, :n] = times[i]
+            if rate is None:
+                t_[i, :n] = times[i]
         return Stream(x, mask, t)
 
     def _pick(self, column: str, how, rows: np.ndarray):
-        "A target or meta column at `rows`; columns of plain values are kept in memory once they were asked for."
+        """A target or meta column at `rows`; columns of plain values are kept in memory once they
+        were asked for.
+        """
         if isinstance(how, dict):
-            return [torch.from_numpy(v.reshape(-1, *how["ragged"]).copy()) for v in self._cut(column, rows)]
+            return [
+                torch.from_numpy(v.reshape(-1, *how["ragged"]).copy())
+                for v in self._cut(column, rows)
+            ]
         if column not in self._whole:
             data = self.arrow.data.column(column)
-            if how == "plain": self._whole[column] = data.to_pylist()
+            if how == "plain":
+                self._whole[column] = data.to_pylist()
             else:
                 flat = data.combine_chunks().flatten() if how else data
-                self._whole[column] = torch.from_numpy(np.array(flat.to_numpy(zero_copy_only=False) if how else flat.to_numpy()).reshape(-1, *how))
+                self._whole[column] = torch.from_numpy(
+                    np.array(
+                        flat.to_numpy(zero_copy_only=False) if how else flat.to_numpy()
+                    ).reshape(-1, *how)
+                )
         whole = self._whole[column]
-        return whole[torch.from_numpy(rows)] if isinstance(whole, Tensor) else [whole[r] for r in rows.tolist()]
+        return (
+            whole[torch.from_numpy(rows)]
+            if isinstance(whole, Tensor)
+            else [whole[r] for r in rows.tolist()]
+        )
 
     def _lists(self, column: str):
-        "First row of every chunk, and every chunk's (offsets, flat values): views of the mapped file."
+        """First row of every chunk, and every chunk's (offsets, flat values): views of the mapped
+        file.
+        """
         if column not in self._whole:
             chunks = self.arrow.data.column(column).chunks
             views = [(c.offsets.to_numpy(), c.values.to_numpy()) for c in chunks]
@@ -233,7 +425,11 @@ class Corpus:
         "The flat values of each row of a ragged column, without a copy."
         starts, chunks = self._lists(column)
         found = np.searchsorted(starts, rows, side="right") - 1
-        return [chunks[c][1][slice(*chunks[c][0][r:r + 2])] for c, r in zip(found.tolist(), (rows - starts[found]).tolist())]
+        return [
+            chunks[c][1][slice(*chunks[c][0][r : r + 2])]
+            for c, r in zip(found.tolist(), (rows - starts[found]).tolist())
+        ]
+
 
 def row_array(items) -> np.ndarray:
     rows = np.asarray(items)

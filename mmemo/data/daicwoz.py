@@ -4,194 +4,469 @@
 
 # %% ../../nbs/workshop/62_daicwoz.ipynb #106246a5
 from __future__ import annotations
+
 import re
-import numpy as np
-import torch
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from ..core.batch import Batch, collate, spread_words, Stream, text_stream
+
+import numpy as np
+import torch
+
+from ..core.batch import Batch, Stream, collate, spread_words, text_stream
 from ..core.errors import ConfigError, DataError
-from .corpus import cached, Corpus
+from .corpus import Corpus, cached
 from .standards import AUS, COVAREP, fill_unvoiced
 from .tables import as_key, as_number, as_text, one_of, read_matrix, read_rows
 
 # %% auto #0
-__all__ = ['SPLIT_FILES', 'AVEC_LABELS', 'PRESENCE_UNITS', 'DEPRESSED', 'TRANSCRIPT_SPEAKERS', 'TRANSCRIPT_OFFSETS',
-           'INTERRUPTED_SESSIONS', 'SYNC_MARK', 'ANSWER_PAUSE', 'NOISE_WORDS', 'SPEAKER_CHOICES', 'SESSION_ENDINGS',
-           'read_labels', 'words_of', 'read_transcript', 'group_answers', 'read_covarep', 'read_action_units',
-           'inside_turns', 'read_daicwoz']
+__all__ = [
+    "SPLIT_FILES",
+    "AVEC_LABELS",
+    "PRESENCE_UNITS",
+    "DEPRESSED",
+    "TRANSCRIPT_SPEAKERS",
+    "TRANSCRIPT_OFFSETS",
+    "INTERRUPTED_SESSIONS",
+    "SYNC_MARK",
+    "ANSWER_PAUSE",
+    "NOISE_WORDS",
+    "SPEAKER_CHOICES",
+    "SESSION_ENDINGS",
+    "read_labels",
+    "words_of",
+    "read_transcript",
+    "group_answers",
+    "read_covarep",
+    "read_action_units",
+    "inside_turns",
+    "read_daicwoz",
+]
 
 # %% ../../nbs/workshop/62_daicwoz.ipynb #bd0b3130
-SPLIT_FILES = {"train": ("train_split_Depression_AVEC2017.csv",), "dev": ("dev_split_Depression_AVEC2017.csv",),
-               "test": ("full_test_split.csv", "test_split_Depression_AVEC2017.csv")}
-AVEC_LABELS = {"Participant_ID": as_key, "Gender": one_of("01"), "PHQ8_Score|PHQ_Score": as_number(0, 24, whole=True),
-          "PHQ8_Binary|PHQ_Binary": as_number(0, 1, whole=True)}
-PRESENCE_UNITS = ("AU04_c", "AU12_c", "AU15_c", "AU23_c", "AU28_c", "AU45_c")     # action units of which only presence is given
-DEPRESSED = 10                                            # PHQ-8 from which a person counts as depressed (Kroenke et al. 2009)
+SPLIT_FILES = {
+    "train": ("train_split_Depression_AVEC2017.csv",),
+    "dev": ("dev_split_Depression_AVEC2017.csv",),
+    "test": ("full_test_split.csv", "test_split_Depression_AVEC2017.csv"),
+}
+AVEC_LABELS = {
+    "Participant_ID": as_key,
+    "Gender": one_of("01"),
+    "PHQ8_Score|PHQ_Score": as_number(0, 24, whole=True),
+    "PHQ8_Binary|PHQ_Binary": as_number(0, 1, whole=True),
+}
+# action units of which only presence is given
+PRESENCE_UNITS = ("AU04_c", "AU12_c", "AU15_c", "AU23_c", "AU28_c", "AU45_c")
+DEPRESSED = 10  # PHQ-8 from which a person counts as depressed (Kroenke et al. 2009)
+
 
 def read_labels(root: Path, report: list) -> dict[str, dict]:
-    """{participant: split, phq8, depressed, sex} of the label files; the binary label is made anew from the score.
+    """{participant: split, phq8, depressed, sex} of the label files; the binary label is made anew
+    from the score.
 
-    The headers differ (`participant_ID` in the test split, `PHQ_Score` in the full one) and 409 has a score of 10 and the label 0."""
+    The headers differ (`participant_ID` in the test split, `PHQ_Score` in the full one) and 409
+    has a score of 10 and the label 0.
+    """
     people: dict[str, dict] = {}
     for split, names in SPLIT_FILES.items():
         found, taken = [root / n for n in names if (root / n).exists()], set()
-        if not found: report.append(f"no {names[0]}: the {split} split has no labels")
+        if not found:
+            report.append(f"no {names[0]}: the {split} split has no labels")
         for path in found:
-            for row in read_rows(path, AVEC_LABELS, optional=list(AVEC_LABELS)[2:] if "test_split_D" in path.name else ()):
-                person, score, binary = row["Participant_ID"], row.get("PHQ8_Score"), row.get("PHQ8_Binary")
+            for row in read_rows(
+                path,
+                AVEC_LABELS,
+                optional=list(AVEC_LABELS)[2:] if "test_split_D" in path.name else (),
+            ):
+                person, score, binary = (
+                    row["Participant_ID"],
+                    row.get("PHQ8_Score"),
+                    row.get("PHQ8_Binary"),
+                )
                 ill = -100 if score is None else int(score >= DEPRESSED)
-                if person in taken and path is not found[0]: continue                    # the full test split already told us
+                # the full test split already told us
+                if person in taken and path is not found[0]:
+                    continue
                 if person in people:
-                    raise DataError(f"{path}, line {row['line']}: participant {person} stands in the {people[person]['split']} split already")
-                if score is not None and binary != ill: report.append(f"{person}: score {score} but binary label {binary}; {ill} is used")
-                people[person] = {"split": split, "phq8": np.nan if score is None else score, "depressed": ill,
-                                  "sex": ("male", "female")[row["Gender"]]}
+                    raise DataError(
+                        f"{path}, line {row['line']}: participant {person} stands in the"
+                        f" {people[person]['split']} split already"
+                    )
+                if score is not None and binary != ill:
+                    report.append(
+                        f"{person}: score {score} but binary label {binary}; {ill} is used"
+                    )
+                people[person] = {
+                    "split": split,
+                    "phq8": np.nan if score is None else score,
+                    "depressed": ill,
+                    "sex": ("male", "female")[row["Gender"]],
+                }
                 taken.add(person)
     if not people:
-        raise DataError(f"{root} holds none of the label files of DAIC-WOZ: {', '.join(sum(SPLIT_FILES.values(), ()))}")
+        raise DataError(
+            f"{root} holds none of the label files of DAIC-WOZ:"
+            f" {', '.join(sum(SPLIT_FILES.values(), ()))}"
+        )
     return people
+
 
 # %% ../../nbs/workshop/62_daicwoz.ipynb #36dcdeb9
 TRANSCRIPT_SPEAKERS = ("Ellie", "Participant")
-TRANSCRIPT_OFFSETS = {"318": 34.319917, "321": 3.8379167, "341": 6.1892, "362": 16.8582}        # seconds to add to the transcript's times
-INTERRUPTED_SESSIONS = {"373": (352., 428.), "444": (286., 387.)}     # 373: the documentation says 352-420, published code 395-428; we leave out both
+# seconds to add to the transcript's times
+TRANSCRIPT_OFFSETS = {"318": 34.319917, "321": 3.8379167, "341": 6.1892, "362": 16.8582}
+# 373: the documentation says 352-420, published code 395-428; we leave out both
+INTERRUPTED_SESSIONS = {"373": (352.0, 428.0), "444": (286.0, 387.0)}
 SYNC_MARK = re.compile(r"[<\[]sync(h|ing|hing)?[>\]]")
-ANSWER_PAUSE = 3.0                                                # seconds of silence that part answers where Ellie is not in the transcript
-NOISE_WORDS = ("laughter", "laughing", "laugh", "sigh", "sighs", "cough", "sniffle", "sniff", "crying", "clears throat", "deep breath")
+ANSWER_PAUSE = 3.0  # seconds of silence that part answers where Ellie is not in the transcript
+NOISE_WORDS = (
+    "laughter",
+    "laughing",
+    "laugh",
+    "sigh",
+    "sighs",
+    "cough",
+    "sniffle",
+    "sniff",
+    "crying",
+    "clears throat",
+    "deep breath",
+)
+
 
 def words_of(value: str, speaker: str) -> list[str]:
-    """The words of a transcript row: Ellie's `queryid (text)` gives its text, `<peop>` (a word cut off) and `xxx` (not understood) go,
-    noises stay as [laughter]."""
-    if speaker == "Ellie" and (inner := re.fullmatch(r"\s*\S+ \((.*)\)\s*", value)): value = inner[1]
-    value = re.sub(rf"[<\[]({'|'.join(NOISE_WORDS)})[>\]]", lambda m: f" [{m[1].replace(' ', '_')}] ", value.lower())
-    return [w for w in re.sub(r"<[^>]*>?", " ", value).split() if w not in ("xxx", "scrubbed_entry", "[scrubbed_entry]")]
+    """The words of a transcript row: Ellie's `queryid (text)` gives its text, `<peop>` (a word cut
+    off) and `xxx` (not understood) go, noises stay as [laughter].
+    """
+    if speaker == "Ellie" and (inner := re.fullmatch(r"\s*\S+ \((.*)\)\s*", value)):
+        value = inner[1]
+    value = re.sub(
+        rf"[<\[]({'|'.join(NOISE_WORDS)})[>\]]",
+        lambda m: f" [{m[1].replace(' ', '_')}] ",
+        value.lower(),
+    )
+    return [
+        w
+        for w in re.sub(r"<[^>]*>?", " ", value).split()
+        if w not in ("xxx", "scrubbed_entry", "[scrubbed_entry]")
+    ]
+
 
 def read_transcript(path: Path, person: str, report: list) -> list[dict]:
-    "Turns of one interview (start, stop, speaker, words) on the recording's clock, from Ellie's introduction on."
-    rows = read_rows(path, {"start_time": as_number(0), "stop_time": as_number(0), "speaker": one_of(TRANSCRIPT_SPEAKERS), "value": as_text}, sep="\t")
+    """Turns of one interview (start, stop, speaker, words) on the recording's clock, from Ellie's
+    introduction on.
+    """
+    rows = read_rows(
+        path,
+        {
+            "start_time": as_number(0),
+            "stop_time": as_number(0),
+            "speaker": one_of(TRANSCRIPT_SPEAKERS),
+            "value": as_text,
+        },
+        sep="\t",
+    )
     ellie = [i for i, r in enumerate(rows) if r["speaker"] == 0]
     hello = [i for i in ellie if re.search(r"\bi'?m ellie\b|^intro", rows[i]["value"].lower())]
     syncs = [i + 1 for i, r in enumerate(rows) if SYNC_MARK.search(r["value"].lower())]
-    if not ellie: report.append(f"{person}: Ellie's turns are not in the transcript; answers are parted by pauses of {ANSWER_PAUSE:g} s")
+    if not ellie:
+        report.append(
+            f"{person}: Ellie's turns are not in the transcript; answers are parted by pauses of"
+            f" {ANSWER_PAUSE:g} s"
+        )
     turns = []
-    for r in rows[(hello[:1] or syncs[-1:] or ellie[:1] or [0])[0]:]:
-        if SYNC_MARK.search(r["value"].lower()): continue
-        if r["stop_time"] < r["start_time"]: report.append(f"{path.name}, line {r['line']}: stops before it starts, left out")
+    for r in rows[(hello[:1] or syncs[-1:] or ellie[:1] or [0])[0] :]:
+        if SYNC_MARK.search(r["value"].lower()):
+            continue
+        if r["stop_time"] < r["start_time"]:
+            report.append(f"{path.name}, line {r['line']}: stops before it starts, left out")
         else:
             name, shift = TRANSCRIPT_SPEAKERS[r["speaker"]], TRANSCRIPT_OFFSETS.get(person, 0.0)
-            turns.append({"start": r["start_time"] + shift, "stop": r["stop_time"] + shift, "speaker": name,
-                          "words": words_of(r["value"], name)})
+            turns.append(
+                {
+                    "start": r["start_time"] + shift,
+                    "stop": r["stop_time"] + shift,
+                    "speaker": name,
+                    "words": words_of(r["value"], name),
+                }
+            )
     return sorted(turns, key=lambda turn: turn["start"])
 
+
 def group_answers(turns: list[dict]) -> list[list[dict]]:
-    "Turns in groups of Ellie's words and the answer to them; without Ellie's turns a pause begins a new group."
+    """Turns in groups of Ellie's words and the answer to them; without Ellie's turns a pause
+    begins a new group.
+    """
     groups, alone = [], all(t["speaker"] == "Participant" for t in turns)
     for before, turn in zip([None, *turns], turns):
         asks = before is not None and turn["speaker"] == "Ellie" != before["speaker"]
-        if before is None or (turn["start"] - before["stop"] > ANSWER_PAUSE if alone else asks): groups.append([])
+        if before is None or (turn["start"] - before["stop"] > ANSWER_PAUSE if alone else asks):
+            groups.append([])
         groups[-1].append(turn)
     return groups
 
+
 # %% ../../nbs/workshop/62_daicwoz.ipynb #db3430b6
 def read_covarep(path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One COVAREP file: values [T, 74], mask [T], times [T] at 100 Hz. All-zero rows (scrubbed names) and non-finite ones are masked.
+    """One COVAREP file: values [T, 74], mask [T], times [T] at 100 Hz.
 
-    Raises `DataError` where there are not exactly 74 columns, or VUV is not a 0/1 column."""
-    x = read_matrix(path, COVAREP, hint="The corpus' documentation forgets `creak`; someone has cut this file, and its columns have lost their names")
+    All-zero rows (scrubbed names) and non-finite ones are masked.
+
+    Raises `DataError` where there are not exactly 74 columns, or VUV is not a 0/1 column.
+    """
+    x = read_matrix(
+        path,
+        COVAREP,
+        hint=(
+            "The corpus' documentation forgets `creak`; someone has cut this file, and its columns"
+            " have lost their names"
+        ),
+    )
     if (odd := np.flatnonzero((x[:, 1] != 0) & (x[:, 1] != 1) & np.isfinite(x[:, 1]))).size:
-        raise DataError(f"{path}, line {odd[0] + 1}, column 2: VUV is {x[odd[0], 1]:g}, it must be 0 or 1; are the columns in the order of COVAREP?")
-    return torch.from_numpy(x), torch.from_numpy(np.isfinite(x).all(1) & (x != 0).any(1)), (torch.arange(len(x)) + 0.5) / 100
+        raise DataError(
+            f"{path}, line {odd[0] + 1}, column 2: VUV is {x[odd[0], 1]:g}, it must be 0 or 1; are"
+            " the columns in the order of COVAREP?"
+        )
+    return (
+        torch.from_numpy(x),
+        torch.from_numpy(np.isfinite(x).all(1) & (x != 0).any(1)),
+        (torch.arange(len(x)) + 0.5) / 100,
+    )
 
-def read_action_units(path, units: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    "One CLNF_AUs file: values [T, F] of the named units, mask [T] (success = 1 and finite), times [T]: a stamp is a frame's start, its time is its middle."
+
+def read_action_units(
+    path, units: Sequence[str]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One CLNF_AUs file: values [T, F] of the named units, mask [T] (success = 1 and finite),
+    times [T]: a stamp is a frame's start, its time is its middle.
+    """
     x = read_matrix(path, ["timestamp", "success", *units], header=True)
     if (back := np.flatnonzero(np.diff(x[:, 0]) < 0)).size:
-        raise DataError(f"{path}, line {back[0] + 3}: the timestamp {x[back[0] + 1, 0]:g} lies before the one above it")
+        raise DataError(
+            f"{path}, line {back[0] + 3}: the timestamp {x[back[0] + 1, 0]:g} lies before the one"
+            " above it"
+        )
     if (odd := np.argwhere((x[:, 2:] < 0) | (x[:, 2:] > 5))).size:
-        raise DataError(f"{path}, line {odd[0, 0] + 2}, column {units[odd[0, 1]]}: {x[odd[0, 0], odd[0, 1] + 2]:g} is not from 0 to 5")
-    return torch.from_numpy(x[:, 2:]), torch.from_numpy((x[:, 1] == 1) & np.isfinite(x).all(1)), torch.from_numpy(x[:, 0] + (np.median(np.diff(x[:, 0])) / 2 if len(x) > 1 else 0))
+        raise DataError(
+            f"{path}, line {odd[0, 0] + 2}, column {units[odd[0, 1]]}:"
+            f" {x[odd[0, 0], odd[0, 1] + 2]:g} is not from 0 to 5"
+        )
+    return (
+        torch.from_numpy(x[:, 2:]),
+        torch.from_numpy((x[:, 1] == 1) & np.isfinite(x).all(1)),
+        torch.from_numpy(x[:, 0] + (np.median(np.diff(x[:, 0])) / 2 if len(x) > 1 else 0)),
+    )
+
 
 def inside_turns(t: torch.Tensor, turns: list[dict]) -> torch.Tensor:
     "Which of the times [T] lie within a turn: more turns have begun than ended."
-    begun, ended = (torch.tensor(sorted(turn[k] for turn in turns), dtype=torch.float32) for k in ("start", "stop"))
-    return torch.searchsorted(begun, t.contiguous(), right=True) > torch.searchsorted(ended, t.contiguous(), right=True)
+    begun, ended = (
+        torch.tensor(sorted(turn[k] for turn in turns), dtype=torch.float32)
+        for k in ("start", "stop")
+    )
+    return torch.searchsorted(begun, t.contiguous(), right=True) > torch.searchsorted(
+        ended, t.contiguous(), right=True
+    )
+
 
 # %% ../../nbs/workshop/62_daicwoz.ipynb #5355cc67
-SPEAKER_CHOICES = {"participant": ("Participant",), "ellie": ("Ellie",), "both": ("Ellie", "Participant")}
+SPEAKER_CHOICES = {
+    "participant": ("Participant",),
+    "ellie": ("Ellie",),
+    "both": ("Ellie", "Participant"),
+}
 
-def read_daicwoz(root, unit: str = "session", aus="intensity", speakers: str = "participant", tokenizer: Callable | None = None,
-                 cache=None, progress: bool = True) -> Corpus:
-    """DAIC-WOZ (Gratch et al. 2014; AVEC 2017 labels): interviews with COVAREP [T, 74] at 100 Hz, action units at 30 Hz and transcripts.
 
-    unit: "session" or "answer" (what is said between two turns of Ellie). aus: "intensity" (14), "all" (20) or a list of names. speakers:
-    "participant" (Ellie's prompts alone predict the diagnosis: a short cut, not a finding), "both" or "ellie". tokenizer: (words, spans) ->
-    (ids, times) for a text stream; without one, words and spans are in meta. Only frames within the kept turns are kept, with their times,
-    which count from the item's start. Targets: phq8 (NaN if not published), depressed (PHQ-8 >= 10; -100). Everything mended or missing is in
-    `report`. Raises `DataError` naming file and line, `ConfigError` for an unknown option."""
+def read_daicwoz(
+    root,
+    unit: str = "session",
+    aus="intensity",
+    speakers: str = "participant",
+    tokenizer: Callable | None = None,
+    cache=None,
+    progress: bool = True,
+) -> Corpus:
+    """DAIC-WOZ (Gratch et al. 2014; AVEC 2017 labels): interviews with COVAREP [T, 74] at 100 Hz,
+    action units at 30 Hz and transcripts.
+
+    unit: "session" or "answer" (what is said between two turns of Ellie). aus: "intensity" (14),
+    "all" (20) or a list of names. speakers: "participant" (Ellie's prompts alone predict the
+    diagnosis: a short cut, not a finding), "both" or "ellie". tokenizer: (words, spans) -> (ids,
+    times) for a text stream; without one, words and spans are in meta. Only frames within the kept
+    turns are kept, with their times, which count from the item's start. Targets: phq8 (NaN if not
+    published), depressed (PHQ-8 >= 10; -100). Everything mended or missing is in `report`. Raises
+    `DataError` naming file and line, `ConfigError` for an unknown option.
+    """
     root = Path(root)
-    units = {"intensity": AUS, "all": AUS + PRESENCE_UNITS}.get(aus, aus) if isinstance(aus, str) else tuple(aus)
-    if unit not in ("session", "answer"): raise ConfigError(f"unit={unit!r}; the choices are session, answer")
-    if speakers not in SPEAKER_CHOICES: raise ConfigError(f"speakers={speakers!r}; the choices are {', '.join(SPEAKER_CHOICES)}")
+    units = (
+        {"intensity": AUS, "all": AUS + PRESENCE_UNITS}.get(aus, aus)
+        if isinstance(aus, str)
+        else tuple(aus)
+    )
+    if unit not in ("session", "answer"):
+        raise ConfigError(f"unit={unit!r}; the choices are session, answer")
+    if speakers not in SPEAKER_CHOICES:
+        raise ConfigError(f"speakers={speakers!r}; the choices are {', '.join(SPEAKER_CHOICES)}")
     if isinstance(units, str) or not units or set(units) - {*AUS, *PRESENCE_UNITS}:
-        raise ConfigError(f"aus={aus!r}; the choices are intensity, all, or names out of {', '.join(AUS + PRESENCE_UNITS)}")
+        raise ConfigError(
+            f"aus={aus!r}; the choices are intensity, all, or names out of"
+            f" {', '.join(AUS + PRESENCE_UNITS)}"
+        )
     folders = {p.name[:-2]: p for p in sorted(root.glob("[!.]*_P")) if p.is_dir()}
-    paths = {person: {kind: p for kind, end in SESSION_ENDINGS.items() if (p := folder / f"{person}{end}").exists()} for person, folder in folders.items()}
-    files = [root / n for n in sum(SPLIT_FILES.values(), ()) if (root / n).exists()] + [p for found in paths.values() for p in found.values()]
+    paths = {
+        person: {
+            kind: p
+            for kind, end in SESSION_ENDINGS.items()
+            if (p := folder / f"{person}{end}").exists()
+        }
+        for person, folder in folders.items()
+    }
+    files = [root / n for n in sum(SPLIT_FILES.values(), ()) if (root / n).exists()] + [
+        p for found in paths.values() for p in found.values()
+    ]
+
     def parse(report):
         people = read_labels(root, report)
         if absent := sorted(set(people) - set(paths)):
             packed = [p for p in absent if (root / f"{p}_P.zip").exists()]
             zipped = f" ({', '.join(packed[:9])} only as zip: unpack them)" if packed else ""
-            report.append(f"{len(absent)} labelled sessions have no folder: {', '.join(absent[:9])}{zipped}")
+            report.append(
+                f"{len(absent)} labelled sessions have no folder: {', '.join(absent[:9])}{zipped}"
+            )
         if strange := sorted(set(paths) - set(people)):
-            report.append(f"{len(strange)} session folders have no label and are left out: {', '.join(strange[:9])}")
+            report.append(
+                f"{len(strange)} session folders have no label and are left out:"
+                f" {', '.join(strange[:9])}"
+            )
         for person in sorted(set(people) & set(paths)):
             found = paths[person]
-            if lack := [k for k in SESSION_ENDINGS if k not in found]: report.append(f"{person}: no {' and no '.join(lack)} file")
-            if "transcript" not in found: continue                                       # nobody knows who speaks when
-            items = _session(person, people[person], found, units, unit, SPEAKER_CHOICES[speakers], tokenizer, report)
-            if items: yield collate(items)
-            else: report.append(f"{person}: nothing is said by {speakers}, left out")
-    return cached("daicwoz", parse, root, files, {"unit": unit, "aus": units, "speakers": speakers, "tokenizer": tokenizer},
-                  classes={"depressed": ("no", "yes")}, cache=cache, progress=progress, total=len(paths))
+            if lack := [k for k in SESSION_ENDINGS if k not in found]:
+                report.append(f"{person}: no {' and no '.join(lack)} file")
+            # nobody knows who speaks when
+            if "transcript" not in found:
+                continue
+            items = _session(
+                person,
+                people[person],
+                found,
+                units,
+                unit,
+                SPEAKER_CHOICES[speakers],
+                tokenizer,
+                report,
+            )
+            if items:
+                yield collate(items)
+            else:
+                report.append(f"{person}: nothing is said by {speakers}, left out")
 
-SESSION_ENDINGS = {"transcript": "_TRANSCRIPT.csv", "audio": "_COVAREP.csv", "video": "_CLNF_AUs.txt"}
+    return cached(
+        "daicwoz",
+        parse,
+        root,
+        files,
+        {"unit": unit, "aus": units, "speakers": speakers, "tokenizer": tokenizer},
+        classes={"depressed": ("no", "yes")},
+        cache=cache,
+        progress=progress,
+        total=len(paths),
+    )
+
+
+SESSION_ENDINGS = {
+    "transcript": "_TRANSCRIPT.csv",
+    "audio": "_COVAREP.csv",
+    "video": "_CLNF_AUs.txt",
+}
+
 
 def _session(person, labels, found, units, unit, speakers, tokenizer, report) -> list[Batch]:
     "The items of one interview."
     turns = read_transcript(found["transcript"], person, report)
     low, high = INTERRUPTED_SESSIONS.get(person, (np.inf, -np.inf))
     turns = [turn for turn in turns if not low <= turn["start"] <= turn["stop"] <= high]
-    tracks = {"audio": read_covarep(found["audio"]) if "audio" in found else _nothing(len(COVAREP)),
-              "video": read_action_units(found["video"], units) if "video" in found else _nothing(len(units))}
-    tracks = {name: (x, mask & ~((t >= low) & (t <= high)), t) for name, (x, mask, t) in tracks.items()}
-    lost = turns[-1]["stop"] - float(tracks["video"][2][-1:].sum()) if "video" in found and turns else 0
-    if lost > 30: report.append(f"{person}: the video ends {lost:.0f} s before the interview")
+    tracks = {
+        "audio": read_covarep(found["audio"]) if "audio" in found else _nothing(len(COVAREP)),
+        "video": (
+            read_action_units(found["video"], units) if "video" in found else _nothing(len(units))
+        ),
+    }
+    tracks = {
+        name: (x, mask & ~((t >= low) & (t <= high)), t) for name, (x, mask, t) in tracks.items()
+    }
+    lost = (
+        turns[-1]["stop"] - float(tracks["video"][2][-1:].sum())
+        if "video" in found and turns
+        else 0
+    )
+    if lost > 30:
+        report.append(f"{person}: the video ends {lost:.0f} s before the interview")
     x, mask, t = tracks["audio"]
-    own = inside_turns(t, [turn for turn in turns if turn["speaker"] in speakers] or [{"start": 0, "stop": 0}])
-    x[own] = fill_unvoiced(x[None, own], x[None, own, 1] > 0, mask[None, own])[0]          # with this speaker's own means
+    own = inside_turns(
+        t, [turn for turn in turns if turn["speaker"] in speakers] or [{"start": 0, "stop": 0}]
+    )
+    # with this speaker's own means
+    x[own] = fill_unvoiced(x[None, own], x[None, own, 1] > 0, mask[None, own])[0]
     items = []
     for group in group_answers(turns) if unit == "answer" else [turns]:
         kept = [turn for turn in group if turn["speaker"] in speakers]
-        if not kept: continue
+        if not kept:
+            continue
         start, stop = kept[0]["start"], max(turn["stop"] for turn in kept)
-        timed = [pair for turn in kept for pair in zip(turn["words"], spread_words(turn["words"], turn["start"] - start, turn["stop"] - start))]
+        timed = [
+            pair
+            for turn in kept
+            for pair in zip(
+                turn["words"],
+                spread_words(turn["words"], turn["start"] - start, turn["stop"] - start),
+            )
+        ]
         spoken = [(w, s) for w, s in timed if not low <= float(s.mean()) + start <= high]
-        streams = {name: _cut(x, mask, t - start, inside_turns(t, kept)) for name, (x, mask, t) in tracks.items()}
-        words, spans = [w for w, _ in spoken], torch.stack([s for _, s in spoken]) if spoken else torch.zeros(0, 2)
-        if not words and not any(s.mask.any() for s in streams.values()): continue
-        if tokenizer is not None: streams = {"text": text_stream(tokenizer, [words], [spans]), **streams}
-        real = lambda value: torch.tensor([value], dtype=torch.float32)
-        items.append(Batch(streams, {"phq8": real(labels["phq8"]), "depressed": torch.tensor([labels["depressed"]])},
-                           {"id": [person if unit == "session" else f"{person}_{len(items):03d}"], "speaker": [person], "session": [person],
-                            "corpus": ["daicwoz"], "split": [labels["split"]], "sex": [labels["sex"]], "text": [" ".join(words)],
-                            "words": [words], "spans": [spans], "start": real(start), "seconds": real(stop - start)}))
+        streams = {
+            name: _cut(x, mask, t - start, inside_turns(t, kept))
+            for name, (x, mask, t) in tracks.items()
+        }
+        words, spans = (
+            [w for w, _ in spoken],
+            torch.stack([s for _, s in spoken]) if spoken else torch.zeros(0, 2),
+        )
+        if not words and not any(s.mask.any() for s in streams.values()):
+            continue
+        if tokenizer is not None:
+            streams = {"text": text_stream(tokenizer, [words], [spans]), **streams}
+
+        def real(value):
+            return torch.tensor([value], dtype=torch.float32)
+
+        items.append(
+            Batch(
+                streams,
+                {"phq8": real(labels["phq8"]), "depressed": torch.tensor([labels["depressed"]])},
+                {
+                    "id": [person if unit == "session" else f"{person}_{len(items):03d}"],
+                    "speaker": [person],
+                    "session": [person],
+                    "corpus": ["daicwoz"],
+                    "split": [labels["split"]],
+                    "sex": [labels["sex"]],
+                    "text": [" ".join(words)],
+                    "words": [words],
+                    "spans": [spans],
+                    "start": real(start),
+                    "seconds": real(stop - start),
+                },
+            )
+        )
     return items
 
-def _nothing(F: int): return torch.zeros(0, F), torch.zeros(0, dtype=torch.bool), torch.zeros(0)
+
+def _nothing(F: int):
+    return torch.zeros(0, F), torch.zeros(0, dtype=torch.bool), torch.zeros(0)
+
 
 def _cut(x, mask, t, here) -> Stream:
     "The frames `here` of one recording as a stream; a missing modality where there are none."
-    if here.any(): return Stream.of(x[None, here], mask[None, here], t[None, here])
-    return Stream(x.new_zeros(1, 1, x.shape[1]), torch.zeros(1, 1, dtype=torch.bool), torch.zeros(1, 1))
+    if here.any():
+        return Stream.of(x[None, here], mask[None, here], t[None, here])
+    return Stream(
+        x.new_zeros(1, 1, x.shape[1]), torch.zeros(1, 1, dtype=torch.bool), torch.zeros(1, 1)
+    )

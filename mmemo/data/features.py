@@ -4,191 +4,431 @@
 
 # %% ../../nbs/electives/32_features.ipynb #00000004
 from __future__ import annotations
+
 import importlib.util
 import json
 import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
 import numpy as np
 import safetensors.torch
 import torch
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from torch import Tensor, nn
-from ..core.batch import Batch, masked_mean, Stream
+
+from ..core.batch import Batch, Stream, masked_mean
 from ..core.errors import ConfigError, DataError, some_names
 from ..core.files import write_whole
 from .tables import MAX_BYTES, read_arrays, read_sound, refuse_pickle
 
 # %% auto #0
-__all__ = ['LABEL_COLUMNS', 'Features', 'read_features', 'write_features', 'attach_features', 'egemaps_features',
-           'utterance_features']
+__all__ = [
+    "LABEL_COLUMNS",
+    "Features",
+    "read_features",
+    "write_features",
+    "attach_features",
+    "egemaps_features",
+    "utterance_features",
+]
+
 
 # %% ../../nbs/electives/32_features.ipynb #0000000a
 class Features(dict):
-    "Utterance features {id: vector [F]}, all of one width, and a `report` of what was odd in their file."
+    """Utterance features {id: vector [F]}, all of one width, and a `report` of what was odd in
+    their file.
+    """
+
     def __init__(self, vectors: Mapping[str, Tensor] = {}, report: Iterable[str] = ()):
         super().__init__(vectors)
         self.report = list(report)
 
     @property
-    def width(self) -> int: return len(next(iter(self.values())))
+    def width(self) -> int:
+        return len(next(iter(self.values())))
 
     @classmethod
-    def of(cls, where, ids: Sequence, rows: Sequence | np.ndarray, report: Iterable[str] = ()) -> Features:
-        "Features of checked `ids` and `rows` (arrays [F]); a row that is None or not finite is left out, with a line in the report. Raises `DataError` naming `where`."
+    def of(
+        cls, where, ids: Sequence, rows: Sequence | np.ndarray, report: Iterable[str] = ()
+    ) -> Features:
+        """Features of checked `ids` and `rows` (arrays [F]); a row that is None or not finite is
+        left out, with a line in the report. Raises `DataError` naming `where`.
+        """
         ids, report, known = [str(i).strip() for i in ids], list(report), {}
-        if len(ids) != len(rows): raise DataError(f"{where}: {len(ids)} ids, but {len(rows)} rows of features")
-        if not ids: raise DataError(f"{where} holds no features")
-        if "" in ids: raise DataError(f"{where}, row {ids.index('')}: an empty id")
+        if len(ids) != len(rows):
+            raise DataError(f"{where}: {len(ids)} ids, but {len(rows)} rows of features")
+        if not ids:
+            raise DataError(f"{where} holds no features")
+        if "" in ids:
+            raise DataError(f"{where}, row {ids.index('')}: an empty id")
         if len(set(ids)) < len(ids):
             twice = next(i for n, i in enumerate(ids) if i in ids[:n])
-            raise DataError(f"{where}: id {twice!r} occurs {ids.count(twice)} times; one row an utterance is wanted")
+            raise DataError(
+                f"{where}: id {twice!r} occurs {ids.count(twice)} times; one row an utterance is"
+                " wanted"
+            )
         width = next((len(r) for r in rows if r is not None), 0)
         for number, (name, row) in enumerate(zip(ids, rows)):
-            if row is None: continue                                                 # the file has no values for it
-            if len(row) != width or not width: raise DataError(f"{where}, row {number} ({name}): {len(row)} features, those before it have {width}")
+            # the file has no values for it
+            if row is None:
+                continue
+            if len(row) != width or not width:
+                raise DataError(
+                    f"{where}, row {number} ({name}): {len(row)} features, those before it have"
+                    f" {width}"
+                )
             vector = torch.from_numpy(np.array(row, np.float32))
-            if vector.isfinite().all(): known[name] = vector
-        if gone := [i for i in ids if i not in known]: report.append(f"{where}: {len(gone)} of {len(ids)} rows have values that are not finite: missing ({some_names(gone)})")
-        if not known: raise DataError(f"{where}: no row is finite, there is nothing to read")
+            if vector.isfinite().all():
+                known[name] = vector
+        if gone := [i for i in ids if i not in known]:
+            report.append(
+                f"{where}: {len(gone)} of {len(ids)} rows have values that are not finite: missing"
+                f" ({some_names(gone)})"
+            )
+        if not known:
+            raise DataError(f"{where}: no row is finite, there is nothing to read")
         return cls(known, report)
 
 
-
 # %% ../../nbs/electives/32_features.ipynb #0000000b
-LABEL_COLUMNS = {"label", "labels", "target", "y", "emotion", "sentiment", "phq8", "valence", "arousal", "split", "fold", "speaker", "session"}
+LABEL_COLUMNS = {
+    "label",
+    "labels",
+    "target",
+    "y",
+    "emotion",
+    "sentiment",
+    "phq8",
+    "valence",
+    "arousal",
+    "split",
+    "fold",
+    "speaker",
+    "session",
+}
+
 
 def read_features(path) -> Features:
     """Utterance features of any model, by id: {id: float32 [F]}.
 
-    safetensors: a tensor for each id, or `features` [N, F] with `ids` as a JSON list in the metadata. parquet: column `id` and a list column
-    `features`, or one column of numbers for each feature. npz: `ids` [N] and `features` [N, F]. npy [N, F] with its ids in NAME.ids.txt, one a
-    line; or frames [sum T, F] with NAME.lengths and NAME.emo, as emotion2vec's IEMOCAP scripts write them (Ma et al. 2024). A folder: one
-    <id>.npy a clip, as FunASR writes them. Frames [T, F] are averaged, which is what "utterance" means there. Rows that are not finite are missing.
-    Raises `DataError` naming the file and the row; nothing unpickles."""
+    safetensors: a tensor for each id, or `features` [N, F] with `ids` as a JSON list in the
+    metadata. parquet: column `id` and a list column `features`, or one column of numbers for each
+    feature. npz: `ids` [N] and `features` [N, F]. npy [N, F] with its ids in NAME.ids.txt, one a
+    line; or frames [sum T, F] with NAME.lengths and NAME.emo, as emotion2vec's IEMOCAP scripts
+    write them (Ma et al. 2024). A folder: one <id>.npy a clip, as FunASR writes them. Frames [T,
+    F] are averaged, which is what "utterance" means there. Rows that are not finite are missing.
+    Raises `DataError` naming the file and the row; nothing unpickles.
+    """
     path = Path(path)
-    if path.is_dir(): return _read_folder(path)
+    if path.is_dir():
+        return _read_folder(path)
     refuse_pickle(path)
-    readers = {".safetensors": _read_safetensors, ".parquet": _read_parquet, ".npz": _read_npz, ".npy": _read_npy}
-    if path.suffix not in readers: raise DataError(f"{path}: features are read from {', '.join(readers)} files, or from a folder of <id>.npy files")
-    if (size := path.stat().st_size) > MAX_BYTES: raise DataError(f"{path} has {size:,} bytes; the limit is {MAX_BYTES:,}")
+    readers = {
+        ".safetensors": _read_safetensors,
+        ".parquet": _read_parquet,
+        ".npz": _read_npz,
+        ".npy": _read_npy,
+    }
+    if path.suffix not in readers:
+        raise DataError(
+            f"{path}: features are read from {', '.join(readers)} files, or from a folder of"
+            " <id>.npy files"
+        )
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise DataError(f"{path} has {size:,} bytes; the limit is {MAX_BYTES:,}")
     return readers[path.suffix](path)
+
 
 def _read_safetensors(path: Path) -> Features:
     try:
         with safetensors.safe_open(path, "pt") as file:
             names, about = list(file.keys()), file.metadata() or {}
-            if names != ["features"]: return Features.of(path, names, [_row(f"{path}, {n}", file.get_tensor(n).float().numpy()) for n in names])
+            if names != ["features"]:
+                return Features.of(
+                    path,
+                    names,
+                    [_row(f"{path}, {n}", file.get_tensor(n).float().numpy()) for n in names],
+                )
             ids = json.loads(about.get("ids", "null"))
-            if not isinstance(ids, list): raise DataError(f"{path}: features [N, F] without ids; write a JSON list into the metadata under 'ids'")
-            return Features.of(path, ids, _numbers(path, file.get_tensor("features").float().numpy(), "N, F"))
+            if not isinstance(ids, list):
+                raise DataError(
+                    f"{path}: features [N, F] without ids; write a JSON list into the metadata"
+                    " under 'ids'"
+                )
+            return Features.of(
+                path, ids, _numbers(path, file.get_tensor("features").float().numpy(), "N, F")
+            )
     except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} is not a readable safetensors file, or is truncated: {error}") from None
+        raise DataError(
+            f"{path} is not a readable safetensors file, or is truncated: {error}"
+        ) from None
+
 
 def _read_parquet(path: Path) -> Features:
     import pyarrow as pa
     import pyarrow.parquet as pq
+
     ids, rows, size = [], [], 0
     try:
         with pq.ParquetFile(path) as file:
             kinds = {f.name: f.type for f in file.schema_arrow}
-            if "id" not in kinds: raise DataError(f"{path}: no column id; the file has {', '.join(kinds)}")
-            lists = [n for n in ("features", "feature") if n in kinds and hasattr(kinds[n], "value_type")]
+            if "id" not in kinds:
+                raise DataError(f"{path}: no column id; the file has {', '.join(kinds)}")
+            lists = [
+                n for n in ("features", "feature") if n in kinds and hasattr(kinds[n], "value_type")
+            ]
             columns = lists[:1] or [n for n in kinds if n != "id"]
-            if bad := [n for n in columns if n not in lists and (n.casefold() in LABEL_COLUMNS or not (pa.types.is_floating(kinds[n]) or pa.types.is_integer(kinds[n])))]:
-                raise DataError(f"{path}: column {', '.join(bad)} would become a feature, but is a label or is not a number; leave it out of the table")
+            if bad := [
+                n
+                for n in columns
+                if n not in lists
+                and (
+                    n.casefold() in LABEL_COLUMNS
+                    or not (pa.types.is_floating(kinds[n]) or pa.types.is_integer(kinds[n]))
+                )
+            ]:
+                raise DataError(
+                    f"{path}: column {', '.join(bad)} would become a feature, but is a label or is"
+                    " not a number; leave it out of the table"
+                )
             for batch in file.iter_batches(4096, columns=["id", *columns]):
-                if (size := size + batch.nbytes) > MAX_BYTES: raise DataError(f"{path} would unpack to over {MAX_BYTES:,} bytes, the limit")
+                if (size := size + batch.nbytes) > MAX_BYTES:
+                    raise DataError(f"{path} would unpack to over {MAX_BYTES:,} bytes, the limit")
                 ids += ["" if i is None else i for i in batch["id"].to_pylist()]
-                if lists: rows += [None if v is None else np.array(v, float) for v in batch[columns[0]].to_pylist()]
-                else: rows += list(np.stack([batch[c].to_numpy(zero_copy_only=False).astype(np.float32) for c in columns], 1))
+                if lists:
+                    rows += [
+                        None if v is None else np.array(v, float)
+                        for v in batch[columns[0]].to_pylist()
+                    ]
+                else:
+                    rows += list(
+                        np.stack(
+                            [
+                                batch[c].to_numpy(zero_copy_only=False).astype(np.float32)
+                                for c in columns
+                            ],
+                            1,
+                        )
+                    )
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
-        if isinstance(error, DataError): raise
-        raise DataError(f"{path} is not a readable parquet table of features: {str(error).splitlines()[0][:200]}") from None
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{path} is not a readable parquet table of features:"
+            f" {str(error).splitlines()[0][:200]}"
+        ) from None
     return Features.of(path, ids, rows)
+
 
 def _read_npz(path: Path) -> Features:
     arrays = read_arrays(path)
-    if lack := {"ids", "features"} - set(arrays): raise DataError(f"{path}: no array {' and '.join(sorted(lack))}; the file has {', '.join(arrays)}")
-    if (ids := arrays["ids"]).ndim != 1 or ids.dtype.kind not in "Uiu": raise DataError(f"{path}, array ids: {ids.dtype} {list(ids.shape)}; expected texts or whole numbers [N]")
+    if lack := {"ids", "features"} - set(arrays):
+        raise DataError(
+            f"{path}: no array {' and '.join(sorted(lack))}; the file has {', '.join(arrays)}"
+        )
+    if (ids := arrays["ids"]).ndim != 1 or ids.dtype.kind not in "Uiu":
+        raise DataError(
+            f"{path}, array ids: {ids.dtype} {list(ids.shape)}; expected texts or whole numbers [N]"
+        )
     return Features.of(path, ids.tolist(), _numbers(path, arrays["features"], "N, F"))
+
 
 def _read_npy(path: Path) -> Features:
     [values] = read_arrays(path).values()
     beside = {end: path.with_suffix(end) for end in (".ids.txt", ".lengths", ".emo")}
-    if beside[".ids.txt"].exists(): return Features.of(path, _lines(beside[".ids.txt"]), _numbers(path, values, "N, F"))
+    if beside[".ids.txt"].exists():
+        return Features.of(path, _lines(beside[".ids.txt"]), _numbers(path, values, "N, F"))
     if not (beside[".lengths"].exists() and beside[".emo"].exists()):
-        raise DataError(f"{path} has no ids: put them into {beside['.ids.txt'].name}, one a line, or keep {beside['.lengths'].name} and {beside['.emo'].name} beside it")
-    try: lengths = np.array([int(n) for n in _lines(beside[".lengths"])])
-    except ValueError as error: raise DataError(f"{beside['.lengths']}: {error}; expected a whole number a line") from None
-    if (lengths < 0).any() or lengths.sum() != len(values): raise DataError(f"{path} has {len(values)} frames, {beside['.lengths'].name} adds up to {lengths.sum()}")
+        raise DataError(
+            f"{path} has no ids: put them into {beside['.ids.txt'].name}, one a line, or keep"
+            f" {beside['.lengths'].name} and {beside['.emo'].name} beside it"
+        )
+    try:
+        lengths = np.array([int(n) for n in _lines(beside[".lengths"])])
+    except ValueError as error:
+        raise DataError(f"{beside['.lengths']}: {error}; expected a whole number a line") from None
+    if (lengths < 0).any() or lengths.sum() != len(values):
+        raise DataError(
+            f"{path} has {len(values)} frames, {beside['.lengths'].name} adds up to {lengths.sum()}"
+        )
     ids = [(line.split() or [""])[0] for line in _lines(beside[".emo"])]
-    rows = [_row(path, part) for part in np.split(_numbers(path, values, "T, F"), np.cumsum(lengths)[:-1])]
-    return Features.of(path, ids, rows, [f"{path}: {len(rows)} utterances of {lengths.mean():.0f} frames on average were averaged over time"])
+    rows = [
+        _row(path, part)
+        for part in np.split(_numbers(path, values, "T, F"), np.cumsum(lengths)[:-1])
+    ]
+    return Features.of(
+        path,
+        ids,
+        rows,
+        [
+            f"{path}: {len(rows)} utterances of {lengths.mean():.0f} frames on average were"
+            " averaged over time"
+        ],
+    )
+
 
 def _read_folder(path: Path) -> Features:
     files = sorted(p for p in path.rglob("*.npy") if not p.name.startswith("._"))
-    if not files: raise DataError(f"{path} holds no .npy files; FunASR writes one <id>.npy a clip")
+    if not files:
+        raise DataError(f"{path} holds no .npy files; FunASR writes one <id>.npy a clip")
     arrays = [next(iter(read_arrays(p).values())) for p in files]
     frames = sum(a.ndim == 2 for a in arrays)
-    return Features.of(path, [p.stem for p in files], [_row(p, a) for p, a in zip(files, arrays)],
-                       [f"{path}: {frames} of {len(files)} files hold frames [T, F], which were averaged over time"] * bool(frames))
+    return Features.of(
+        path,
+        [p.stem for p in files],
+        [_row(p, a) for p, a in zip(files, arrays)],
+        [
+            f"{path}: {frames} of {len(files)} files hold frames [T, F], which were averaged over"
+            " time"
+        ]
+        * bool(frames),
+    )
+
 
 def _lines(path: Path) -> list[str]:
-    try: return path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error: raise DataError(f"{path} cannot be read: {error}") from None
+    try:
+        return path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+
 
 def _numbers(where, values: np.ndarray, *axes: str) -> np.ndarray:
-    if values.dtype.kind in "fiu" and values.ndim in [len(a.split()) for a in axes]: return values
-    raise DataError(f"{where}: features are {values.dtype} {list(values.shape)}; expected numbers {' or '.join(f'[{a}]' for a in axes)}")
+    if values.dtype.kind in "fiu" and values.ndim in [len(a.split()) for a in axes]:
+        return values
+    raise DataError(
+        f"{where}: features are {values.dtype} {list(values.shape)}; expected numbers"
+        f" {' or '.join(f'[{a}]' for a in axes)}"
+    )
+
 
 def _row(where, values: np.ndarray) -> np.ndarray | None:
-    "The vector [F] of one utterance, from a vector or from frames [T, F]; None where there is no frame."
-    if _numbers(where, values, "F", "T, F").ndim == 1: return values
+    """The vector [F] of one utterance, from a vector or from frames [T, F]; None where there is no
+    frame.
+    """
+    if _numbers(where, values, "F", "T, F").ndim == 1:
+        return values
     return values.mean(0, dtype=np.float64) if len(values) else None
 
+
 def write_features(path, features: Mapping[str, Tensor]) -> None:
-    "The table as one safetensors file that `read_features` knows: `features` [N, F], ids in the metadata. Raises `ConfigError`."
-    write_whole(Path(path), safetensors.torch.save({"features": torch.stack(list(features.values()))}, {"ids": json.dumps(list(features))}))
+    """The table as one safetensors file that `read_features` knows: `features` [N, F], ids in the
+    metadata. Raises `ConfigError`.
+    """
+    write_whole(
+        Path(path),
+        safetensors.torch.save(
+            {"features": torch.stack(list(features.values()))}, {"ids": json.dumps(list(features))}
+        ),
+    )
+
 
 # %% ../../nbs/electives/32_features.ipynb #0000000f
-def attach_features(data: Batch, name: str, features: Mapping[str, Tensor], by: str = "id") -> Batch:
-    """`data` with the features as stream `name` [B, 1, F], joined by the meta field `by`; an item that the table does not know is a missing modality.
+def attach_features(
+    data: Batch, name: str, features: Mapping[str, Tensor], by: str = "id"
+) -> Batch:
+    """`data` with the features as stream `name` [B, 1, F], joined by the meta field `by`; an item
+    that the table does not know is a missing modality.
 
-    The step's time is the middle of the utterance (meta `seconds`), else the mean time of another stream. Warns where items are missing;
-    raises `ConfigError` (no such field), `DataError` where not one id matches."""
-    if by not in data.meta: raise ConfigError(f"no meta field {by!r} to join by; the data has {', '.join(data.meta) or 'none'}")
+    The step's time is the middle of the utterance (meta `seconds`), else the mean time of another
+    stream. Warns where items are missing; raises `ConfigError` (no such field), `DataError` where
+    not one id matches.
+    """
+    if by not in data.meta:
+        raise ConfigError(
+            f"no meta field {by!r} to join by; the data has {', '.join(data.meta) or 'none'}"
+        )
     ids = [str(i) for i in data.meta[by]]
     known = torch.tensor([[i in features] for i in ids])
-    if not known.any(): raise DataError(f"none of the {len(ids)} items is in the table: the data's ids are like {some_names(ids)}, the table's like {some_names(list(features))}")
+    if not known.any():
+        raise DataError(
+            f"none of the {len(ids)} items is in the table: the data's ids are like"
+            f" {some_names(ids)}, the table's like {some_names(list(features))}"
+        )
     if gone := [i for i in ids if i not in features]:
-        warnings.warn(f"{name}: {len(gone)} of {len(ids)} items are not in the table of features, their {name} is missing: {some_names(gone)}", stacklevel=2)
-    empty, first = torch.zeros(len(next(iter(features.values())))), data.streams.get(name) or next(iter(data.streams.values()))
-    t = data.meta["seconds"].unsqueeze(1) / 2 if isinstance(data.meta.get("seconds"), Tensor) else masked_mean(first.t, first.mask).unsqueeze(1)
-    return data.replace(**{name: Stream(torch.stack([features.get(i, empty) for i in ids]).unsqueeze(1), known, t)})
+        warnings.warn(
+            f"{name}: {len(gone)} of {len(ids)} items are not in the table of features, their"
+            f" {name} is missing: {some_names(gone)}",
+            stacklevel=2,
+        )
+    empty, first = (
+        torch.zeros(len(next(iter(features.values())))),
+        data.streams.get(name) or next(iter(data.streams.values())),
+    )
+    t = (
+        data.meta["seconds"].unsqueeze(1) / 2
+        if isinstance(data.meta.get("seconds"), Tensor)
+        else masked_mean(first.t, first.mask).unsqueeze(1)
+    )
+    return data.replace(
+        **{name: Stream(torch.stack([features.get(i, empty) for i in ids]).unsqueeze(1), known, t)}
+    )
+
 
 # %% ../../nbs/electives/32_features.ipynb #00000027
 def egemaps_features(sounds: Iterable, progress: bool = True) -> Features:
-    """The 88 eGeMAPS functionals (Eyben et al. 2016) of recordings: sound files (the id is the file's name), or {id: file or waveform [N] at 16 kHz}.
+    """The 88 eGeMAPS functionals (Eyben et al. 2016) of recordings: sound files (the id is the
+    file's name), or {id: file or waveform [N] at 16 kHz}.
 
-    A recording too short to measure is missing. Computed by opensmile, whose licence is audEERING's: free for research, not for products.
-    Raises `ConfigError` where opensmile is not installed, `DataError` naming a file that is no sound."""
+    A recording too short to measure is missing. Computed by opensmile, whose licence is
+    audEERING's: free for research, not for products. Raises `ConfigError` where opensmile is not
+    installed, `DataError` naming a file that is no sound.
+    """
     if importlib.util.find_spec("opensmile") is None:
-        raise ConfigError("eGeMAPS features are measured by opensmile, an optional extra: pip install 'mmemo[egemaps]' (its licence allows research, not products)")
+        raise ConfigError(
+            "eGeMAPS features are measured by opensmile, an optional extra: pip install"
+            " 'mmemo[egemaps]' (its licence allows research, not products)"
+        )
     import opensmile
     from tqdm.auto import tqdm
-    smile = opensmile.Smile(feature_set=opensmile.FeatureSet.eGeMAPSv02, feature_level=opensmile.FeatureLevel.Functionals)
-    pairs, rows = list(sounds.items()) if isinstance(sounds, Mapping) else [(Path(p).stem, p) for p in sounds], []
+
+    smile = opensmile.Smile(
+        feature_set=opensmile.FeatureSet.eGeMAPSv02,
+        feature_level=opensmile.FeatureLevel.Functionals,
+    )
+    pairs, rows = (
+        (
+            list(sounds.items())
+            if isinstance(sounds, Mapping)
+            else [(Path(p).stem, p) for p in sounds]
+        ),
+        [],
+    )
     for _, sound in tqdm(pairs, desc="eGeMAPS", unit="clip", disable=not progress):
-        wave = read_sound(sound)[0] if isinstance(sound, (str, Path)) else np.asarray(sound, np.float32)
+        wave = (
+            read_sound(sound)[0]
+            if isinstance(sound, (str, Path))
+            else np.asarray(sound, np.float32)
+        )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")                                        # "too short": the report says so
+            warnings.simplefilter("ignore")  # "too short": the report says so
             rows.append(smile.process_signal(wave, 16000).to_numpy()[0])
     return Features.of("eGeMAPS", [name for name, _ in pairs], rows)
 
-def utterance_features(path=None, sounds=None, progress: bool = True) -> tuple[Features | None, str]:
-    "Features for a run, and the sentence that its report must carry: of the table `path` (or its `DataError`), else eGeMAPS of `sounds`, else none. Never invented."
-    if path is not None: return (found := read_features(path)), f"utterance features: {len(found)} of width {found.width} from {Path(path).name}"
+
+def utterance_features(
+    path=None, sounds=None, progress: bool = True
+) -> tuple[Features | None, str]:
+    """Features for a run, and the sentence that its report must carry: of the table `path` (or its
+    `DataError`), else eGeMAPS of `sounds`, else none. Never invented.
+    """
+    if path is not None:
+        return (
+            found := read_features(path)
+        ), f"utterance features: {len(found)} of width {found.width} from {Path(path).name}"
     if sounds and importlib.util.find_spec("opensmile"):
-        return (found := egemaps_features(sounds, progress)), f"utterance features: eGeMAPS of {len(found)} recordings (opensmile), as no table was given"
-    why = "opensmile is not installed (pip install 'mmemo[egemaps]')" if sounds else "there are no recordings"
-    return None, f"utterance features: none; no table was given and {why}: known-answer corpus instead"
+        return (
+            (found := egemaps_features(sounds, progress)),
+            (
+                f"utterance features: eGeMAPS of {len(found)} recordings (opensmile), as no table"
+                " was given"
+            ),
+        )
+    why = (
+        "opensmile is not installed (pip install 'mmemo[egemaps]')"
+        if sounds
+        else "there are no recordings"
+    )
+    return (
+        None,
+        f"utterance features: none; no table was given and {why}: known-answer corpus instead",
+    )

@@ -2,64 +2,132 @@
 
 # %% ../../nbs/workshop/59_meld.ipynb #00000003
 from __future__ import annotations
-import torch
+
 import re
-from pathlib import Path
 from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
 from ..core.batch import Batch, byte_tokens, spread_words, text_stream
 from ..core.errors import DataError
-from .corpus import cached, Corpus
+from .corpus import Corpus, cached
 from .standards import EMOTIONS, SENTIMENTS
 from .tables import accepts, as_key, as_number, as_text, one_of, read_rows
 
 # %% auto #0
-__all__ = ['MELD_SPLITS', 'MELD_NO_CLIP', 'MELD_COLUMNS', 'read_meld']
+__all__ = ["MELD_SPLITS", "MELD_NO_CLIP", "MELD_COLUMNS", "read_meld"]
 
 # %% ../../nbs/workshop/59_meld.ipynb #00000004
-MELD_SPLITS = {"train": "train_sent_emo.csv", "dev": "dev_sent_emo.csv", "test": "test_sent_emo.csv"}
-MELD_NO_CLIP = {"train_dia125_utt3": "broken clip", "dev_dia110_utt7": "no clip"}       # the two utterances whose published video cannot be read
+MELD_SPLITS = {
+    "train": "train_sent_emo.csv",
+    "dev": "dev_sent_emo.csv",
+    "test": "test_sent_emo.csv",
+}
+# the two utterances whose published video cannot be read
+MELD_NO_CLIP = {"train_dia125_utt3": "broken clip", "dev_dia110_utt7": "no clip"}
+
 
 @accepts("a time as H:MM:SS,mmm")
 def _clock(value) -> float:
     found = re.fullmatch(r"(\d+):([0-5]\d):([0-5]\d)[,.](\d{1,3})", value.strip())
-    if not found: raise ValueError
+    if not found:
+        raise ValueError
     h, m, s, ms = map(int, found.groups())
     return h * 3600 + m * 60 + s + ms / 1000
 
-MELD_COLUMNS = {"Utterance": as_text, "Speaker": as_text, "Emotion": one_of(EMOTIONS), "Sentiment": one_of(SENTIMENTS),
-                "Dialogue_ID": as_number(0, whole=True), "Utterance_ID": as_number(0, whole=True), "StartTime": _clock, "EndTime": _clock, "Split": as_key}
 
-def read_meld(folder, tokenizer: Callable = byte_tokens, cache=None, progress: bool = True) -> Corpus:
-    """MELD (Poria et al. 2019): 13,708 lines of *Friends* with speaker, 7 emotions, 3 sentiments; from its csv files, or else from meld.parquet.
+MELD_COLUMNS = {
+    "Utterance": as_text,
+    "Speaker": as_text,
+    "Emotion": one_of(EMOTIONS),
+    "Sentiment": one_of(SENTIMENTS),
+    "Dialogue_ID": as_number(0, whole=True),
+    "Utterance_ID": as_number(0, whole=True),
+    "StartTime": _clock,
+    "EndTime": _clock,
+    "Split": as_key,
+}
 
-    Streams: text (bytes by default, else `tokenizer(words, spans) -> (ids, times)`). Meta: id = split + dialogue + utterance (numbers
-    begin anew in each split), session = dialogue, words, spans, seconds, flag. Lines with an impossible duration (not within 0..60 s) get
-    three words a second and a flag. Raises `DataError` naming file and line."""
+
+def read_meld(
+    folder, tokenizer: Callable = byte_tokens, cache=None, progress: bool = True
+) -> Corpus:
+    """MELD (Poria et al. 2019): 13,708 lines of *Friends* with speaker, 7 emotions, 3 sentiments;
+    from its csv files, or else from meld.parquet.
+
+    Streams: text (bytes by default, else `tokenizer(words, spans) -> (ids, times)`). Meta: id =
+    split + dialogue + utterance (numbers begin anew in each split), session = dialogue, words,
+    spans, seconds, flag. Lines with an impossible duration (not within 0..60 s) get three words a
+    second and a flag. Raises `DataError` naming file and line.
+    """
     folder = Path(folder)
-    files = [folder / f for f in MELD_SPLITS.values() if (folder / f).exists()] or [folder / "meld.parquet"]
+    files = [folder / f for f in MELD_SPLITS.values() if (folder / f).exists()] or [
+        folder / "meld.parquet"
+    ]
+
     def parse(report):
-        rows = [row | {"split": row.get("Split") or f.name.split("_")[0], "file": f}
-                for f in files for row in read_rows(f, MELD_COLUMNS, optional=("Split",))]
+        rows = [
+            row | {"split": row.get("Split") or f.name.split("_")[0], "file": f}
+            for f in files
+            for row in read_rows(f, MELD_COLUMNS, optional=("Split",))
+        ]
         if lack := set(MELD_SPLITS) - {r["split"] for r in rows}:
             report.append(f"no {' and no '.join(sorted(lack))} split in {folder.name}")
         seen = {}
         for r in rows:
             r["id"] = f"{r['split']}_dia{r['Dialogue_ID']}_utt{r['Utterance_ID']}"
-            if r["id"] in seen: raise DataError(f"{r['file']}, line {r['line']}: {r['id']} stands in line {seen[r['id']]} too")
+            if r["id"] in seen:
+                raise DataError(
+                    f"{r['file']}, line {r['line']}: {r['id']} stands in line {seen[r['id']]} too"
+                )
             seen[r["id"]] = r["line"]
-            r["words"], r["flag"], r["seconds"] = r["Utterance"].split(), MELD_NO_CLIP.get(r["id"], ""), round(r["EndTime"] - r["StartTime"], 3)
+            r["words"], r["flag"], r["seconds"] = (
+                r["Utterance"].split(),
+                MELD_NO_CLIP.get(r["id"], ""),
+                round(r["EndTime"] - r["StartTime"], 3),
+            )
             if not 0 < r["seconds"] <= 60:
-                report.append(f"{r['id']} lasts {r['seconds']:g} s by its time stamps: flagged, its words are spread at three a second")
+                report.append(
+                    f"{r['id']} lasts {r['seconds']:g} s by its time stamps: flagged, its words are"
+                    " spread at three a second"
+                )
                 r["flag"], r["seconds"] = "duration", max(1, len(r["words"])) / 3
         for start in range(0, len(rows), 1024):
-            part = rows[start:start + 1024]
-            get = lambda name: [r[name] for r in part]
+            part = rows[start : start + 1024]
+
+            def get(name):
+                return [r[name] for r in part]
+
             words, spans = get("words"), [spread_words(r["words"], 0, r["seconds"]) for r in part]
-            yield Batch({"text": text_stream(tokenizer, words, spans)},
-                        {"emotion": torch.tensor(get("Emotion")), "sentiment": torch.tensor(get("Sentiment"))},
-                        {"id": get("id"), "speaker": get("Speaker"), "session": [r["id"].rsplit("_", 1)[0] for r in part],
-                         "corpus": ["meld"] * len(part), "split": get("split"), "text": get("Utterance"), "words": words, "spans": spans,
-                         "seconds": torch.tensor(get("seconds"), dtype=torch.float32), "flag": get("flag"),
-                         "utterance": torch.tensor(get("Utterance_ID"))})
-    return cached("meld", parse, folder, files, {"tokenizer": tokenizer}, classes={"emotion": EMOTIONS, "sentiment": SENTIMENTS},
-                  cache=cache, progress=progress)
+            yield Batch(
+                {"text": text_stream(tokenizer, words, spans)},
+                {
+                    "emotion": torch.tensor(get("Emotion")),
+                    "sentiment": torch.tensor(get("Sentiment")),
+                },
+                {
+                    "id": get("id"),
+                    "speaker": get("Speaker"),
+                    "session": [r["id"].rsplit("_", 1)[0] for r in part],
+                    "corpus": ["meld"] * len(part),
+                    "split": get("split"),
+                    "text": get("Utterance"),
+                    "words": words,
+                    "spans": spans,
+                    "seconds": torch.tensor(get("seconds"), dtype=torch.float32),
+                    "flag": get("flag"),
+                    "utterance": torch.tensor(get("Utterance_ID")),
+                },
+            )
+
+    return cached(
+        "meld",
+        parse,
+        folder,
+        files,
+        {"tokenizer": tokenizer},
+        classes={"emotion": EMOTIONS, "sentiment": SENTIMENTS},
+        cache=cache,
+        progress=progress,
+    )

@@ -4,132 +4,305 @@
 
 # %% ../../nbs/workshop/60_ravdess.ipynb #bb58fa53
 from __future__ import annotations
+
 import re
+from pathlib import Path
+
 import numpy as np
 import torch
-from pathlib import Path
-from ..core.batch import Batch, collate, Stream
+
+from ..core.batch import Batch, Stream, collate
 from ..core.errors import ConfigError, DataError, ShapeError
-from .corpus import cached, Corpus
+from .corpus import Corpus, cached
 from .tables import as_key, as_number, one_of, read_arrays, read_rows, read_sound
 
 # %% auto #0
-__all__ = ['RAVDESS_EMOTIONS', 'RAVDESS_FOLDS', 'RAVDESS_STATEMENTS', 'RAVDESS_DUPLICATE', 'RAVDESS_COLUMNS', 'OPENFACE_UNITS',
-           'ravdess_name', 'read_ravdess', 'voice_statistics']
+__all__ = [
+    "RAVDESS_EMOTIONS",
+    "RAVDESS_FOLDS",
+    "RAVDESS_STATEMENTS",
+    "RAVDESS_DUPLICATE",
+    "RAVDESS_COLUMNS",
+    "OPENFACE_UNITS",
+    "ravdess_name",
+    "read_ravdess",
+    "voice_statistics",
+]
 
 # %% ../../nbs/workshop/60_ravdess.ipynb #8174d2db
-RAVDESS_EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")     # codes 01..08
-RAVDESS_FOLDS = ((2, 5, 14, 15, 16), (3, 6, 7, 13, 18), (10, 11, 12, 19, 20), (8, 17, 21, 23, 24), (1, 4, 9, 22))    # Luna-Jimenez 2022
+# codes 01..08
+RAVDESS_EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
+# Luna-Jimenez 2022
+RAVDESS_FOLDS = (
+    (2, 5, 14, 15, 16),
+    (3, 6, 7, 13, 18),
+    (10, 11, 12, 19, 20),
+    (8, 17, 21, 23, 24),
+    (1, 4, 9, 22),
+)
 RAVDESS_STATEMENTS = ("Kids are talking by the door", "Dogs are sitting by the door")
-RAVDESS_DUPLICATE = "03-01-03-01-02-02-07"                                     # the same recording as 03-01-03-01-02-01-07
+RAVDESS_DUPLICATE = "03-01-03-01-02-02-07"  # the same recording as 03-01-03-01-02-01-07
+
 
 def ravdess_name(name: str) -> dict:
-    "What a clip's name MM-VC-EE-II-SS-RR-AA says. Raises `DataError` for a name that is not of this form."
-    found = re.fullmatch(r"0([1-3])-0([12])-0([1-8])-0([12])-0([12])-0([12])-(0[1-9]|1\d|2[0-4])", name)
+    """What a clip's name MM-VC-EE-II-SS-RR-AA says.
+
+    Raises `DataError` for a name that is not of this form.
+    """
+    found = re.fullmatch(
+        r"0([1-3])-0([12])-0([1-8])-0([12])-0([12])-0([12])-(0[1-9]|1\d|2[0-4])", name
+    )
     if not found:
-        raise DataError(f"{name!r} is not a RAVDESS name MM-VC-EE-II-SS-RR-AA (modality 1-3, channel 1-2, emotion 1-8, intensity, "
-                        "statement and repetition 1-2, actor 1-24)")
+        raise DataError(
+            f"{name!r} is not a RAVDESS name MM-VC-EE-II-SS-RR-AA (modality 1-3, channel 1-2,"
+            " emotion 1-8, intensity, statement and repetition 1-2, actor 1-24)"
+        )
     modality, channel, emotion, intensity, statement, repetition, actor = map(int, found.groups())
-    return {"id": name, "modality": modality, "channel": channel, "emotion": emotion - 1, "intensity": intensity,
-            "text": RAVDESS_STATEMENTS[statement - 1], "repetition": repetition, "speaker": f"{actor:02d}", "sex": ("female", "male")[actor % 2],
-            "fold": next(i for i, actors in enumerate(RAVDESS_FOLDS) if actor in actors)}
+    return {
+        "id": name,
+        "modality": modality,
+        "channel": channel,
+        "emotion": emotion - 1,
+        "intensity": intensity,
+        "text": RAVDESS_STATEMENTS[statement - 1],
+        "repetition": repetition,
+        "speaker": f"{actor:02d}",
+        "sex": ("female", "male")[actor % 2],
+        "fold": next(i for i, actors in enumerate(RAVDESS_FOLDS) if actor in actors),
+    }
 
-def read_ravdess(folder, audio: str | None = None, video: bool | None = None, cache=None, progress: bool = True) -> Corpus:
-    """RAVDESS speech (Livingstone and Russo 2018): 24 actors, 8 emotions, two sentences; 1439 clips, as one of the 1440 is there twice.
 
-    audio: "functionals" (88 eGeMAPS numbers, T = 1), "statistics" (these and the 352 of `voice_statistics`), "lld" (25 low-level descriptors
-    at 100 Hz), "raw" (waveform at 16 kHz from flac or wav files), None: functionals where the folder has the eGeMAPS file, else raw. video: the 35 OpenFace action-unit means (17 intensities,
-    18 presences, T = 1), None: where the folder has them. Meta: speaker = actor, fold = the five published actor folds (0..4): split by
-    these, never by clips. Raises `DataError` naming file and line, `ConfigError` for an unknown option."""
+def read_ravdess(
+    folder, audio: str | None = None, video: bool | None = None, cache=None, progress: bool = True
+) -> Corpus:
+    """RAVDESS speech (Livingstone and Russo 2018): 24 actors, 8 emotions, two sentences; 1439
+    clips, as one of the 1440 is there twice.
+
+    audio: "functionals" (88 eGeMAPS numbers, T = 1), "statistics" (these and the 352 of
+    `voice_statistics`), "lld" (25 low-level descriptors at 100 Hz), "raw" (waveform at 16 kHz from
+    flac or wav files), None: functionals where the folder has the eGeMAPS file, else raw. video:
+    the 35 OpenFace action-unit means (17 intensities, 18 presences, T = 1), None: where the folder
+    has them. Meta: speaker = actor, fold = the five published actor folds (0..4): split by these,
+    never by clips. Raises `DataError` naming file and line, `ConfigError` for an unknown option.
+    """
     folder = Path(folder)
-    egemaps, faces, table = folder / "ravdess_egemapsv02.npz", folder / "ravdess_openface_au_means.csv", folder / "meta.csv"
+    egemaps, faces, table = (
+        folder / "ravdess_egemapsv02.npz",
+        folder / "ravdess_openface_au_means.csv",
+        folder / "meta.csv",
+    )
     audio = audio or ("functionals" if egemaps.exists() else "raw")
-    if audio not in ("functionals", "statistics", "lld", "raw"): raise ConfigError(f"audio={audio!r}; the choices are functionals, statistics, lld, raw")
+    if audio not in ("functionals", "statistics", "lld", "raw"):
+        raise ConfigError(f"audio={audio!r}; the choices are functionals, statistics, lld, raw")
     video, rate = faces.exists() if video is None else video, {"lld": 100, "raw": 16000}.get(audio)
-    sounds = [p for p in sorted(folder.rglob("*")) if p.suffix in (".flac", ".wav") and not p.name.startswith("._")] if audio == "raw" else []
-    if audio == "raw" and not sounds: raise DataError(f"{folder} holds no .flac or .wav clips")
+    sounds = (
+        [
+            p
+            for p in sorted(folder.rglob("*"))
+            if p.suffix in (".flac", ".wav") and not p.name.startswith("._")
+        ]
+        if audio == "raw"
+        else []
+    )
+    if audio == "raw" and not sounds:
+        raise DataError(f"{folder} holds no .flac or .wav clips")
+
     def parse(report):
         clips = {p.stem: p for p in sounds} or _egemaps_rows(egemaps, read_arrays(egemaps), audio)
-        known = {r["name"]: r for r in read_rows(table, RAVDESS_COLUMNS, ("orig_channels", "duration_s"))} if table.exists() else {}
+        known = (
+            {
+                r["name"]: r
+                for r in read_rows(table, RAVDESS_COLUMNS, ("orig_channels", "duration_s"))
+            }
+            if table.exists()
+            else {}
+        )
         items = _speech_items(list(clips), known, table, report)
         units = _action_units(faces) if video else {}
         for start in range(0, len(items), 64):
-            part, values = items[start:start + 64], []
+            part, values = items[start : start + 64], []
             for i in part:
-                found, channels = read_sound(clips[i["id"]]) if audio == "raw" else (clips[i["id"]], 1)
+                found, channels = (
+                    read_sound(clips[i["id"]]) if audio == "raw" else (clips[i["id"]], 1)
+                )
                 values.append(torch.tensor(found, dtype=torch.float32)[None])
-                if channels > 1: report.append(f"{clips[i['id']].name} has {channels} channels: mixed")
-            seconds = torch.tensor([known.get(i["id"], {}).get("duration_s") or (v.shape[1] / rate if rate else 3.7) for i, v in zip(part, values)])
-            middle = seconds[:, None] / 2                                  # where the one step of a whole clip lies; 3.7 s is the mean clip
-            heard = [Stream.of(v, t=None if rate else m[None], rate=rate) for v, m in zip(values, middle)]
+                if channels > 1:
+                    report.append(f"{clips[i['id']].name} has {channels} channels: mixed")
+            seconds = torch.tensor(
+                [
+                    known.get(i["id"], {}).get("duration_s") or (v.shape[1] / rate if rate else 3.7)
+                    for i, v in zip(part, values)
+                ]
+            )
+            # where the one step of a whole clip lies; 3.7 s is the mean clip
+            middle = seconds[:, None] / 2
+            heard = [
+                Stream.of(v, t=None if rate else m[None], rate=rate) for v, m in zip(values, middle)
+            ]
             streams = {"audio": collate([Batch({"audio": h}) for h in heard]).streams["audio"]}
             if video:
-                seen = np.stack([units.get(i["id"], np.full(len(OPENFACE_UNITS), np.nan)) for i in part])        # NaN: a missing face
-                streams["video"] = Stream.of(torch.tensor(seen, dtype=torch.float32)[:, None], t=middle)
-            get = lambda name: [i[name] for i in part]
-            yield Batch(streams, {"emotion": torch.tensor(get("emotion"))},
-                        {"id": get("id"), "speaker": get("speaker"), "session": get("speaker"), "corpus": ["ravdess"] * len(part),
-                         "sex": get("sex"), "text": get("text"), "fold": torch.tensor(get("fold")), "intensity": torch.tensor(get("intensity")),
-                         "repetition": torch.tensor(get("repetition")), "seconds": seconds})
-    return cached("ravdess", parse, folder, sounds + [egemaps] * (audio != "raw") + [faces] * video + [table] * table.exists(),
-                  {"audio": audio, "video": video}, rates={"audio": rate} if rate else {}, classes={"emotion": RAVDESS_EMOTIONS},
-                  cache=cache, progress=progress)
+                # NaN: a missing face
+                seen = np.stack(
+                    [units.get(i["id"], np.full(len(OPENFACE_UNITS), np.nan)) for i in part]
+                )
+                streams["video"] = Stream.of(
+                    torch.tensor(seen, dtype=torch.float32)[:, None], t=middle
+                )
+
+            def get(name):
+                return [i[name] for i in part]
+
+            yield Batch(
+                streams,
+                {"emotion": torch.tensor(get("emotion"))},
+                {
+                    "id": get("id"),
+                    "speaker": get("speaker"),
+                    "session": get("speaker"),
+                    "corpus": ["ravdess"] * len(part),
+                    "sex": get("sex"),
+                    "text": get("text"),
+                    "fold": torch.tensor(get("fold")),
+                    "intensity": torch.tensor(get("intensity")),
+                    "repetition": torch.tensor(get("repetition")),
+                    "seconds": seconds,
+                },
+            )
+
+    return cached(
+        "ravdess",
+        parse,
+        folder,
+        sounds + [egemaps] * (audio != "raw") + [faces] * video + [table] * table.exists(),
+        {"audio": audio, "video": video},
+        rates={"audio": rate} if rate else {},
+        classes={"emotion": RAVDESS_EMOTIONS},
+        cache=cache,
+        progress=progress,
+    )
+
 
 def _speech_items(names: list[str], known: dict, table, report: list) -> list[dict]:
-    "What the names of the speech clips say, without the duplicate; checked against meta.csv where there is one."
+    """What the names of the speech clips say, without the duplicate; checked against meta.csv
+    where there is one.
+    """
     items = [ravdess_name(n) for n in names]
     if other := [i["id"] for i in items if (i["modality"], i["channel"]) != (3, 1)]:
         report.append(f"{len(other)} clips are not audio of speech and left out: {other[0]} ...")
-    if RAVDESS_DUPLICATE in names: report.append(f"{RAVDESS_DUPLICATE} left out: the same recording as 03-01-03-01-02-01-07")
+    if RAVDESS_DUPLICATE in names:
+        report.append(f"{RAVDESS_DUPLICATE} left out: the same recording as 03-01-03-01-02-01-07")
     items = [i for i in items if i["id"] not in other and i["id"] != RAVDESS_DUPLICATE]
     for i in items:
         if (row := known.get(i["id"])) and row["emotion"] != i["emotion"]:
             called, says = (RAVDESS_EMOTIONS[r["emotion"]] for r in (row, i))
-            raise DataError(f"{table}, line {row['line']}: {i['id']} is called {called}, its name says {says}")
+            raise DataError(
+                f"{table}, line {row['line']}: {i['id']} is called {called}, its name says {says}"
+            )
     if stereo := [i["id"] for i in items if known.get(i["id"], {}).get("orig_channels") == 2]:
         report.append(f"{len(stereo)} clips were recorded in stereo and mixed: {', '.join(stereo)}")
     return items
 
-RAVDESS_COLUMNS = {"name": as_key, "emotion": one_of(RAVDESS_EMOTIONS), "orig_channels": as_number(1, 8, whole=True),
-                   "duration_s": as_number(0, 60)}
-OPENFACE_UNITS = tuple(f"AU{u:02d}_{kind}" for kind, units in (("r", (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 45)),
-              ("c", (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 28, 45))) for u in units)
+
+RAVDESS_COLUMNS = {
+    "name": as_key,
+    "emotion": one_of(RAVDESS_EMOTIONS),
+    "orig_channels": as_number(1, 8, whole=True),
+    "duration_s": as_number(0, 60),
+}
+OPENFACE_UNITS = tuple(
+    f"AU{u:02d}_{kind}"
+    for kind, units in (
+        ("r", (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 45)),
+        ("c", (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 28, 45)),
+    )
+    for u in units
+)
+
 
 def _egemaps_rows(path, arrays: dict, audio: str) -> dict[str, np.ndarray]:
     "{clip: values [T, F]} of an eGeMAPS file whose arrays fit together."
-    if lack := {"name", "func", "lld", "lld_len"} - set(arrays): raise DataError(f"{path}: no array {', '.join(sorted(lack))}")
-    names, (func, lld, steps) = arrays["name"].tolist(), (arrays[k] for k in ("func", "lld", "lld_len"))
-    if len(set(names)) < len(names): raise DataError(f"{path}, array name: {next(n for n in names if names.count(n) > 1)} occurs twice")
-    if func.shape != (len(names), 88): raise DataError(f"{path}, array func: shape {list(func.shape)}, expected [{len(names)}, 88]")
+    if lack := {"name", "func", "lld", "lld_len"} - set(arrays):
+        raise DataError(f"{path}: no array {', '.join(sorted(lack))}")
+    names, (func, lld, steps) = (
+        arrays["name"].tolist(),
+        (arrays[k] for k in ("func", "lld", "lld_len")),
+    )
+    if len(set(names)) < len(names):
+        raise DataError(
+            f"{path}, array name: {next(n for n in names if names.count(n) > 1)} occurs twice"
+        )
+    if func.shape != (len(names), 88):
+        raise DataError(
+            f"{path}, array func: shape {list(func.shape)}, expected [{len(names)}, 88]"
+        )
     if steps.shape != (len(names),) or lld.shape != (steps.sum(), 25):
-        raise DataError(f"{path}, array lld: shape {list(lld.shape)}, expected [{steps.sum()}, 25], the sum of lld_len")
+        raise DataError(
+            f"{path}, array lld: shape {list(lld.shape)}, expected [{steps.sum()}, 25], the sum of"
+            " lld_len"
+        )
     curves = np.split(lld, np.cumsum(steps)[:-1])
-    if audio == "statistics": return {n: np.concatenate([f, voice_statistics(c)])[None] for n, f, c in zip(names, func, curves)}
+    if audio == "statistics":
+        return {
+            n: np.concatenate([f, voice_statistics(c)])[None]
+            for n, f, c in zip(names, func, curves)
+        }
     return dict(zip(names, func[:, None] if audio == "functionals" else curves))
 
-def voice_statistics(curves: np.ndarray) -> np.ndarray:
-    """What the 25 eGeMAPS curves [T, 25] of a clip do while somebody speaks, [352]: mean, spread, 5th and 95th percentile, quartile range, trend
-    and skewness of each and of its slope; then the time spoken (log steps) and the share that is voiced.
 
-    The silence around it is cut off. Loudness and flux count in units of the clip's own mean, for recordings are not calibrated; pitch and what is
-    measured at its harmonics count where there is a voice. Only this clip is looked at. Raises `ShapeError`."""
-    if curves.ndim != 2 or curves.shape[1] != 25 or not len(curves): raise ShapeError(f"curves have shape {list(curves.shape)}; 25 curves are [T, 25], and T at least 1")
-    loud = np.flatnonzero(curves[:, 0] >= .15 * curves[:, 0].max())
-    z = curves[max(0, loud[:1].sum() - 5):loud[-1:].sum() + 6 if len(loud) else None].astype(np.float64)
+def voice_statistics(curves: np.ndarray) -> np.ndarray:
+    """What the 25 eGeMAPS curves [T, 25] of a clip do while somebody speaks, [352]: mean, spread,
+    5th and 95th percentile, quartile range, trend and skewness of each and of its slope; then
+    the time spoken (log steps) and the share that is voiced.
+
+    The silence around it is cut off. Loudness and flux count in units of the clip's own mean, for
+    recordings are not calibrated; pitch and what is measured at its harmonics count where there is
+    a voice. Only this clip is looked at. Raises `ShapeError`.
+    """
+    if curves.ndim != 2 or curves.shape[1] != 25 or not len(curves):
+        raise ShapeError(
+            f"curves have shape {list(curves.shape)}; 25 curves are [T, 25], and T at least 1"
+        )
+    loud = np.flatnonzero(curves[:, 0] >= 0.15 * curves[:, 0].max())
+    z = curves[max(0, loud[:1].sum() - 5) : loud[-1:].sum() + 6 if len(loud) else None].astype(
+        np.float64
+    )
     z[:, [0, 5]] /= z[:, [0, 5]].mean(0) + 1e-9
     voiced, slope = z[:, 10] > 0, np.gradient(z, axis=0) if len(z) > 1 else np.zeros_like(z)
-    inside = voiced & np.roll(voiced, 1) & np.roll(voiced, -1)                 # where a slope is not that of a beginning or an end
-    told = [np.concatenate([_seven(v[:, :10]), _seven((v[rows] if rows.sum() > 5 else v)[:, 10:])], 1) for v, rows in ((z, voiced), (slope, inside))]
-    return np.concatenate([*map(np.ravel, told), [np.log(len(z)), voiced.mean()]]).astype(np.float32)
+    # where a slope is not that of a beginning or an end
+    inside = voiced & np.roll(voiced, 1) & np.roll(voiced, -1)
+    told = [
+        np.concatenate([_seven(v[:, :10]), _seven((v[rows] if rows.sum() > 5 else v)[:, 10:])], 1)
+        for v, rows in ((z, voiced), (slope, inside))
+    ]
+    return np.concatenate([*map(np.ravel, told), [np.log(len(z)), voiced.mean()]]).astype(
+        np.float32
+    )
+
 
 def _seven(z: np.ndarray) -> np.ndarray:
     "Seven statistics [7, F] of values [T, F]."
     low, first, third, high = np.percentile(z, [5, 25, 75, 95], axis=0)
     mean, spread, place = z.mean(0), z.std(0), np.linspace(-1, 1, len(z))[:, None]
-    return np.stack([mean, spread, low, high, third - first, (place * (z - mean)).mean(0), ((z - mean) ** 3).mean(0) / (spread ** 3 + 1e-3)])
+    return np.stack(
+        [
+            mean,
+            spread,
+            low,
+            high,
+            third - first,
+            (place * (z - mean)).mean(0),
+            ((z - mean) ** 3).mean(0) / (spread**3 + 1e-3),
+        ]
+    )
+
 
 def _action_units(path) -> dict[str, np.ndarray]:
     "{audio name: [35]} of OpenFace means; intensities lie in 0..5, presences in 0..1."
-    rows = read_rows(path, {u: as_number(0, 5 if u.endswith("_r") else 1) for u in OPENFACE_UNITS} | {"audio_name": as_key})
-    if len({r["audio_name"] for r in rows}) < len(rows): raise DataError(f"{path}: a clip stands in two rows")
+    rows = read_rows(
+        path,
+        {u: as_number(0, 5 if u.endswith("_r") else 1) for u in OPENFACE_UNITS}
+        | {"audio_name": as_key},
+    )
+    if len({r["audio_name"] for r in rows}) < len(rows):
+        raise DataError(f"{path}: a clip stands in two rows")
     return {r["audio_name"]: np.array([r[u] for u in OPENFACE_UNITS]) for r in rows}

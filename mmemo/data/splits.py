@@ -2,51 +2,83 @@
 
 # %% ../../nbs/workshop/57_splits.ipynb #00000003
 from __future__ import annotations
-import numpy as np
+
 from collections.abc import Iterator
+
+import numpy as np
+
 from ..core.errors import ConfigError, DataError
 
 # %% auto #0
-__all__ = ['leave_one_out_rows', 'speaker_folds', 'speaker_split', 'check_split', 'rows_by_speaker']
+__all__ = ["leave_one_out_rows", "speaker_folds", "speaker_split", "check_split", "rows_by_speaker"]
+
 
 # %% ../../nbs/workshop/57_splits.ipynb #00000004
 def leave_one_out_rows(data, by: str = "speaker") -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """(value, training rows, test rows) for each value of a meta field: leave-one-speaker-out, or published folds with `by="fold"`.
+    """(value, training rows, test rows) for each value of a meta field: leave-one-speaker-out, or
+    published folds with `by="fold"`.
 
-    `data` is a Corpus or a Batch. Raises `ConfigError` for an unknown field."""
+    `data` is a Corpus or a Batch. Raises `ConfigError` for an unknown field.
+    """
     groups = rows_by_speaker(data, by)
-    for value in np.unique(groups): yield value.item(), np.flatnonzero(groups != value), np.flatnonzero(groups == value)
+    for value in np.unique(groups):
+        yield value.item(), np.flatnonzero(groups != value), np.flatnonzero(groups == value)
 
-def speaker_folds(data, k: int = 5, by: str = "speaker", seed: int = 0) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    "(fold, training rows, test rows), k folds of about equal size that never part a speaker (or another meta field `by`)."
+
+def speaker_folds(
+    data, k: int = 5, by: str = "speaker", seed: int = 0
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(fold, training rows, test rows), k folds of about equal size that never part a speaker (or
+    another meta field `by`).
+    """
     part = _deal(rows_by_speaker(data, by), np.ones(k) / k, seed)
-    for fold in range(k): yield fold, np.flatnonzero(part != fold), np.flatnonzero(part == fold)
+    for fold in range(k):
+        yield fold, np.flatnonzero(part != fold), np.flatnonzero(part == fold)
 
-def speaker_split(data, shares=(0.8, 0.1, 0.1), by: str = "speaker", seed: int = 0) -> list[np.ndarray]:
-    "Rows of one part for each share (training, validation, test), with every speaker in one part only."
+
+def speaker_split(
+    data, shares=(0.8, 0.1, 0.1), by: str = "speaker", seed: int = 0
+) -> list[np.ndarray]:
+    """Rows of one part for each share (training, validation, test), with every speaker in one part
+    only.
+    """
     part = _deal(rows_by_speaker(data, by), np.asarray(shares) / sum(shares), seed)
     return [np.flatnonzero(part == p) for p in range(len(shares))]
 
+
 def check_split(data, *parts, by: str = "speaker") -> None:
-    "Raises `DataError` naming a speaker (or another `by`) that stands in two of the parts (arrays of rows)."
+    """Raises `DataError` naming a speaker (or another `by`) that stands in two of the parts
+    (arrays of rows).
+    """
     groups, seen = rows_by_speaker(data, by), {}
     for number, rows in enumerate(parts):
         for value in np.unique(groups[rows]).tolist():
             if seen.setdefault(value, number) != number:
-                raise DataError(f"{by} {value} stands in part {seen[value]} and in part {number} of the split")
+                raise DataError(
+                    f"{by} {value} stands in part {seen[value]} and in part {number} of the split"
+                )
+
 
 def rows_by_speaker(data, by: str) -> np.ndarray:
-    if by not in data.meta: raise ConfigError(f"no meta field {by!r} to split by; the data has {', '.join(data.meta)}")
+    if by not in data.meta:
+        raise ConfigError(f"no meta field {by!r} to split by; the data has {', '.join(data.meta)}")
     return np.asarray(data.meta[by])
 
+
 def _deal(groups: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
-    "Part of each item: whole groups in random order, large ones first, each to the part that lacks most."
+    """Part of each item: whole groups in random order, large ones first, each to the part that
+    lacks most.
+    """
     names, index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    if len(names) < len(shares): raise ConfigError(f"{len(names)} groups cannot make {len(shares)} parts")
+    if len(names) < len(shares):
+        raise ConfigError(f"{len(names)} groups cannot make {len(shares)} parts")
     lacking, part = shares * len(groups), np.full(len(names), -1)
     order = np.random.default_rng(seed).permutation(len(names))
-    for left, group in zip(range(len(names), 0, -1), order[np.argsort(-sizes[order], kind="stable")]):
+    for left, group in zip(
+        range(len(names), 0, -1), order[np.argsort(-sizes[order], kind="stable")]
+    ):
         empty = np.flatnonzero(np.bincount(part[part >= 0], minlength=len(shares)) == 0)
-        part[group] = p = empty[0] if left <= len(empty) else int(np.argmax(lacking))       # no part stays empty
+        # no part stays empty
+        part[group] = p = empty[0] if left <= len(empty) else int(np.argmax(lacking))
         lacking[p] -= sizes[group]
     return part[index]

@@ -2,46 +2,75 @@
 
 # %% ../../nbs/workshop/55_standards.ipynb #00000003
 from __future__ import annotations
+
 import torch
 from torch import Tensor
+
 from ..core.batch import Batch
 from ..core.errors import ConfigError
 
 # %% auto #0
-__all__ = ['EMOTIONS', 'SENTIMENTS', 'COVAREP', 'VOICED_ONLY', 'AUS', 'AUDIO_RATE', 'VIDEO_RATE', 'SPLITS', 'SOUND_RATE',
-           'fill_unvoiced', 'split_of']
+__all__ = [
+    "EMOTIONS",
+    "SENTIMENTS",
+    "COVAREP",
+    "VOICED_ONLY",
+    "AUS",
+    "AUDIO_RATE",
+    "VIDEO_RATE",
+    "SPLITS",
+    "SOUND_RATE",
+    "fill_unvoiced",
+    "split_of",
+]
 
 # %% ../../nbs/workshop/55_standards.ipynb #00000004
 EMOTIONS = ("neutral", "joy", "surprise", "anger", "sadness", "disgust", "fear")
 SENTIMENTS = ("negative", "neutral", "positive")
 
 # %% ../../nbs/workshop/55_standards.ipynb #00000005
-COVAREP = tuple("F0 VUV NAQ QOQ H1H2 PSP MDQ peakSlope Rd Rd_conf creak".split()
-                + [f"MCEP_{i}" for i in range(25)] + [f"HMPDM_{i}" for i in range(25)] + [f"HMPDD_{i}" for i in range(13)])
-VOICED_ONLY = tuple(COVAREP.index(c) for c in "F0 NAQ QOQ H1H2 PSP MDQ peakSlope Rd".split())     # undefined where VUV = 0
+COVAREP = tuple(
+    "F0 VUV NAQ QOQ H1H2 PSP MDQ peakSlope Rd Rd_conf creak".split()
+    + [f"MCEP_{i}" for i in range(25)]
+    + [f"HMPDM_{i}" for i in range(25)]
+    + [f"HMPDD_{i}" for i in range(13)]
+)
+# undefined where VUV = 0
+VOICED_ONLY = tuple(COVAREP.index(c) for c in "F0 NAQ QOQ H1H2 PSP MDQ peakSlope Rd".split())
 AUS = tuple(f"AU{i:02d}_r" for i in (1, 2, 4, 5, 6, 9, 10, 12, 14, 15, 17, 20, 25, 26))
-AUDIO_RATE, VIDEO_RATE = 100, 30                                                # Hz
+AUDIO_RATE, VIDEO_RATE = 100, 30  # Hz
+
 
 # %% ../../nbs/workshop/55_standards.ipynb #00000006
 def fill_unvoiced(x: Tensor, voiced: Tensor, mask: Tensor | None = None) -> Tensor:
-    """COVAREP columns that are undefined in unvoiced frames, replaced there by the recording's own mean over its voiced (and real) frames.
+    """COVAREP columns that are undefined in unvoiced frames, replaced there by the recording's own
+    mean over its voiced (and real) frames.
 
-    x [B, T, 74], voiced and mask [B, T] bool -> [B, T, 74]. A recording without a voiced frame gets zeros in these columns."""
+    x [B, T, 74], voiced and mask [B, T] bool -> [B, T, 74]. A recording without a voiced frame
+    gets zeros in these columns.
+    """
     good = voiced if mask is None else voiced & mask
     columns = x[..., VOICED_ONLY].double()
-    mean = torch.where(good.unsqueeze(-1), columns, 0).sum(1, keepdim=True) / good.sum(1).clamp(min=1)[:, None, None]
+    mean = (
+        torch.where(good.unsqueeze(-1), columns, 0).sum(1, keepdim=True)
+        / good.sum(1).clamp(min=1)[:, None, None]
+    )
     filled = x.clone()
     filled[..., VOICED_ONLY] = torch.where(voiced.unsqueeze(-1), columns, mean).to(x.dtype)
     return filled
 
+
 # %% ../../nbs/workshop/55_standards.ipynb #00000007
 SPLITS = ("train", "valid", "test")
+
 
 # %% ../../nbs/workshop/55_standards.ipynb #00000008
 def split_of(data: Batch, name: str) -> Batch:
     "The items of one split: train, valid or test; no speaker is in two of them."
-    if name not in SPLITS: raise ConfigError(f"unknown split {name!r}; choose from {', '.join(SPLITS)}")
+    if name not in SPLITS:
+        raise ConfigError(f"unknown split {name!r}; choose from {', '.join(SPLITS)}")
     return data[[i for i, s in enumerate(data.meta["split"]) if s == name]]
 
+
 # %% ../../nbs/workshop/55_standards.ipynb #00000009
-SOUND_RATE = 16_000                                         # rendered samples a second
+SOUND_RATE = 16_000  # rendered samples a second

@@ -4,211 +4,370 @@
 
 # %% ../../nbs/workshop/58_tables.ipynb #6b660e61
 from __future__ import annotations
+
 import csv
 import math
 import re
 import zipfile
 import zlib
-import numpy as np
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+import numpy as np
+
 from ..core.errors import DataError
 
 # %% auto #0
-__all__ = ['MAX_BYTES', 'accepts', 'as_text', 'as_key', 'as_number', 'one_of', 'read_rows', 'read_matrix', 'refuse_pickle',
-           'read_arrays', 'read_sound']
+__all__ = [
+    "MAX_BYTES",
+    "accepts",
+    "as_text",
+    "as_key",
+    "as_number",
+    "one_of",
+    "read_rows",
+    "read_matrix",
+    "refuse_pickle",
+    "read_arrays",
+    "read_sound",
+]
 
 # %% ../../nbs/workshop/58_tables.ipynb #266fa585
-MAX_BYTES = 4 << 30            # nothing larger is read into memory from one file, whatever its header claims
+MAX_BYTES = 4 << 30  # nothing larger is read into memory from one file, whatever its header claims
+
 
 def accepts(want: str) -> Callable:
-    "Decorator of a converter (value -> value, ValueError where it cannot be right): `want` says in words what it accepts."
+    """Decorator of a converter (value -> value, ValueError where it cannot be right): `want` says
+    in words what it accepts.
+    """
+
     def mark(convert):
         convert.want = want
         return convert
+
     return mark
+
 
 @accepts("text (without NUL bytes)")
 def as_text(value) -> str:
     "Text as it stands: 'NA' and 'None' are text, not missing values."
-    if not isinstance(value, str) or "\0" in value: raise ValueError
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError
     return value
+
 
 @accepts("an identifier (letters, digits, _ - . $)")
 def as_key(value) -> str:
-    "An identifier, which stays a string ('007'); it may become part of a file name, so it is plain."
-    if not re.fullmatch(r"\w[\w.$-]*", value := str(value).strip()): raise ValueError
+    """An identifier, which stays a string ('007'); it may become part of a file name, so it is
+    plain.
+    """
+    if not re.fullmatch(r"\w[\w.$-]*", value := str(value).strip()):
+        raise ValueError
     return value
+
 
 def as_number(low: float = -math.inf, high: float = math.inf, whole: bool = False) -> Callable:
     "A finite number from `low` to `high`."
-    bounds = f" from {low:g} to {high:g}" if math.isfinite(high) else f" of at least {low:g}" if math.isfinite(low) else ""
+    bounds = (
+        f" from {low:g} to {high:g}"
+        if math.isfinite(high)
+        else f" of at least {low:g}"
+        if math.isfinite(low)
+        else ""
+    )
+
     @accepts(("a whole number" if whole else "a finite number") + bounds)
     def convert(value):
-        x = float(str(value).replace("_", "?"))                  # Python would read 1_0 as ten
-        if not math.isfinite(x) or not low <= x <= high or (whole and x != int(x)): raise ValueError
+        x = float(str(value).replace("_", "?"))  # Python would read 1_0 as ten
+        if not math.isfinite(x) or not low <= x <= high or (whole and x != int(x)):
+            raise ValueError
         return int(x) if whole else x
+
     return convert
+
 
 def one_of(names: Iterable[str]) -> Callable:
     "The index of a class name."
     index = {n: i for i, n in enumerate(names)}
+
     @accepts(f"one of {', '.join(index)}")
     def convert(value):
-        if value not in index: raise ValueError
+        if value not in index:
+            raise ValueError
         return index[value]
+
     return convert
+
 
 # %% ../../nbs/workshop/58_tables.ipynb #5f35d508
 def read_rows(path, columns: dict[str, Callable], optional=(), sep: str = ",") -> list[dict]:
-    """The rows of a small table (csv, tsv, parquet) as dicts, each value through its converter; `row["line"]` is its place in the file.
+    """The rows of a small table (csv, tsv, parquet) as dicts, each value through its converter;
+    `row["line"]` is its place in the file.
 
-    A column may be given as "NewName|OldName"; case and spaces around a header do not count. Raises `DataError` naming file and line."""
+    A column may be given as "NewName|OldName"; case and spaces around a header do not count.
+    Raises `DataError` naming file and line.
+    """
     path = Path(path)
     lines = _parquet_lines(path) if path.suffix == ".parquet" else _csv_lines(path, sep)
     header = [str(h).strip().casefold() for h in next(lines, (0, []))[1]]
-    if not any(header): raise DataError(f"{path} is empty; a header row with {', '.join(columns)} was expected")
+    if not any(header):
+        raise DataError(f"{path} is empty; a header row with {', '.join(columns)} was expected")
     if twice := {h for h in header if header.count(h) > 1}:
         raise DataError(f"{path}, line 1: columns named twice: {', '.join(sorted(twice))}")
-    where = {name: next((header.index(n.casefold()) for n in name.split("|") if n.casefold() in header), None) for name in columns}
+    where = {
+        name: next(
+            (header.index(n.casefold()) for n in name.split("|") if n.casefold() in header), None
+        )
+        for name in columns
+    }
     if lack := [n for n, i in where.items() if i is None and n not in optional]:
-        raise DataError(f"{path}, line 1: no column {', '.join(lack)}; the file has {', '.join(header)}")
+        raise DataError(
+            f"{path}, line 1: no column {', '.join(lack)}; the file has {', '.join(header)}"
+        )
     rows = []
     for line, values in lines:
         if len(values) != len(header):
-            raise DataError(f"{path}, line {line}: {len(values)} values, the header has {len(header)}: a truncated or broken row")
+            raise DataError(
+                f"{path}, line {line}: {len(values)} values, the header has {len(header)}: a"
+                " truncated or broken row"
+            )
         row = {"line": line}
         for name, i in where.items():
-            if i is None: continue
-            try: row[name.split("|")[0]] = columns[name](values[i])
+            if i is None:
+                continue
+            try:
+                row[name.split("|")[0]] = columns[name](values[i])
             except (ValueError, TypeError, OverflowError):
-                raise DataError(f"{path}, line {line}, column {name.split('|')[0]}: {str(values[i])[:60]!r} is not {columns[name].want}") from None
+                raise DataError(
+                    f"{path}, line {line}, column {name.split('|')[0]}: {str(values[i])[:60]!r} is"
+                    f" not {columns[name].want}"
+                ) from None
         rows.append(row)
     return rows
+
 
 def _csv_lines(path: Path, sep: str) -> Iterator[tuple[int, list[str]]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=sep, strict=True, quoting=csv.QUOTE_NONE if sep == "\t" else csv.QUOTE_MINIMAL)
+            reader = csv.reader(
+                file,
+                delimiter=sep,
+                strict=True,
+                quoting=csv.QUOTE_NONE if sep == "\t" else csv.QUOTE_MINIMAL,
+            )
             for values in reader:
-                if any(v.strip() for v in values): yield reader.line_num, values
-    except UnicodeDecodeError as error: raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from None
-    except csv.Error as error: raise DataError(f"{path}, line {reader.line_num}: broken csv: {error}") from None
-    except OSError as error: raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+                if any(v.strip() for v in values):
+                    yield reader.line_num, values
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: broken csv: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+
 
 def _parquet_lines(path: Path) -> Iterator[tuple[int, list]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(path) as file:
             yield 0, file.schema_arrow.names
             line, size = 0, 0
-            for batch in file.iter_batches(batch_size=4096):            # piece by piece: a small file may unpack to a huge table
+            # piece by piece: a small file may unpack to a huge table
+            for batch in file.iter_batches(batch_size=4096):
                 if (size := size + batch.nbytes) > MAX_BYTES:
                     raise DataError(f"{path} would unpack to over {MAX_BYTES:,} bytes, the limit")
-                for values in zip(*(column.to_pylist() for column in batch.columns)): yield (line := line + 1), values
+                for values in zip(*(column.to_pylist() for column in batch.columns)):
+                    yield (line := line + 1), values
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a readable parquet file: {str(error).splitlines()[0][:200]}") from None
+        raise DataError(
+            f"{path} is not a readable parquet file: {str(error).splitlines()[0][:200]}"
+        ) from None
+
 
 # %% ../../nbs/workshop/58_tables.ipynb #0275c3f1
 def read_matrix(path, columns: Iterable[str], header: bool = False, hint: str = "") -> np.ndarray:
-    """A large csv of numbers as float32 [rows, columns], in the order of `columns`; empty and nan entries become NaN.
+    """A large csv of numbers as float32 [rows, columns], in the order of `columns`; empty and nan
+    entries become NaN.
 
-    With `header` the named columns are picked out of the file, spaces around their names do not count. Raises `DataError` naming file and line."""
-    import pyarrow as pa, pyarrow.csv as pc
+    With `header` the named columns are picked out of the file, spaces around their names do not
+    count. Raises `DataError` naming file and line.
+    """
+    import pyarrow as pa
+    import pyarrow.csv as pc
+
     path, columns = Path(path), list(columns)
     try:
-        with open(path, encoding="utf-8-sig") as file: first = [h.strip() for h in file.readline().split(",")]
-    except (OSError, UnicodeDecodeError) as error: raise DataError(f"{path} cannot be read: {error}") from None
-    if path.stat().st_size > MAX_BYTES: raise DataError(f"{path} has {path.stat().st_size:,} bytes; the limit is {MAX_BYTES:,}")
+        with open(path, encoding="utf-8-sig") as file:
+            first = [h.strip() for h in file.readline().split(",")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    if path.stat().st_size > MAX_BYTES:
+        raise DataError(f"{path} has {path.stat().st_size:,} bytes; the limit is {MAX_BYTES:,}")
     names = first if header else columns
     if twice := {n for n in names if names.count(n) > 1}:
         raise DataError(f"{path}, line 1: columns named twice: {', '.join(sorted(twice))}")
     if lack := [c for c in columns if c not in names]:
-        raise DataError(f"{path}, line 1: no column {', '.join(lack)}; the file has {', '.join(names)[:300]}")
+        raise DataError(
+            f"{path}, line 1: no column {', '.join(lack)}; the file has {', '.join(names)[:300]}"
+        )
     if len(first) != len(names):
-        raise DataError(f"{path}, line 1: {len(first)} columns, expected {len(names)}{hint and '. ' + hint}")
-    kinds = pc.ConvertOptions(column_types=dict.fromkeys(columns, pa.float32()), include_columns=columns,
-                              null_values=["", "nan", "NaN", "-nan", "-NaN"])
-    try: table = pc.read_csv(path, pc.ReadOptions(column_names=names, skip_rows=int(header)), convert_options=kinds)
-    except (pa.ArrowException, OSError) as error: raise DataError(_blame(path, len(names), header, error)) from None
+        raise DataError(
+            f"{path}, line 1: {len(first)} columns, expected {len(names)}{hint and '. ' + hint}"
+        )
+    kinds = pc.ConvertOptions(
+        column_types=dict.fromkeys(columns, pa.float32()),
+        include_columns=columns,
+        null_values=["", "nan", "NaN", "-nan", "-NaN"],
+    )
+    try:
+        table = pc.read_csv(
+            path, pc.ReadOptions(column_names=names, skip_rows=int(header)), convert_options=kinds
+        )
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(_blame(path, len(names), header, error)) from None
     out, row = np.empty((table.num_rows, len(columns)), np.float32), 0
-    for part in table.to_batches():                                # a block at a time stays in the processor's cache
-        np.stack([c.to_numpy(zero_copy_only=False) for c in part.columns], axis=1, out=out[row:row + len(part)])
+    for part in table.to_batches():  # a block at a time stays in the processor's cache
+        np.stack(
+            [c.to_numpy(zero_copy_only=False) for c in part.columns],
+            axis=1,
+            out=out[row : row + len(part)],
+        )
         row += len(part)
     return out
+
 
 def _blame(path: Path, width: int, header: bool, error: Exception) -> str:
     "The message for a matrix that pyarrow could not read: the slow way finds the line."
     with open(path, encoding="utf-8", errors="replace") as file:
         for line, values in enumerate((row.rstrip("\r\n").split(",") for row in file), start=1):
-            if header and line == 1 or values == [""]: continue
-            if len(values) != width: return f"{path}, line {line}: {len(values)} values, expected {width}: a truncated or broken row"
+            if header and line == 1 or values == [""]:
+                continue
+            if len(values) != width:
+                return (
+                    f"{path}, line {line}: {len(values)} values, expected {width}: a truncated or"
+                    " broken row"
+                )
             for column, value in enumerate(values, start=1):
-                try: float(value or "nan")
-                except ValueError: return f"{path}, line {line}, column {column}: {value[:40]!r} is not a number"
+                try:
+                    float(value or "nan")
+                except ValueError:
+                    return f"{path}, line {line}, column {column}: {value[:40]!r} is not a number"
     return f"{path} is not a readable csv of numbers: {str(error).splitlines()[0][:200]}"
+
 
 # %% ../../nbs/workshop/58_tables.ipynb #35d9e7f5
 def refuse_pickle(path) -> None:
-    "Raises `DataError` where a file is a pickle, by name or by its first bytes, and names the safe alternative."
+    """Raises `DataError` where a file is a pickle, by name or by its first bytes, and names the
+    safe alternative.
+    """
     path = Path(path)
     try:
-        with open(path, "rb") as file: start = file.read(2)
-    except OSError as error: raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    if path.suffix in (".pkl", ".pickle", ".p", ".pt", ".pth", ".joblib") or (start[:1] == b"\x80" and start[1:] and start[1] <= 5):
-        raise DataError(f"{path} is a pickle: opening it would run any program its author wrote into it, so mmemo never does. In a sandbox that you "
-                        "trust, load it once and np.savez the arrays under the names that read_cmu_table knows: audio_train, video_train, "
-                        "text_train [N, T, F], y_train [N], id_train [N], and the same for valid and test")
+        with open(path, "rb") as file:
+            start = file.read(2)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    if path.suffix in (".pkl", ".pickle", ".p", ".pt", ".pth", ".joblib") or (
+        start[:1] == b"\x80" and start[1:] and start[1] <= 5
+    ):
+        raise DataError(
+            f"{path} is a pickle: opening it would run any program its author wrote into it, so"
+            " mmemo never does. In a sandbox that you trust, load it once and np.savez the arrays"
+            " under the names that read_cmu_table knows: audio_train, video_train, text_train [N,"
+            " T, F], y_train [N], id_train [N], and the same for valid and test"
+        )
+
 
 def read_arrays(path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz or .npy file. Sizes are checked against the bytes really there before anything is allocated; nothing unpickles.
+    """The arrays of an .npz or .npy file.
 
-    Raises `DataError` naming the file and the array."""
+    Sizes are checked against the bytes really there before anything is allocated; nothing
+    unpickles.
+
+    Raises `DataError` naming the file and the array.
+    """
     refuse_pickle(path)
     path = Path(path)
     try:
         if path.suffix == ".npy":
-            with open(path, "rb") as file: return {path.stem: _array(file, path.stat().st_size, str(path))}
+            with open(path, "rb") as file:
+                return {path.stem: _array(file, path.stat().st_size, str(path))}
         with zipfile.ZipFile(path) as archive:
             members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
             if (size := sum(m.file_size for m in members)) > MAX_BYTES:
-                raise DataError(f"{path} would unpack to {size:,} bytes; the limit is {MAX_BYTES:,}")
-            return {m.filename[:-4]: _array(archive.open(m), m.file_size, f"{path}, array {m.filename[:-4]}") for m in members}
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+                raise DataError(
+                    f"{path} would unpack to {size:,} bytes; the limit is {MAX_BYTES:,}"
+                )
+            return {
+                m.filename[:-4]: _array(
+                    archive.open(m), m.file_size, f"{path}, array {m.filename[:-4]}"
+                )
+                for m in members
+            }
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
         raise DataError(f"{path} is not a readable npz file, or is truncated: {error}") from None
+
 
 def _array(file, size: int, where: str) -> np.ndarray:
     "One .npy stream of `size` bytes: its header must claim exactly the bytes that follow it."
     try:
         version = np.lib.format.read_magic(file)
-        shape, fortran, dtype = (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
+        shape, fortran, dtype = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )(file)
     except (ValueError, SyntaxError, EOFError) as error:
         raise DataError(f"{where}: broken header: {str(error).splitlines()[0][:120]}") from None
-    if dtype.hasobject or dtype.names: raise DataError(f"{where}: dtype {dtype} needs a pickle; save plain numbers or strings")
+    if dtype.hasobject or dtype.names:
+        raise DataError(f"{where}: dtype {dtype} needs a pickle; save plain numbers or strings")
     claimed, there = math.prod(shape) * dtype.itemsize, size - file.tell()
     if claimed != there or claimed > MAX_BYTES:
-        raise DataError(f"{where}: the header claims shape {list(shape)} {dtype} = {claimed:,} bytes, the file has {there:,} (limit {MAX_BYTES:,})")
+        raise DataError(
+            f"{where}: the header claims shape {list(shape)} {dtype} = {claimed:,} bytes, the file"
+            f" has {there:,} (limit {MAX_BYTES:,})"
+        )
     data = file.read(claimed)
-    if len(data) != claimed: raise DataError(f"{where}: truncated: {len(data):,} of {claimed:,} bytes")
+    if len(data) != claimed:
+        raise DataError(f"{where}: truncated: {len(data):,} of {claimed:,} bytes")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
+
 def read_sound(path, rate: int = 16000) -> tuple[np.ndarray, int]:
-    "A recording as float32 [N] at `rate` Hz, channels mixed, with the number of channels it had. Raises `DataError` naming the file."
+    """A recording as float32 [N] at `rate` Hz, channels mixed, with the number of channels it had.
+
+    Raises `DataError` naming the file.
+    """
     import soundfile
+
     try:
         info = soundfile.info(str(path))
         if info.frames * info.channels * 4 > MAX_BYTES:
-            raise DataError(f"{path}: {info.frames:,} frames of sound; the limit is {MAX_BYTES // 4:,}")
+            raise DataError(
+                f"{path}: {info.frames:,} frames of sound; the limit is {MAX_BYTES // 4:,}"
+            )
         samples, found = soundfile.read(str(path), dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         raise DataError(f"{path} is not readable sound: {error}") from None
-    if not len(samples): raise DataError(f"{path} holds no samples")
-    if len(samples) < info.frames: raise DataError(f"{path} is truncated: {len(samples):,} of {info.frames:,} frames")
+    if not len(samples):
+        raise DataError(f"{path} holds no samples")
+    if len(samples) < info.frames:
+        raise DataError(f"{path} is truncated: {len(samples):,} of {info.frames:,} frames")
     if not np.isfinite(samples).all():
-        raise DataError(f"{path}: sample {int(np.argmin(np.isfinite(samples).all(1)))} is not a finite number")
+        raise DataError(
+            f"{path}: sample {int(np.argmin(np.isfinite(samples).all(1)))} is not a finite number"
+        )
     mono = samples.mean(1)
     if found != rate:
         import librosa
+
         mono = librosa.resample(mono, orig_sr=found, target_sr=rate)
     return mono, info.channels

@@ -4,300 +4,713 @@
 
 # %% ../../nbs/workshop/76_component.ipynb #00000004
 from __future__ import annotations
+
 import copy
 import math
 import time
-import torch
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
+
+import torch
 from torch import Tensor, nn
+
+from mmemo.diagnostics.contracts import (
+    Bench,
+    Check,
+    Checks,
+    Untried,
+    Vector,
+    Wrong,
+    as_batch,
+    check_piece,
+    choose_items,
+    finite_weights,
+    items_differ,
+    items_stand_alone,
+    missing_is_finite,
+    padding_is_silent,
+    pieces_alone,
+)
+
 from ..core.batch import Batch, Stream
 from ..core.errors import ConfigError, some_names
 from ..core.state import device_of, own_noise
 from ..models.adversary import AdversaryHead
 from ..models.base import Frozen, Multimodal
-from ..training.plan import parameter_groups, Plan
-from .contracts import as_batch, Bench, Check, check_piece, Checks, choose_items, finite_weights, items_differ, items_stand_alone, missing_is_finite, padding_is_silent, pieces_alone, Untried, Vector, Wrong
+from ..training.plan import Plan, parameter_groups
 from .drawing import short_count
 from .pitfalls import memory_growth, unmoved_parameters
 
 # %% auto #0
-__all__ = ['Objective', 'Tell', 'with_predictions', 'attainable_predictions', 'alike_groups', 'Span', 'without_noise', 'piece_of',
-           'Fitted', 'by_heart', 'gradient_norms', 'Branch', 'branch_capacity', 'streams_matter', 'check_pieces']
+__all__ = [
+    "Objective",
+    "Tell",
+    "with_predictions",
+    "attainable_predictions",
+    "alike_groups",
+    "Span",
+    "without_noise",
+    "piece_of",
+    "Fitted",
+    "by_heart",
+    "gradient_norms",
+    "Branch",
+    "branch_capacity",
+    "streams_matter",
+    "check_pieces",
+]
 
 # %% ../../nbs/workshop/76_component.ipynb #0000000b
 Objective, Tell = Callable[[Any, Batch], dict[str, Tensor]], Callable[[str], Any] | None
 
-def with_predictions(objective: Objective, output, batch: Batch, predictions: Mapping[str, Tensor]) -> Tensor:
+
+def with_predictions(
+    objective: Objective, output, batch: Batch, predictions: Mapping[str, Tensor]
+) -> Tensor:
     "The loss, had the model said `predictions`; all else is as in `output`."
     said = copy.copy(output)
     said.predictions = {**output.predictions, **predictions}
     return objective(said, batch)["loss"]
 
-def attainable_predictions(objective: Objective, output, batch: Batch, same: Tensor) -> dict[str, Tensor]:
-    """The predictions of least loss that say the same to all items of a group; `same` [B] numbers the groups from 0. {task: [B, ...]}.
 
-    Predictions are free numbers here, moved by L-BFGS (Liu & Nocedal 1989). Raises `ConfigError` where the loss does not depend on them."""
+def attainable_predictions(
+    objective: Objective, output, batch: Batch, same: Tensor
+) -> dict[str, Tensor]:
+    """The predictions of least loss that say the same to all items of a group; `same` [B] numbers
+    the groups from 0. {task: [B, ...]}.
+
+    Predictions are free numbers here, moved by L-BFGS (Liu & Nocedal 1989). Raises `ConfigError`
+    where the loss does not depend on them.
+    """
     g = torch.Generator().manual_seed(0)
-    free = {k: (0.1 * torch.randn(int(same.max()) + 1, *p.shape[1:], generator=g)).to(p.device).requires_grad_() for k, p in output.predictions.items()}
+    free = {
+        k: (
+            (0.1 * torch.randn(int(same.max()) + 1, *p.shape[1:], generator=g))
+            .to(p.device)
+            .requires_grad_()
+        )
+        for k, p in output.predictions.items()
+    }
     optimiser = torch.optim.LBFGS(list(free.values()), max_iter=200, line_search_fn="strong_wolfe")
+
     def closure() -> Tensor:
         loss = with_predictions(objective, output, batch, {k: v[same] for k, v in free.items()})
-        if not loss.requires_grad: raise ConfigError(f"the loss does not depend on the predictions {', '.join(free)}; which output does the objective read?")
-        optimiser.zero_grad(); loss.backward()
+        if not loss.requires_grad:
+            raise ConfigError(
+                f"the loss does not depend on the predictions {', '.join(free)}; which output does"
+                " the objective read?"
+            )
+        optimiser.zero_grad()
+        loss.backward()
         return loss
-    with torch.enable_grad(): optimiser.step(closure)
+
+    with torch.enable_grad():
+        optimiser.step(closure)
     return {k: v.detach()[same] for k, v in free.items()}
+
 
 def alike_groups(batch: Batch) -> Tensor:
     "Items with equal values at their real steps get equal numbers, [B] from 0; times do not count."
-    keys = [b"".join(s.mask[i].cpu().numpy().tobytes() + s.x[i][s.mask[i]].cpu().numpy().tobytes() for s in batch.streams.values()) for i in range(len(batch))]
-    return torch.tensor([list(dict.fromkeys(keys)).index(key) for key in keys], device=next(iter(batch.streams.values())).device)
+    keys = [
+        b"".join(
+            s.mask[i].cpu().numpy().tobytes() + s.x[i][s.mask[i]].cpu().numpy().tobytes()
+            for s in batch.streams.values()
+        )
+        for i in range(len(batch))
+    ]
+    return torch.tensor(
+        [list(dict.fromkeys(keys)).index(key) for key in keys],
+        device=next(iter(batch.streams.values())).device,
+    )
+
 
 @dataclass(frozen=True)
 class Span:
-    "What a loss can be on some items: `chance` (the best constant for numbers, all classes alike), and `floor`, below which no model can get."
+    """What a loss can be on some items: `chance` (the best constant for numbers, all classes
+    alike), and `floor`, below which no model can get.
+    """
+
     chance: float
     floor: float
-    def __str__(self) -> str: return f"chance {self.chance:.3g}, floor {self.floor * (abs(self.floor) > 1e-4 * abs(self.chance)):.3g}"
+
+    def __str__(self) -> str:
+        return (
+            f"chance {self.chance:.3g}, floor"
+            f" {self.floor * (abs(self.floor) > 1e-4 * abs(self.chance)):.3g}"
+        )
 
     @classmethod
     def of(cls, objective: Objective, output, batch: Batch) -> Span:
         same = alike_groups(batch)
         blind = attainable_predictions(objective, output, batch, torch.zeros_like(same))
         blind = {k: torch.zeros_like(v) if v.ndim > 1 else v for k, v in blind.items()}
-        with torch.no_grad(): return cls(*(float(with_predictions(objective, output, batch, said)) for said in (blind, attainable_predictions(objective, output, batch, same))))
+        with torch.no_grad():
+            return cls(
+                *(
+                    float(with_predictions(objective, output, batch, said))
+                    for said in (blind, attainable_predictions(objective, output, batch, same))
+                )
+            )
 
     def above(self, loss: float) -> float:
-        "How far a loss is above the floor; 1 at chance. Raises `Untried` where chance is the floor."
-        if not self.chance - self.floor > 1e-6 * (1 + abs(self.chance)): raise Untried("nothing to tell apart: these items have equal labels, or equal inputs")
+        """How far a loss is above the floor; 1 at chance.
+
+        Raises `Untried` where chance is the floor.
+        """
+        if not self.chance - self.floor > 1e-6 * (1 + abs(self.chance)):
+            raise Untried("nothing to tell apart: these items have equal labels, or equal inputs")
         return (loss - self.floor) / (self.chance - self.floor)
+
 
 # %% ../../nbs/workshop/76_component.ipynb #0000000e
 def without_noise(model: nn.Module) -> nn.Module:
-    "Training mode without its noise, in place: every dropout is off, a BatchNorm that learns does learn, an adversary only listens."
-    learns = {m for m in model.train().modules() if m.training and isinstance(m, nn.modules.batchnorm._NormBase)}
+    """Training mode without its noise, in place: every dropout is off, a BatchNorm that learns
+    does learn, an adversary only listens.
+    """
+    learns = {
+        m
+        for m in model.train().modules()
+        if m.training and isinstance(m, nn.modules.batchnorm._NormBase)
+    }
     for m in model.modules():
         m.training = m in learns
-        if isinstance(m, AdversaryHead): m.strength = 0.0
+        if isinstance(m, AdversaryHead):
+            m.strength = 0.0
     return model
+
 
 def piece_of(name: str) -> str:
     "The piece a parameter belongs to: encoders.text, fusion, heads.phq8."
-    return ".".join(name.split(".")[:2 if name.startswith(("encoders.", "heads.")) else 1])
+    return ".".join(name.split(".")[: 2 if name.startswith(("encoders.", "heads.")) else 1])
+
 
 @dataclass
 class Fitted:
-    "A few items learned by heart: the loss before each update, the largest gradient norm of every piece in the first five, seconds an update."
+    """A few items learned by heart: the loss before each update, the largest gradient norm of
+    every piece in the first five, seconds an update.
+    """
+
     losses: list[float] = field(default_factory=list)
     norms: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
     def told(self, span: Span, steps: int, more: str = "") -> str:
-        "What came of it, in words. Raises `Wrong` where it was not learned, `Untried` where there was no time to learn it."
+        """What came of it, in words.
+
+        Raises `Wrong` where it was not learned, `Untried` where there was no time to learn it.
+        """
         first, last, updates = self.losses[0], self.losses[-1], len(self.losses) - 1
         said = f"loss {first:.3g} → {last:.3g} in {updates} updates ({span}){more}"
-        if span.above(last) <= .05: return said
-        if updates < steps and (updates < 10 or span.above(last) < span.above(first) - .1): raise Untried(f"{said}; then the time was over")
+        if span.above(last) <= 0.05:
+            return said
+        if updates < steps and (updates < 10 or span.above(last) < span.above(first) - 0.1):
+            raise Untried(f"{said}; then the time was over")
         raise Wrong(said)
 
-def by_heart(model: nn.Module, objective: Objective, batch: Batch, span: Span, steps: int = 300, end: float = math.inf, tell: Tell = None) -> Fitted:
-    """Trains `model` in place on one batch, without noise, until the loss has come 95 % of the way from chance to the floor, or `steps` or the time (time.monotonic) `end` are over.
 
-    Adam at rates of its own: smaller for larger models, halved where nothing improves. Raises `ConfigError` naming what is not finite."""
+def by_heart(
+    model: nn.Module,
+    objective: Objective,
+    batch: Batch,
+    span: Span,
+    steps: int = 300,
+    end: float = math.inf,
+    tell: Tell = None,
+) -> Fitted:
+    """Trains `model` in place on one batch, without noise, until the loss has come 95 % of the way
+    from chance to the floor, or `steps` or the time (time.monotonic) `end` are over.
+
+    Adam at rates of its own: smaller for larger models, halved where nothing improves. Raises
+    `ConfigError` naming what is not finite.
+    """
     parameters = {n: p for n, p in without_noise(model).named_parameters() if p.requires_grad}
-    if not parameters: raise ConfigError("every parameter is frozen: nothing to train")
-    size, fitted, least, stale, start = sum(p.numel() for p in parameters.values()), Fitted(), math.inf, 0, time.monotonic()
-    optimiser = torch.optim.Adam(parameters.values(), 5e-3 if size < 1e5 else 2e-3 if size < 2e6 else 5e-4 if size < 3e7 else 1e-4, betas=(0.9, 0.99))
+    if not parameters:
+        raise ConfigError("every parameter is frozen: nothing to train")
+    size, fitted, least, stale, start = (
+        sum(p.numel() for p in parameters.values()),
+        Fitted(),
+        math.inf,
+        0,
+        time.monotonic(),
+    )
+    optimiser = torch.optim.Adam(
+        parameters.values(),
+        5e-3 if size < 1e5 else 2e-3 if size < 2e6 else 5e-4 if size < 3e7 else 1e-4,
+        betas=(0.9, 0.99),
+    )
     for step in range(steps + 1):
         loss = objective(model(batch), batch)["loss"]
         fitted.losses.append(now := float(loss.detach()))
-        if not math.isfinite(now): raise ConfigError(f"the loss is {now} after {step} updates")
-        if tell and step and step % 25 == 0: tell(f"  update {step}: loss {now:.3g}")
-        if span.above(now) <= .05 or step == steps or time.monotonic() > end: break
-        least, stale = (now, 0) if span.above(now) < .98 * span.above(least) else (least, stale + 1)
-        if stale == 25: stale, optimiser.param_groups[0]["lr"] = 0, optimiser.param_groups[0]["lr"] / 2
-        optimiser.zero_grad(); loss.backward()
+        if not math.isfinite(now):
+            raise ConfigError(f"the loss is {now} after {step} updates")
+        if tell and step and step % 25 == 0:
+            tell(f"  update {step}: loss {now:.3g}")
+        if span.above(now) <= 0.05 or step == steps or time.monotonic() > end:
+            break
+        least, stale = (
+            (now, 0) if span.above(now) < 0.98 * span.above(least) else (least, stale + 1)
+        )
+        if stale == 25:
+            stale, optimiser.param_groups[0]["lr"] = 0, optimiser.param_groups[0]["lr"] / 2
+        optimiser.zero_grad()
+        loss.backward()
         norms = gradient_norms(parameters, f"after {step} updates")
-        if step < 5: fitted.norms = {k: max(v, fitted.norms.get(k, 0.0)) for k, v in norms.items()}
+        if step < 5:
+            fitted.norms = {k: max(v, fitted.norms.get(k, 0.0)) for k, v in norms.items()}
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimiser.step()
     fitted.seconds = (time.monotonic() - start) / len(fitted.losses)
     return fitted
 
+
 def gradient_norms(parameters: Mapping[str, nn.Parameter], when: str) -> dict[str, float]:
-    "The norm of the gradient of every piece, {piece: norm}. Raises `ConfigError` naming the parameters where it is not finite."
+    """The norm of the gradient of every piece, {piece: norm}.
+
+    Raises `ConfigError` naming the parameters where it is not finite.
+    """
     norms = {n: float(p.grad.norm()) if p.grad is not None else 0.0 for n, p in parameters.items()}
-    if bad := [n for n, norm in norms.items() if not math.isfinite(norm)]: raise ConfigError(f"the gradient of {some_names(bad)} is not finite {when}")
+    if bad := [n for n, norm in norms.items() if not math.isfinite(norm)]:
+        raise ConfigError(f"the gradient of {some_names(bad)} is not finite {when}")
     pieces: dict[str, list[float]] = {}
-    for n, norm in norms.items(): pieces.setdefault(piece_of(n), []).append(norm)
+    for n, norm in norms.items():
+        pieces.setdefault(piece_of(n), []).append(norm)
     return {piece: math.hypot(*each) for piece, each in pieces.items()}
+
 
 # %% ../../nbs/workshop/76_component.ipynb #00000011
 @dataclass(frozen=True)
 class Branch(Check):
-    "A row of `branch_capacity`: besides what it says, the loss before each update, its span, and the gradient norm of the piece it is named after (None: frozen)."
+    """A row of `branch_capacity`: besides what it says, the loss before each update, its span, and
+    the gradient norm of the piece it is named after (None: frozen).
+    """
+
     losses: tuple[float, ...] = ()
     span: Span | None = None
     norm: float | None = None
 
-def branch_capacity(model: nn.Module, objective: Objective, batch: Batch, *, steps: int = 300, seconds: float = 60.0, tell: Tell = None) -> Checks:
-    """Can each branch of a model alone learn eight items by heart? Each encoder with the other modalities missing; the fusion and the heads with random numbers coming in.
 
-    `model` stays as it is. Raises `ConfigError` for a batch of fewer than two items with known targets."""
+def branch_capacity(
+    model: nn.Module,
+    objective: Objective,
+    batch: Batch,
+    *,
+    steps: int = 300,
+    seconds: float = 60.0,
+    tell: Tell = None,
+) -> Checks:
+    """Can each branch of a model alone learn eight items by heart? Each encoder with the other
+    modalities missing; the fusion and the heads with random numbers coming in.
+
+    `model` stays as it is. Raises `ConfigError` for a batch of fewer than two items with known
+    targets.
+    """
     batch, bench, made = choose_items(model, batch), Bench(seconds, tell), {}
     with own_noise(device_of(model)):
         torch.manual_seed(0)
-        pieces, heads, draw = pieces_alone(model, batch), dict(getattr(model, "heads", {})), lambda x: torch.randn(x.shape).to(x)
-        for n in batch.streams if pieces else (): made[f"{n} only"] = f"encoders.{n}", model, batch.without(*(o for o in batch.streams if o != n))
+        pieces, heads, draw = (
+            pieces_alone(model, batch),
+            dict(getattr(model, "heads", {})),
+            lambda x: torch.randn(x.shape).to(x),
+        )
+        for n in batch.streams if pieces else ():
+            made[f"{n} only"] = (
+                f"encoders.{n}",
+                model,
+                batch.without(*(o for o in batch.streams if o != n)),
+            )
         if "fusion" in pieces:
-            streams = {n: s.with_x(draw(s.x).masked_fill(~s.mask.unsqueeze(-1), 0)) for n, s in pieces["fusion"][1].streams.items()}
-            made["fusion only"] = "fusion", Multimodal(dict.fromkeys(streams, nn.Identity()), model.fusion, heads), Batch(streams, batch.targets, batch.meta)
+            streams = {
+                n: s.with_x(draw(s.x).masked_fill(~s.mask.unsqueeze(-1), 0))
+                for n, s in pieces["fusion"][1].streams.items()
+            }
+            made["fusion only"] = (
+                "fusion",
+                Multimodal(dict.fromkeys(streams, nn.Identity()), model.fusion, heads),
+                Batch(streams, batch.targets, batch.meta),
+            )
         for _, data in [v for k, v in pieces.items() if k.startswith("heads.")][:1]:
-            made["classifier only"] = "heads.", Multimodal({"vector": nn.Identity()}, Vector(), heads), as_batch(draw(data.streams["vector"].x[:, 0]), batch)
+            made["classifier only"] = (
+                "heads.",
+                Multimodal({"vector": nn.Identity()}, Vector(), heads),
+                as_batch(draw(data.streams["vector"].x[:, 0]), batch),
+            )
         for i, (name, (piece, part, data)) in enumerate(made.items()):
             facts = {}
-            bench("branches", name, _learns, facts, piece, part, data, objective, steps, time.monotonic() + bench.left / (len(made) - i), tell)
+            bench(
+                "branches",
+                name,
+                _learns,
+                facts,
+                piece,
+                part,
+                data,
+                objective,
+                steps,
+                time.monotonic() + bench.left / (len(made) - i),
+                tell,
+            )
             bench.rows[-1] = Branch(**vars(bench.rows[-1]), **facts)
     return Checks(bench.rows, f"{type(model).__name__} on {len(batch)} items")
 
-def _learns(facts: dict, piece: str, part: nn.Module, data: Batch, objective: Objective, steps: int, end: float, tell: Tell) -> str:
+
+def _learns(
+    facts: dict,
+    piece: str,
+    part: nn.Module,
+    data: Batch,
+    objective: Objective,
+    steps: int,
+    end: float,
+    tell: Tell,
+) -> str:
     part = copy.deepcopy(part).eval()
-    with torch.no_grad(): span = facts["span"] = Span.of(objective, part(data), data)
+    with torch.no_grad():
+        span = facts["span"] = Span.of(objective, part(data), data)
     fitted = by_heart(part, objective, data, span, steps, end, tell)
     norms = [v for k, v in fitted.norms.items() if k.startswith(piece)]
     facts |= {"losses": tuple(fitted.losses), "norm": math.hypot(*norms) if norms else None}
     said = fitted.told(span, steps, f"; gradient norm {facts['norm']:.2g}" if norms else "; frozen")
-    if facts["norm"] == 0: raise Wrong(f"{said}: none reaches it; look for detach(), no_grad or zeros in it and behind it")
+    if facts["norm"] == 0:
+        raise Wrong(
+            f"{said}: none reaches it; look for detach(), no_grad or zeros in it and behind it"
+        )
     return said
+
 
 def _blame(rows: Checks) -> str:
     bad = [r.what.removesuffix(" only") for r in rows.failed]
-    inner = [b for b in ("classifier", "fusion") if b in bad][:1] or bad          # what lies around a piece that fails, fails with it
-    return f"{' and '.join(inner)} cannot alone: begin there" if inner else "each branch can alone: look at the rate, and at what joins them"
+    # what lies around a piece that fails, fails with it
+    inner = [b for b in ("classifier", "fusion") if b in bad][:1] or bad
+    return (
+        f"{' and '.join(inner)} cannot alone: begin there"
+        if inner
+        else "each branch can alone: look at the rate, and at what joins them"
+    )
+
 
 # %% ../../nbs/workshop/76_component.ipynb #00000015
 def streams_matter(fuse: nn.Module, streams: Mapping[str, Stream], name: str) -> str:
     "Other values of a stream change the fusion's vector."
     s = streams[name]
-    if not s.mask.any(): raise Untried(f"no item has {name}")
-    noise = torch.randn(s.x.shape, generator=torch.Generator().manual_seed(0)).to(s.x) * (s.x[s.mask].std(correction=0) + 1e-3)
-    before, after = (fuse(v).vector for v in (streams, {**streams, name: s.with_x(s.x + noise * s.mask.unsqueeze(-1))}))
+    if not s.mask.any():
+        raise Untried(f"no item has {name}")
+    noise = torch.randn(s.x.shape, generator=torch.Generator().manual_seed(0)).to(s.x) * (
+        s.x[s.mask].std(correction=0) + 1e-3
+    )
+    before, after = (
+        fuse(v).vector
+        for v in (streams, {**streams, name: s.with_x(s.x + noise * s.mask.unsqueeze(-1))})
+    )
     moved = float((after - before).abs().max())
-    if not moved > 1e-7 * float(before.abs().max()): raise Wrong(f"other values of {name} change nothing in the vector; a fusion must use every stream that it is given")
+    if not moved > 1e-7 * float(before.abs().max()):
+        raise Wrong(
+            f"other values of {name} change nothing in the vector; a fusion must use every stream"
+            " that it is given"
+        )
     return f"other values move the vector by up to {moved:.2g}"
 
+
 def _holes(model: nn.Module, objective: Objective, batch: Batch) -> str:
-    "Gradients are finite where a modality is missing; with a small step, so that what stands in for it moves too."
+    """Gradients are finite where a modality is missing; with a small step, so that what stands in
+    for it moves too.
+    """
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     model.zero_grad()
     for name in batch.streams:
         objective(model(batch.without(name)), batch)["loss"].backward()
-        gradient_norms(parameters, f"where {name} is missing; clamp lengths, and guard rows that find nothing before the softmax")
+        gradient_norms(
+            parameters,
+            f"where {name} is missing; clamp lengths, and guard rows that find nothing before the"
+            " softmax",
+        )
     with torch.no_grad():
-        for p in (p for p in parameters.values() if p.grad is not None): p.sub_(1e-4 * p.grad.sign())
+        for p in (p for p in parameters.values() if p.grad is not None):
+            p.sub_(1e-4 * p.grad.sign())
     return "finite, without any one modality too"
 
-def _reached(piece: str, given: nn.Module, norm: float, lost: Mapping[str, str], spare: Collection[str], idle: Collection[str]) -> str:
+
+def _reached(
+    piece: str,
+    given: nn.Module,
+    norm: float,
+    lost: Mapping[str, str],
+    spare: Collection[str],
+    idle: Collection[str],
+) -> str:
     own = {n: p for n, p in given.named_parameters() if piece_of(n) == piece}
-    named = lambda n: any(fnmatchcase(n, q) for q in idle)
-    meant = lambda n: named(n) or any(isinstance(given.get_submodule(n[:i]), Frozen) for i, c in enumerate(n) if c == ".")
-    learns, still = [n for n, p in own.items() if p.requires_grad], [n for n, p in own.items() if not p.requires_grad]
-    if old := [n for n in still if own[n].grad is not None]: raise Wrong(f"{some_names(old)}: frozen with a gradient from before, which an optimiser would apply; set .grad = None")
-    if (slip := [n for n in still if not meant(n)]) and not (learns and piece.startswith("encoders.")):
-        raise Wrong(f"{some_names(slip)}: frozen, and nothing says that it is meant to be; unfreeze it, wrap it in Frozen, or name it in idle=")
-    if dead := [n for n in learns if n in lost and not named(n) and n.rpartition(".")[0] not in spare]:
-        if dead == learns: raise Wrong(f"nothing in it learns, {lost[dead[0]]}; look for detach(), no_grad or zeros in it and behind it")
+
+    def named(n):
+        return any(fnmatchcase(n, q) for q in idle)
+
+    def meant(n):
+        return named(n) or any(
+            isinstance(given.get_submodule(n[:i]), Frozen) for i, c in enumerate(n) if c == "."
+        )
+
+    learns, still = (
+        [n for n, p in own.items() if p.requires_grad],
+        [n for n, p in own.items() if not p.requires_grad],
+    )
+    if old := [n for n in still if own[n].grad is not None]:
+        raise Wrong(
+            f"{some_names(old)}: frozen with a gradient from before, which an optimiser would"
+            " apply; set .grad = None"
+        )
+    if (slip := [n for n in still if not meant(n)]) and not (
+        learns and piece.startswith("encoders.")
+    ):
+        raise Wrong(
+            f"{some_names(slip)}: frozen, and nothing says that it is meant to be; unfreeze it,"
+            " wrap it in Frozen, or name it in idle="
+        )
+    if dead := [
+        n for n in learns if n in lost and not named(n) and n.rpartition(".")[0] not in spare
+    ]:
+        if dead == learns:
+            raise Wrong(
+                f"nothing in it learns, {lost[dead[0]]}; look for detach(), no_grad or zeros in it"
+                " and behind it"
+            )
         raise Wrong(f"{some_names(dead)}: {lost[dead[0]]}; use it, freeze it, or name it in idle=")
-    count = lambda names: short_count(sum(own[n].numel() for n in names)) or "0"
-    if not learns: return f"frozen, {count(own)} parameters"
+
+    def count(names):
+        return short_count(sum(own[n].numel() for n in names)) or "0"
+
+    if not learns:
+        return f"frozen, {count(own)} parameters"
     rest = [n for n in learns if n in lost and not named(n)]
-    return f"norm {norm:.2g}; {count(learns)} of {count(own)} parameters learn" + f"; {len(rest)} tensors idle: attention over one step has nothing to choose" * bool(rest)
+    return (
+        f"norm {norm:.2g}; {count(learns)} of {count(own)} parameters learn"
+        + f"; {len(rest)} tensors idle: attention over one step has nothing to choose" * bool(rest)
+    )
+
 
 def _chooses(fuse: nn.Module, streams: Mapping[str, Stream]) -> set[str]:
-    "The modules of a fusion of one-step streams that would learn if there were two: attention over one step has nothing to choose."
-    if any(s.steps > 1 for s in streams.values()): return set()
-    two = lambda s: Stream(torch.randn(len(s), 2, *s.x.shape[2:]).to(s.x), s.mask.new_ones(len(s), 2), torch.tensor([[0.0, 1.0]]).to(s.t).repeat(len(s), 1))
+    """The modules of a fusion of one-step streams that would learn if there were two: attention
+    over one step has nothing to choose.
+    """
+    if any(s.steps > 1 for s in streams.values()):
+        return set()
+
+    def two(s):
+        return Stream(
+            torch.randn(len(s), 2, *s.x.shape[2:]).to(s.x),
+            s.mask.new_ones(len(s), 2),
+            torch.tensor([[0.0, 1.0]]).to(s.t).repeat(len(s), 1),
+        )
+
     vector = (made := copy.deepcopy(fuse))({n: two(s) for n, s in streams.items()}).vector
     (vector * torch.randn_like(vector)).sum().backward()
-    return {f"fusion.{n}".rpartition(".")[0] for n, p in made.named_parameters() if p.grad is not None and p.grad.any()}
+    return {
+        f"fusion.{n}".rpartition(".")[0]
+        for n, p in made.named_parameters()
+        if p.grad is not None and p.grad.any()
+    }
+
 
 def _stays(before: nn.Module, after: nn.Module) -> str:
-    def frozen(name: str) -> bool:                                      # by the nearest module around a buffer that has parameters
+    # by the nearest module around a buffer that has parameters
+    def frozen(name: str) -> bool:
         parts = name.split(".")[:-1]
-        around = (list(before.get_submodule(".".join(parts[:i])).parameters()) for i in range(len(parts), -1, -1))
+        around = (
+            list(before.get_submodule(".".join(parts[:i])).parameters())
+            for i in range(len(parts), -1, -1)
+        )
         return not any(p.requires_grad for p in next(filter(None, around), ()))
-    old, new = ({**dict(m.named_buffers()), **{n: p for n, p in m.named_parameters()}} for m in (before, after))
-    moved = [n for n, v in old.items() if not torch.equal(v, new[n]) and (not v.requires_grad if isinstance(v, nn.Parameter) else frozen(n))]
-    if moved: raise Wrong(f"{some_names(moved)}: moves in training though it is frozen; wrap the module in Frozen (a BatchNorm learns in every forward pass)")
+
+    old, new = (
+        {**dict(m.named_buffers()), **{n: p for n, p in m.named_parameters()}}
+        for m in (before, after)
+    )
+    moved = [
+        n
+        for n, v in old.items()
+        if not torch.equal(v, new[n])
+        and (not v.requires_grad if isinstance(v, nn.Parameter) else frozen(n))
+    ]
+    if moved:
+        raise Wrong(
+            f"{some_names(moved)}: moves in training though it is frozen; wrap the module in Frozen"
+            " (a BatchNorm learns in every forward pass)"
+        )
     return "nothing that is frozen moved"
 
+
 def _flat(model: nn.Module, objective: Objective, batch: Batch, left: float, each: float) -> str:
-    if 30 * each > left: raise Untried("no time left")
-    def step() -> None: objective(without_noise(model)(batch), batch)["loss"].backward(); model.zero_grad()
-    if any(growth := memory_growth(step, 4, 2)): raise Wrong(f"grows by {growth.bytes / 1024:.1f} KiB and {growth.nodes:.0f} nodes of the graph with every step; keep numbers or detached tensors, no outputs")
+    if 30 * each > left:
+        raise Untried("no time left")
+
+    def step() -> None:
+        objective(without_noise(model)(batch), batch)["loss"].backward()
+        model.zero_grad()
+
+    if any(growth := memory_growth(step, 4, 2)):
+        raise Wrong(
+            f"grows by {growth.bytes / 1024:.1f} KiB and {growth.nodes:.0f} nodes of the graph with"
+            " every step; keep numbers or detached tensors, no outputs"
+        )
     return "flat"
 
+
 def _rates(model: nn.Module, plan: Plan) -> str:
-    made = parameter_groups(model, plan)                                          # raises ConfigError where patterns do not fit
-    if zero := [n for g in made if g["base"] == 0 for n, p in zip(g["names"], g["params"]) if p.requires_grad]: raise Wrong(f"{some_names(zero)}: is to learn at a rate of 0; give it a rate, or freeze it")
-    return f"{', '.join(f'{r:g}' for r in sorted({g['base'] for g in made}))}; every parameter has one"
+    made = parameter_groups(model, plan)  # raises ConfigError where patterns do not fit
+    if zero := [
+        n
+        for g in made
+        if g["base"] == 0
+        for n, p in zip(g["names"], g["params"])
+        if p.requires_grad
+    ]:
+        raise Wrong(f"{some_names(zero)}: is to learn at a rate of 0; give it a rate, or freeze it")
+    return (
+        f"{', '.join(f'{r:g}' for r in sorted({g['base'] for g in made}))}; every parameter has one"
+    )
+
 
 def _logits(name: str, output, objective: Objective, batch: Batch) -> str:
     p = output.predictions[name]
-    here, up, other = (float(with_predictions(objective, output, batch, {name: q})) for q in (p, p + 1, torch.zeros_like(p)))
-    if abs(here - up) > 1e-5 * abs(here) or here == other: return "its loss takes them as they are"
-    if (p >= 0).all() and ((p.sum(1) - 1).abs() < 1e-4).all(): raise Wrong("gives shares that sum to 1, and its loss takes their softmax once more; give logits, without softmax")
+    here, up, other = (
+        float(with_predictions(objective, output, batch, {name: q}))
+        for q in (p, p + 1, torch.zeros_like(p))
+    )
+    if abs(here - up) > 1e-5 * abs(here) or here == other:
+        return "its loss takes them as they are"
+    if (p >= 0).all() and ((p.sum(1) - 1).abs() < 1e-4).all():
+        raise Wrong(
+            "gives shares that sum to 1, and its loss takes their softmax once more; give logits,"
+            " without softmax"
+        )
     return "logits, as its loss expects"
 
-# %% ../../nbs/workshop/76_component.ipynb #00000017
-def check_pieces(model: nn.Module, objective: Objective, batch: Batch, plan: Plan | None = None, *, idle: Collection[str] = (), steps: int = 300,
-                 seconds: float = 120.0, tell: Tell = None) -> Checks:
-    """The component test: every piece alone, all together, eight items of `batch` by heart, and where gradients reach. `print` it before every long training.
 
-    `idle`: patterns of parameters that are not meant to learn. What `seconds` do not suffice for is said to be not tried; `tell` gets every row at once, and
-    the loss on the way. `model` stays as it is. Raises `ConfigError`."""
+# %% ../../nbs/workshop/76_component.ipynb #00000017
+def check_pieces(
+    model: nn.Module,
+    objective: Objective,
+    batch: Batch,
+    plan: Plan | None = None,
+    *,
+    idle: Collection[str] = (),
+    steps: int = 300,
+    seconds: float = 120.0,
+    tell: Tell = None,
+) -> Checks:
+    """The component test: every piece alone, all together, eight items of `batch` by heart, and
+    where gradients reach. `print` it before every long training.
+
+    `idle`: patterns of parameters that are not meant to learn. What `seconds` do not suffice for
+    is said to be not tried; `tell` gets every row at once, and the loss on the way. `model` stays
+    as it is. Raises `ConfigError`.
+    """
     bench, given, batch, has = Bench(seconds, tell), model, choose_items(model, batch), {}
     model = copy.deepcopy(given).eval()
+
     def runs() -> str:
         has["output"] = output = model(batch)
         return ", ".join(f"{k} {list(p.shape)}" for k, p in output.predictions.items())
+
     def starts() -> str:
-        loss, span = float(objective(has["output"], batch)["loss"]), Span.of(objective, has["output"], batch)
-        if not span.above(loss) <= 3: raise Wrong(f"the loss begins at {loss:.3g}, and knowing nothing costs {span.chance:.3g}; give heads the labels' mean and spread, and small logits")
+        loss, span = (
+            float(objective(has["output"], batch)["loss"]),
+            Span.of(objective, has["output"], batch),
+        )
+        if not span.above(loss) <= 3:
+            raise Wrong(
+                f"the loss begins at {loss:.3g}, and knowing nothing costs {span.chance:.3g}; give"
+                " heads the labels' mean and spread, and small logits"
+            )
         return f"loss {loss:.3g} ({span})"
+
     def train(m: nn.Module) -> None:
-        has["trained"], has["fitted"] = m, by_heart(m, objective, batch, has["span"], steps, time.monotonic() + .5 * bench.left, tell)
-        if len(batch.streams) > 1: bench("together", "gradients", _holes, m, objective, batch)
+        has["trained"], has["fitted"] = (
+            m,
+            by_heart(
+                m, objective, batch, has["span"], steps, time.monotonic() + 0.5 * bench.left, tell
+            ),
+        )
+        if len(batch.streams) > 1:
+            bench("together", "gradients", _holes, m, objective, batch)
+
     def learns() -> str:
         has["span"] = Span.of(objective, has["output"], batch)
         has["lost"] = unmoved_parameters(model, objective, batch, train)
-        try: return has["fitted"].told(has["span"], steps)
-        except Wrong as wrong: raise Wrong(f"{wrong}; {_blame(branch_capacity(model, objective, batch, steps=steps, seconds=bench.left / 2))}") from None
+        try:
+            return has["fitted"].told(has["span"], steps)
+        except Wrong as wrong:
+            raise Wrong(
+                f"{wrong};"
+                f" {_blame(branch_capacity(model, objective, batch, steps=steps, seconds=bench.left / 2))}"
+            ) from None
+
     with own_noise(device_of(model)):
         torch.manual_seed(0)
         with torch.no_grad():
             pieces = pieces_alone(model, batch)
-            for piece, (part, data) in pieces.items(): check_piece(bench, piece, part, data)
-            if not pieces: bench("together", "weights", finite_weights, model)
+            for piece, (part, data) in pieces.items():
+                check_piece(bench, piece, part, data)
+            if not pieces:
+                bench("together", "weights", finite_weights, model)
             ran = bench("together", "runs", runs)
-            for what, test in (("each item for itself", items_stand_alone), ("padding", padding_is_silent), ("missing", missing_is_finite)) if ran else (): bench("together", what, test, model, batch)
-            for name in [k for k, p in has["output"].predictions.items() if p.ndim == 2] if ran else (): bench(f"heads.{name}", "logits", _logits, name, has["output"], objective, batch)
+            for what, test in (
+                (
+                    ("each item for itself", items_stand_alone),
+                    ("padding", padding_is_silent),
+                    ("missing", missing_is_finite),
+                )
+                if ran
+                else ()
+            ):
+                bench("together", what, test, model, batch)
+            for name in (
+                [k for k, p in has["output"].predictions.items() if p.ndim == 2] if ran else ()
+            ):
+                bench(f"heads.{name}", "logits", _logits, name, has["output"], objective, batch)
         if ran:
             bench("together", "start", starts)
             bench("together", "eight by heart", learns)
         if "lost" in has:
-            spare = _chooses(model.fusion, pieces["fusion"][1].streams) if "fusion" in pieces and has["lost"] else ()
+            spare = (
+                _chooses(model.fusion, pieces["fusion"][1].streams)
+                if "fusion" in pieces and has["lost"]
+                else ()
+            )
             for piece in dict.fromkeys(piece_of(n) for n, _ in given.named_parameters()):
-                bench(piece, "gradient", _reached, piece, given, has["fitted"].norms.get(piece, 0.0), has["lost"], spare, idle)
+                bench(
+                    piece,
+                    "gradient",
+                    _reached,
+                    piece,
+                    given,
+                    has["fitted"].norms.get(piece, 0.0),
+                    has["lost"],
+                    spare,
+                    idle,
+                )
             bench("together", "frozen stays", _stays, model, has["trained"])
             with torch.no_grad():
                 for piece, (part, data) in pieces_alone(has["trained"].eval(), batch).items():
-                    for n in data.streams if piece == "fusion" else (): bench(piece, f"hears {n}", streams_matter, part.fusion, data.streams, n)
+                    for n in data.streams if piece == "fusion" else ():
+                        bench(piece, f"hears {n}", streams_matter, part.fusion, data.streams, n)
                     bench(piece, "alive", items_differ, part, data)
-            bench("together", "memory", _flat, has["trained"], objective, batch, bench.left, has["fitted"].seconds)
-        if plan is not None: bench("together", "rates", _rates, given, plan)
-    order = [*dict.fromkeys([*pieces, *(r.piece for r in bench.rows if r.piece != "together")]), "together"]
-    return Checks(sorted(bench.rows, key=lambda r: order.index(r.piece)), f"{type(given).__name__} on {len(batch)} items")
+            bench(
+                "together",
+                "memory",
+                _flat,
+                has["trained"],
+                objective,
+                batch,
+                bench.left,
+                has["fitted"].seconds,
+            )
+        if plan is not None:
+            bench("together", "rates", _rates, given, plan)
+    order = [
+        *dict.fromkeys([*pieces, *(r.piece for r in bench.rows if r.piece != "together")]),
+        "together",
+    ]
+    return Checks(
+        sorted(bench.rows, key=lambda r: order.index(r.piece)),
+        f"{type(given).__name__} on {len(batch)} items",
+    )

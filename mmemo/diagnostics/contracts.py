@@ -4,290 +4,588 @@
 
 # %% ../../nbs/workshop/75_contracts.ipynb #00000004
 from __future__ import annotations
+
 import math
 import textwrap
 import time
-import torch
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
+
+import torch
 from torch import Tensor, nn
-from ..core.batch import Batch, masked_mean, masked_std, Stream
+
+from ..core.batch import Batch, Stream, masked_mean, masked_std
 from ..core.errors import ConfigError, MmemoError, some_names
 from ..core.state import device_of, own_modes, own_noise
 from ..models.base import Fused, Multimodal
-from .drawing import html_table, Line, short_count
+from .drawing import Line, html_table, short_count
 from .pitfalls import lengthened
 
 # %% auto #0
-__all__ = ['TICKS', 'Vector', 'Moments', 'as_batch', 'pieces_alone', 'choose_items', 'Check', 'Checks', 'Wrong', 'Untried',
-           'Bench', 'finite_weights', 'items_stand_alone', 'padding_is_silent', 'missing_is_finite', 'items_differ',
-           'stream_to_stream', 'missing_stays_missing', 'streams_to_vector', 'maps_add_up', 'vector_to_prediction',
-           'check_piece', 'check_contracts']
+__all__ = [
+    "TICKS",
+    "Vector",
+    "Moments",
+    "as_batch",
+    "pieces_alone",
+    "choose_items",
+    "Check",
+    "Checks",
+    "Wrong",
+    "Untried",
+    "Bench",
+    "finite_weights",
+    "items_stand_alone",
+    "padding_is_silent",
+    "missing_is_finite",
+    "items_differ",
+    "stream_to_stream",
+    "missing_stays_missing",
+    "streams_to_vector",
+    "maps_add_up",
+    "vector_to_prediction",
+    "check_piece",
+    "check_contracts",
+]
+
 
 # %% ../../nbs/workshop/75_contracts.ipynb #0000000a
 class Vector(nn.Module):
-    "A fusion of one stream of vectors: the vector itself. {name: Stream [B, 1, H]} -> Fused [B, H]."
-    def forward(self, streams: Mapping[str, Stream]) -> Fused: return Fused(next(iter(streams.values())).x[:, 0])
+    """A fusion of one stream of vectors: the vector itself.
+
+    {name: Stream [B, 1, H]} -> Fused [B, H].
+    """
+
+    def forward(self, streams: Mapping[str, Stream]) -> Fused:
+        return Fused(next(iter(streams.values())).x[:, 0])
+
 
 class Moments(nn.Module):
-    "A fusion of one stream: mean, trend and spread over its real steps, and their mean time. {name: Stream [B, T, H]} -> Fused [B, 3 H + 1]."
+    """A fusion of one stream: mean, trend and spread over its real steps, and their mean time.
+
+    {name: Stream [B, T, H]} -> Fused [B, 3 H + 1].
+    """
+
     def forward(self, streams: Mapping[str, Stream]) -> Fused:
-        s, = streams.values()
+        (s,) = streams.values()
         x, t = s.x.flatten(2), s.t.unsqueeze(-1)
         mean = masked_mean(x, s.mask)
-        return Fused(torch.cat([mean, masked_mean(x * t, s.mask), masked_std(x, s.mask), masked_mean(t, s.mask)], -1), {"mean": mean})
+        return Fused(
+            torch.cat(
+                [mean, masked_mean(x * t, s.mask), masked_std(x, s.mask), masked_mean(t, s.mask)],
+                -1,
+            ),
+            {"mean": mean},
+        )
+
 
 def as_batch(x: Tensor, like: Batch | None = None) -> Batch:
-    "Vectors [B, H] as a batch with one stream of one step, `vector`, and the targets of the items `like` them."
+    """Vectors [B, H] as a batch with one stream of one step, `vector`, and the targets of the
+    items `like` them.
+    """
     stream = Stream(x.unsqueeze(1), x.new_ones(len(x), 1, dtype=torch.bool), x.new_zeros(len(x), 1))
     return Batch({"vector": stream}, like.targets if like else {}, like.meta if like else {})
 
-def pieces_alone(model: nn.Module, batch: Batch) -> dict[str, tuple[Multimodal, Batch]]:
-    """Each piece of a `Multimodal` as a model of its own, with what arrives there when `batch` goes through: {"encoders.text": (model, batch), ..., "fusion": ..., "heads.phq8": ...}.
 
-    Modules are shared. The prediction of an encoder is a summary of its stream (`Moments`), that of the fusion its vector. Pieces behind one that raises are left out."""
+def pieces_alone(model: nn.Module, batch: Batch) -> dict[str, tuple[Multimodal, Batch]]:
+    """Each piece of a `Multimodal` as a model of its own, with what arrives there when `batch`
+    goes through: {"encoders.text": (model, batch), ..., "fusion": ..., "heads.phq8": ...}.
+
+    Modules are shared. The prediction of an encoder is a summary of its stream (`Moments`), that
+    of the fusion its vector. Pieces behind one that raises are left out.
+    """
     found, streams, out = {}, {}, {"vector": nn.Identity()}
-    if not all(hasattr(model, part) for part in ("encoders", "fusion", "heads")) or set(model.encoders) - set(batch.streams): return found
+    if not all(hasattr(model, part) for part in ("encoders", "fusion", "heads")) or set(
+        model.encoders
+    ) - set(batch.streams):
+        return found
     with own_modes(model), own_noise(device_of(model)), torch.no_grad():
         model.eval()
         for name, encode in model.encoders.items():
-            found[f"encoders.{name}"] = Multimodal({name: encode}, Moments(), out), Batch({name: batch.streams[name]}, batch.targets, batch.meta)
+            found[f"encoders.{name}"] = (
+                Multimodal({name: encode}, Moments(), out),
+                Batch({name: batch.streams[name]}, batch.targets, batch.meta),
+            )
         try:
             streams = {name: encode(batch.streams[name]) for name, encode in model.encoders.items()}
-            found["fusion"] = Multimodal(dict.fromkeys(streams, nn.Identity()), model.fusion, out), Batch(streams, batch.targets, batch.meta)
+            found["fusion"] = (
+                Multimodal(dict.fromkeys(streams, nn.Identity()), model.fusion, out),
+                Batch(streams, batch.targets, batch.meta),
+            )
             vectors = as_batch(model.fusion(streams).vector, batch)
-        except Exception: return found                                  # which of them it was, their own checks will say
-    return found | {f"heads.{task}": (Multimodal({"vector": nn.Identity()}, Vector(), {task: head}), vectors) for task, head in model.heads.items()}
+        # which of them it was, their own checks will say
+        except Exception:
+            return found
+    return found | {
+        f"heads.{task}": (Multimodal({"vector": nn.Identity()}, Vector(), {task: head}), vectors)
+        for task, head in model.heads.items()
+    }
+
 
 def choose_items(model: nn.Module, batch: Batch, items: int = 8) -> Batch:
-    "`items` of the batch whose targets are known, spread over the labels, with the streams that the model encodes, on its device. Raises `ConfigError` for fewer than two."
+    """`items` of the batch whose targets are known, spread over the labels, with the streams that
+    the model encodes, on its device. Raises `ConfigError` for fewer than two.
+    """
     heads, known = getattr(model, "heads", batch.targets), torch.ones(len(batch), dtype=torch.bool)
     targets = [v.cpu() for k, v in batch.targets.items() if v.ndim == 1 and k in heads]
     for v in targets:
         here = known & (torch.isfinite(v) if v.is_floating_point() else v >= 0)
-        if here.sum() > 1: known = here
+        if here.sum() > 1:
+            known = here
     rows = known.nonzero().squeeze(1)
-    if len(rows) < 2: raise ConfigError(f"a component test needs at least two items, better eight; this batch has {len(rows)}")
-    for v in targets[:1]: rows = rows[v[rows].argsort(stable=True)]
-    part = batch[rows[torch.linspace(0, len(rows) - 1, min(items, len(rows))).round().long()].sort().values].to(device_of(model))
-    return Batch({n: s for n, s in part.streams.items() if n in getattr(model, "encoders", part.streams)}, part.targets, part.meta)
+    if len(rows) < 2:
+        raise ConfigError(
+            f"a component test needs at least two items, better eight; this batch has {len(rows)}"
+        )
+    for v in targets[:1]:
+        rows = rows[v[rows].argsort(stable=True)]
+    part = batch[
+        rows[torch.linspace(0, len(rows) - 1, min(items, len(rows))).round().long()].sort().values
+    ].to(device_of(model))
+    return Batch(
+        {n: s for n, s in part.streams.items() if n in getattr(model, "encoders", part.streams)},
+        part.targets,
+        part.meta,
+    )
+
 
 # %% ../../nbs/workshop/75_contracts.ipynb #0000000d
 TICKS = {True: "✓", False: "✗", None: "–"}
 
+
 @dataclass(frozen=True)
 class Check:
-    "One row: a piece, what was looked at, whether it is right (None: not tried), what was found and, where it is wrong, what would be right."
+    """One row: a piece, what was looked at, whether it is right (None: not tried), what was found
+    and, where it is wrong, what would be right.
+    """
+
     piece: str
     what: str
     ok: bool | None
     found: str = ""
 
+
 @dataclass(repr=False)
 class Checks:
-    "The rows of a component test. `print` gives a table with ticks, a notebook a coloured one; `ok` where nothing is wrong, `failed` lists what is."
+    """The rows of a component test.
+
+    `print` gives a table with ticks, a notebook a coloured one; `ok` where nothing is wrong,
+    `failed` lists what is.
+    """
+
     rows: Sequence[Check]
     title: str = ""
 
     @property
-    def failed(self) -> list[Check]: return [r for r in self.rows if r.ok is False]
+    def failed(self) -> list[Check]:
+        return [r for r in self.rows if r.ok is False]
+
     @property
-    def ok(self) -> bool: return not self.failed
+    def ok(self) -> bool:
+        return not self.failed
+
     @property
     def total(self) -> str:
         "The counts of rows: right, wrong, not tried."
-        return " · ".join(f"{n} {word}" for ok, word in ((True, "right"), (False, "wrong"), (None, "not tried")) if (n := sum(r.ok is ok for r in self.rows)))
-    def __iter__(self) -> Iterator[Check]: return iter(self.rows)
-    def __len__(self) -> int: return len(self.rows)
+        return " · ".join(
+            f"{n} {word}"
+            for ok, word in ((True, "right"), (False, "wrong"), (None, "not tried"))
+            if (n := sum(r.ok is ok for r in self.rows))
+        )
+
+    def __iter__(self) -> Iterator[Check]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def __repr__(self) -> str:
-        text, wide, piece = [f"{self.title}: {self.total}"], max((len(r.what) for r in self.rows), default=0), None
+        text, wide, piece = (
+            [f"{self.title}: {self.total}"],
+            max((len(r.what) for r in self.rows), default=0),
+            None,
+        )
         for r in self.rows:
-            if r.piece != piece: text.append(f"── {r.piece} ".ljust(110, "─"))
+            if r.piece != piece:
+                text.append(f"── {r.piece} ".ljust(110, "─"))
             piece, lines = r.piece, textwrap.wrap(r.found, 106 - wide) or [""]
-            text += [f"{TICKS[r.ok]} {r.what:{wide}}  {lines[0]}".rstrip(), *(" " * (wide + 4) + line for line in lines[1:])]
+            text += [
+                f"{TICKS[r.ok]} {r.what:{wide}}  {lines[0]}".rstrip(),
+                *(" " * (wide + 4) + line for line in lines[1:]),
+            ]
         return "\n".join(text)
 
     def _repr_html_(self) -> str:
-        lines = [Line(r.piece.removeprefix("encoders."), (TICKS[r.ok], r.what, r.found)) for r in self.rows]
-        html = html_table(f"<b>{escape(self.title)}</b> · {self.total}", ("", "check", "found"), lines).replace("white-space:nowrap;", "")
-        for tick, ink in zip(TICKS.values(), ("#228833", "#CC3311", "#999999")): html = html.replace(tick, f"<b style='color:{ink}'>{tick}</b>")
+        lines = [
+            Line(r.piece.removeprefix("encoders."), (TICKS[r.ok], r.what, r.found))
+            for r in self.rows
+        ]
+        html = html_table(
+            f"<b>{escape(self.title)}</b> · {self.total}", ("", "check", "found"), lines
+        ).replace("white-space:nowrap;", "")
+        for tick, ink in zip(TICKS.values(), ("#228833", "#CC3311", "#999999")):
+            html = html.replace(tick, f"<b style='color:{ink}'>{tick}</b>")
         return html
 
+
 # %% ../../nbs/workshop/75_contracts.ipynb #0000000e
-class Wrong(Exception): "A check that failed: what was found, and what would be right."
-class Untried(Exception): "A check that could not be made, and why."
+class Wrong(Exception):
+    "A check that failed: what was found, and what would be right."
+
+
+class Untried(Exception):
+    "A check that could not be made, and why."
+
 
 class Bench:
-    "Makes checks one by one within a time, and writes down what came of each; `tell` is called with each row's text."
+    """Makes checks one by one within a time, and writes down what came of each; `tell` is called
+    with each row's text.
+    """
+
     def __init__(self, seconds: float = math.inf, tell: Callable[[str], Any] | None = None):
         self.rows, self.end, self.tell = [], time.monotonic() + seconds, tell
 
     @property
-    def left(self) -> float: return self.end - time.monotonic()
+    def left(self) -> float:
+        return self.end - time.monotonic()
 
     def __call__(self, piece: str, what: str, test: Callable[..., str], *args) -> bool | None:
         try:
-            if self.left < 0: raise Untried("no time left")
+            if self.left < 0:
+                raise Untried("no time left")
             ok, found = True, test(*args)
-        except Untried as why: ok, found = None, str(why)
-        except (Wrong, MmemoError) as why: ok, found = False, str(why)
-        except Exception as error: ok, found = False, f"raises {type(error).__name__}: {(str(error) or 'no message').splitlines()[0][:300]}"
+        except Untried as why:
+            ok, found = None, str(why)
+        except (Wrong, MmemoError) as why:
+            ok, found = False, str(why)
+        except Exception as error:
+            ok, found = (
+                False,
+                (
+                    f"raises {type(error).__name__}:"
+                    f" {(str(error) or 'no message').splitlines()[0][:300]}"
+                ),
+            )
         self.rows.append(Check(piece, what, ok, found))
-        if self.tell: self.tell(f"{TICKS[ok]} {piece}: {what}  {found}")
+        if self.tell:
+            self.tell(f"{TICKS[ok]} {piece}: {what}  {found}")
         return ok
+
 
 # %% ../../nbs/workshop/75_contracts.ipynb #00000010
 def _said(model: nn.Module, batch: Batch) -> Tensor:
-    return torch.cat([p.float().reshape(len(batch), -1) for p in model(batch).predictions.values()], 1)
+    return torch.cat(
+        [p.float().reshape(len(batch), -1) for p in model(batch).predictions.values()], 1
+    )
 
-def _rounding(said: Tensor) -> float: return 1e-3 * float(said.std()) + 1e-5 * float(said.abs().max()) + 1e-6
+
+def _rounding(said: Tensor) -> float:
+    return 1e-3 * float(said.std()) + 1e-5 * float(said.abs().max()) + 1e-6
+
 
 def _gap(a: Tensor, b: Tensor, beyond: float) -> float:
-    "The largest difference; 0 where it is no more than `beyond`, infinite where something is not finite."
+    """The largest difference; 0 where it is no more than `beyond`, infinite where something is not
+    finite.
+    """
     gap = float((a - b).abs().max())
     return (gap if gap > beyond else 0.0) if math.isfinite(gap) else math.inf
 
+
 def finite_weights(module: nn.Module) -> str:
     "Parameters and buffers are finite."
-    bad = [n for n, v in (*module.named_parameters(), *module.named_buffers()) if v.is_floating_point() and not torch.isfinite(v).all()]
-    if bad: raise Wrong(f"{some_names(bad)}: holds NaN or infinity; initialise it, or load it anew")
-    return f"{short_count(sum(p.numel() for p in module.parameters())) or 'no'} parameters, all finite"
+    bad = [
+        n
+        for n, v in (*module.named_parameters(), *module.named_buffers())
+        if v.is_floating_point() and not torch.isfinite(v).all()
+    ]
+    if bad:
+        raise Wrong(f"{some_names(bad)}: holds NaN or infinity; initialise it, or load it anew")
+    return (
+        f"{short_count(sum(p.numel() for p in module.parameters())) or 'no'} parameters, all finite"
+    )
+
 
 def items_stand_alone(model: nn.Module, batch: Batch) -> str:
     "An item's result repeats, and does not depend on its place in the batch or on the other items."
     said, rows = _said(model, batch), torch.arange(len(batch) - 1, -1, -2)
-    if gap := _gap(said, _said(model, batch), 0): raise Wrong(f"two passes in eval mode differ by {gap:.2g}; no noise, such as dropout, may be left on there")
-    some = Batch({n: Stream(s.x[rows], s.mask[rows], s.t[rows]) for n, s in batch.streams.items()})       # with all of their padding
+    if gap := _gap(said, _said(model, batch), 0):
+        raise Wrong(
+            f"two passes in eval mode differ by {gap:.2g}; no noise, such as dropout, may be left"
+            " on there"
+        )
+    # with all of their padding
+    some = Batch({n: Stream(s.x[rows], s.mask[rows], s.t[rows]) for n, s in batch.streams.items()})
     if gap := _gap(said[rows], _said(model, some), _rounding(said)):
-        raise Wrong(f"in other company an item's result moves by {gap:.2g}; in eval mode nothing may run over the items (BatchNorm, softmax, attention over axis B)")
+        raise Wrong(
+            f"in other company an item's result moves by {gap:.2g}; in eval mode nothing may run"
+            " over the items (BatchNorm, softmax, attention over axis B)"
+        )
     return "the same in another order and other company"
 
+
 def padding_is_silent(model: nn.Module, batch: Batch) -> str:
-    "What stands where the mask is False changes nothing, nor does more of it (a fourth of the stream, where that is not too long for a model)."
+    """What stands where the mask is False changes nothing, nor does more of it (a fourth of the
+    stream, where that is not too long for a model).
+    """
     said, wrong = _said(model, batch), {}
     for n, s in batch.streams.items():
         for fill in (0, 1):
-            full = s.with_x(torch.where(s.mask.reshape(s.mask.shape + (1,) * (s.x.ndim - 2)), s.x, fill))
-            try: new = _said(model, batch.replace(**{n: lengthened(full, max(5, s.steps // 4), fill)}))
-            except (RuntimeError, IndexError): new = _said(model, batch.replace(**{n: full}))        # more tokens than it has positions
+            full = s.with_x(
+                torch.where(s.mask.reshape(s.mask.shape + (1,) * (s.x.ndim - 2)), s.x, fill)
+            )
+            try:
+                new = _said(
+                    model, batch.replace(**{n: lengthened(full, max(5, s.steps // 4), fill)})
+                )
+            # more tokens than it has positions
+            except (RuntimeError, IndexError):
+                new = _said(model, batch.replace(**{n: full}))
             wrong[n] = max(_gap(said, new, _rounding(said)), wrong.get(n, 0.0))
     if bad := {n: gap for n, gap in wrong.items() if gap}:
-        raise Wrong(", ".join(f"padding of {n} moves results by {gap:.2g}" for n, gap in bad.items()) + "; average, normalise and look over real steps only (mask True)")
+        raise Wrong(
+            ", ".join(f"padding of {n} moves results by {gap:.2g}" for n, gap in bad.items())
+            + "; average, normalise and look over real steps only (mask True)"
+        )
     return "has no say"
+
 
 def missing_is_finite(model: nn.Module, batch: Batch) -> str:
     "Without any one modality, and without all, results are finite."
     names = list(batch.streams)
     for gone in [*([n] for n in names), *[names] * (len(names) > 1)]:
         if not torch.isfinite(_said(model, batch.without(*gone))).all():
-            raise Wrong(f"without {' and '.join(gone)} the result is not finite; clamp lengths, and let a row without a real step be 0")
+            raise Wrong(
+                f"without {' and '.join(gone)} the result is not finite; clamp lengths, and let a"
+                " row without a real step be 0"
+            )
     return f"finite without {', '.join(names)}{', all' * (len(names) > 1)}"
+
 
 def items_differ(part: Multimodal, data: Batch) -> str:
     "Not every item gets the same."
     output, real = part(data), torch.stack([s.mask.any(1) for s in data.streams.values()]).any(0)
-    v = output.maps.get("mean", next(iter(output.predictions.values()))).float().reshape(len(data), -1)[real]
-    if len(v) < 2: raise Untried("fewer than two items have it")
+    v = (
+        output.maps.get("mean", next(iter(output.predictions.values())))
+        .float()
+        .reshape(len(data), -1)[real]
+    )
+    if len(v) < 2:
+        raise Untried("fewer than two items have it")
     moving = int(((v - v.mean(0)).abs().amax(0) > 1e-6 * v.abs().max()).sum())
-    if not moving: raise Wrong(f"gives every item {'the same values' if v.any() else 'zeros'}, after training too; look for dead ReLUs, zero weights, an inverted mask")
+    if not moving:
+        raise Wrong(
+            f"gives every item {'the same values' if v.any() else 'zeros'}, after training too;"
+            " look for dead ReLUs, zero weights, an inverted mask"
+        )
     return f"{moving} of {v.shape[1]} outputs differ between items"
+
 
 # %% ../../nbs/workshop/75_contracts.ipynb #00000013
 def stream_to_stream(encode: nn.Module, given: Stream) -> str:
-    "An encoder gives a Stream [B, T, H] of finite numbers on the clock it was given; what has real steps keeps some, what has none gets none."
+    """An encoder gives a Stream [B, T, H] of finite numbers on the clock it was given; what has
+    real steps keeps some, what has none gets none.
+    """
     out = encode(given)
-    if not isinstance(out, Stream): raise Wrong(f"gives {type(out).__name__}; an encoder gives a Stream (x, mask, t)")
-    if out.x.ndim != 3 or len(out) != len(given): raise Wrong(f"gives {list(out.x.shape)} for {len(given)} items; it must be [B, T, H]")
-    if not out.x.is_floating_point(): raise Wrong(f"gives {out.x.dtype}; values must be floating point")
-    if not torch.isfinite(out.x).all(): raise Wrong(f"gives values that are not finite{' where steps are not real' * bool(torch.isfinite(out.x[out.mask]).all())}; set what is not real to 0")
+    if not isinstance(out, Stream):
+        raise Wrong(f"gives {type(out).__name__}; an encoder gives a Stream (x, mask, t)")
+    if out.x.ndim != 3 or len(out) != len(given):
+        raise Wrong(f"gives {list(out.x.shape)} for {len(given)} items; it must be [B, T, H]")
+    if not out.x.is_floating_point():
+        raise Wrong(f"gives {out.x.dtype}; values must be floating point")
+    if not torch.isfinite(out.x).all():
+        raise Wrong(
+            "gives values that are not"
+            f" finite{' where steps are not real' * bool(torch.isfinite(out.x[out.mask]).all())};"
+            " set what is not real to 0"
+        )
     came, goes = given.mask.any(1), out.mask.any(1)
-    if (came & ~goes).any(): raise Wrong(f"{int((came & ~goes).sum())} items come in with real steps and go out with none; carry the mask through")
-    if (goes & ~came).any(): raise Wrong(f"{int((goes & ~came).sum())} items without a real step go out with some; a missing modality stays missing")
+    if (came & ~goes).any():
+        raise Wrong(
+            f"{int((came & ~goes).sum())} items come in with real steps and go out with none; carry"
+            " the mask through"
+        )
+    if (goes & ~came).any():
+        raise Wrong(
+            f"{int((goes & ~came).sum())} items without a real step go out with some; a missing"
+            " modality stays missing"
+        )
     for i in came.nonzero().squeeze(1).tolist():
         old, new = given.t[i][given.mask[i]], out.t[i][out.mask[i]]
-        if not torch.isfinite(new).all() or (new.diff() < -1e-6).any(): raise Wrong(f"the times of item {i} decrease or are not finite; they are seconds, in order")
-        if new.min() < old.min() - .5 or new.max() > old.max() + .5:
-            raise Wrong(f"item {i} lasts from {old.min():.3g} to {old.max():.3g} s and goes out as {new.min():.3g} to {new.max():.3g}; carry mask and clock through, in seconds")
+        if not torch.isfinite(new).all() or (new.diff() < -1e-6).any():
+            raise Wrong(
+                f"the times of item {i} decrease or are not finite; they are seconds, in order"
+            )
+        if new.min() < old.min() - 0.5 or new.max() > old.max() + 0.5:
+            raise Wrong(
+                f"item {i} lasts from {old.min():.3g} to {old.max():.3g} s and goes out as"
+                f" {new.min():.3g} to {new.max():.3g}; carry mask and clock through, in seconds"
+            )
     return f"{list(given.x.shape)} → {list(out.x.shape)}"
+
 
 def missing_stays_missing(encode: nn.Module, given: Stream) -> str:
     "A missing stream goes through as one that is missing."
     out = encode(Stream(torch.zeros_like(given.x), torch.zeros_like(given.mask), given.t))
-    if not torch.isfinite(out.x).all(): raise Wrong("a missing stream gives values that are not finite; clamp lengths, and let a row without a real step be 0")
-    if out.mask.any(): raise Wrong("a missing stream goes out with real steps; its mask must stay False")
+    if not torch.isfinite(out.x).all():
+        raise Wrong(
+            "a missing stream gives values that are not finite; clamp lengths, and let a row"
+            " without a real step be 0"
+        )
+    if out.mask.any():
+        raise Wrong("a missing stream goes out with real steps; its mask must stay False")
     return "finite, and stays missing"
+
 
 # %% ../../nbs/workshop/75_contracts.ipynb #00000016
 def streams_to_vector(fuse: nn.Module, streams: Mapping[str, Stream]) -> str:
     "A fusion gives Fused, with a finite vector [B, H]."
     out, B = fuse(streams), len(next(iter(streams.values())))
-    if bad := [n for n, s in streams.items() if not torch.isfinite(s.x).all()]: raise Untried(f"what comes in from {some_names(bad)} is not finite")
-    if not isinstance(out, Fused): raise Wrong(f"gives {type(out).__name__}; a fusion gives Fused(vector, maps)")
-    if out.vector.ndim != 2 or len(out.vector) != B: raise Wrong(f"the vector is {list(out.vector.shape)}; it must be [B={B}, H]")
-    if not torch.isfinite(out.vector).all(): raise Wrong("the vector is not finite")
-    return ", ".join(f"{n} {list(s.x.shape)}" for n, s in streams.items()) + f" → {list(out.vector.shape)}"
+    if bad := [n for n, s in streams.items() if not torch.isfinite(s.x).all()]:
+        raise Untried(f"what comes in from {some_names(bad)} is not finite")
+    if not isinstance(out, Fused):
+        raise Wrong(f"gives {type(out).__name__}; a fusion gives Fused(vector, maps)")
+    if out.vector.ndim != 2 or len(out.vector) != B:
+        raise Wrong(f"the vector is {list(out.vector.shape)}; it must be [B={B}, H]")
+    if not torch.isfinite(out.vector).all():
+        raise Wrong("the vector is not finite")
+    return (
+        ", ".join(f"{n} {list(s.x.shape)}" for n, s in streams.items())
+        + f" → {list(out.vector.shape)}"
+    )
+
 
 def maps_add_up(fuse: nn.Module, streams: Mapping[str, Stream]) -> str:
-    "Maps are finite, an item a row; weights over steps sum to 1 (or 0, where there is nothing) and give nothing to steps that are not real."
+    """Maps are finite, an item a row; weights over steps sum to 1 (or 0, where there is nothing)
+    and give nothing to steps that are not real.
+    """
     found, B = fuse(streams).maps, len(next(iter(streams.values())))
     for name, m in found.items():
-        if len(m) != B: raise Wrong(f"map {name!r} is {list(m.shape)}; its first axis must be the {B} items")
-        if not torch.isfinite(m).all(): raise Wrong(f"map {name!r} is not finite; a row that finds nothing is 0")
-        source = streams.get((name.rpartition("→")[2] if "→" in name else name.removeprefix("pool ") if name.startswith("pool ") else "").split(" ")[0])
+        if len(m) != B:
+            raise Wrong(f"map {name!r} is {list(m.shape)}; its first axis must be the {B} items")
+        if not torch.isfinite(m).all():
+            raise Wrong(f"map {name!r} is not finite; a row that finds nothing is 0")
+        source = streams.get(
+            (
+                name.rpartition("→")[2]
+                if "→" in name
+                else name.removeprefix("pool ")
+                if name.startswith("pool ")
+                else ""
+            ).split(" ")[0]
+        )
         if source is not None:
-            if m.shape[-1] != source.steps: raise Wrong(f"map {name!r} is {list(m.shape)}; its last axis must be the {source.steps} steps")
-            if m.masked_fill(source.mask.reshape(B, *[1] * (m.ndim - 2), -1), 0).abs().max() > 1e-6: raise Wrong(f"map {name!r} gives weight to steps that are not real; mask the scores")
+            if m.shape[-1] != source.steps:
+                raise Wrong(
+                    f"map {name!r} is {list(m.shape)}; its last axis must be the {source.steps}"
+                    " steps"
+                )
+            if m.masked_fill(source.mask.reshape(B, *[1] * (m.ndim - 2), -1), 0).abs().max() > 1e-6:
+                raise Wrong(
+                    f"map {name!r} gives weight to steps that are not real; mask the scores"
+                )
         sums = m.float().sum(-1)
         whole = (sums - 1).abs() < 1e-3
-        if (m > -1e-6).all() and whole.float().mean() > .5 and not (whole | (sums.abs() < 1e-6)).all():
-            raise Wrong(f"rows of map {name!r} sum to {sums.min():.3g} ... {sums.max():.3g}; weights sum to 1, or to 0 where there is nothing to look at")
+        if (
+            (m > -1e-6).all()
+            and whole.float().mean() > 0.5
+            and not (whole | (sums.abs() < 1e-6)).all()
+        ):
+            raise Wrong(
+                f"rows of map {name!r} sum to {sums.min():.3g} ... {sums.max():.3g}; weights sum to"
+                " 1, or to 0 where there is nothing to look at"
+            )
     return some_names([f"{n} {list(m.shape)}" for n, m in found.items()]) or "none"
+
 
 # %% ../../nbs/workshop/75_contracts.ipynb #00000019
 def vector_to_prediction(name: str, model: Multimodal, batch: Batch) -> str:
-    "A head's predictions are finite and fit its targets, and nothing keeps a number away from them."
+    """A head's predictions are finite and fit its targets, and nothing keeps a number away from
+    them.
+    """
     said, target, B = model(batch).predictions[name], batch.targets.get(name), len(batch)
-    if not torch.isfinite(batch.streams["vector"].x).all(): raise Untried("what comes in is not finite")
-    if said.ndim not in (1, 2) or len(said) != B: raise Wrong(f"gives {list(said.shape)}; it must be [B={B}] or [B, C]")
-    if not torch.isfinite(said).all(): raise Wrong("gives predictions that are not finite")
+    if not torch.isfinite(batch.streams["vector"].x).all():
+        raise Untried("what comes in is not finite")
+    if said.ndim not in (1, 2) or len(said) != B:
+        raise Wrong(f"gives {list(said.shape)}; it must be [B={B}] or [B, C]")
+    if not torch.isfinite(said).all():
+        raise Wrong("gives predictions that are not finite")
     shapes = f"{[B, batch.streams['vector'].x.shape[-1]]} → {list(said.shape)}"
-    if target is None: return f"{shapes}, no target of this name"
+    if target is None:
+        return f"{shapes}, no target of this name"
     if not target.is_floating_point():
-        if said.ndim < 2 or said.shape[1] <= int(target.max()): raise Wrong(f"gives {list(said.shape)}, and the labels run to {int(target.max())}; it needs at least {int(target.max()) + 1} classes: [B, C]")
+        if said.ndim < 2 or said.shape[1] <= int(target.max()):
+            raise Wrong(
+                f"gives {list(said.shape)}, and the labels run to {int(target.max())}; it needs at"
+                f" least {int(target.max()) + 1} classes: [B, C]"
+            )
         return shapes
-    if said.shape != target.shape: raise Wrong(f"gives {list(said.shape)}, the targets are {list(target.shape)}; unlike shapes are silently broadcast")
-    far = 1000 * torch.randn(64, batch.streams["vector"].x.shape[-1], generator=torch.Generator().manual_seed(0)).to(said)
+    if said.shape != target.shape:
+        raise Wrong(
+            f"gives {list(said.shape)}, the targets are {list(target.shape)}; unlike shapes are"
+            " silently broadcast"
+        )
+    far = 1000 * torch.randn(
+        64, batch.streams["vector"].x.shape[-1], generator=torch.Generator().manual_seed(0)
+    ).to(said)
     says, known = model(as_batch(far)).predictions[name].float(), target[torch.isfinite(target)]
     low, high = says.min(), says.max()
-    stuck = lambda end: int(((says - end).abs() <= 1e-6 * end.abs()).sum()) >= 8 and low < high             # many vectors, one number: a bound
+
+    # many vectors, one number: a bound
+    def stuck(end):
+        return int(((says - end).abs() <= 1e-6 * end.abs()).sum()) >= 8 and low < high
+
     if stuck(high) and known.max() > high or stuck(low) and known.min() < low:
-        raise Wrong(f"never leaves {low:.3g} ... {high:.3g}, and the targets run from {known.min():.3g} to {known.max():.3g}; end in a linear layer, or scale what bounds it")
+        raise Wrong(
+            f"never leaves {low:.3g} ... {high:.3g}, and the targets run from {known.min():.3g} to"
+            f" {known.max():.3g}; end in a linear layer, or scale what bounds it"
+        )
     return shapes
+
 
 # %% ../../nbs/workshop/75_contracts.ipynb #0000001c
 def check_piece(bench: Bench, piece: str, part: Multimodal, data: Batch) -> None:
-    "All that a piece promises before it has learned anything; `part` and `data` as `pieces_alone` gives them."
+    """All that a piece promises before it has learned anything; `part` and `data` as
+    `pieces_alone` gives them.
+    """
     kind, _, name = piece.partition(".")
     module = part.fusion if kind == "fusion" else getattr(part, kind)[name]
-    first = {"encoders": ("stream to stream", stream_to_stream, module, data.streams.get(name)), "fusion": ("streams to vector", streams_to_vector, module, data.streams),
-             "heads": ("vector to prediction", vector_to_prediction, name, part, data)}[kind]
+    first = {
+        "encoders": ("stream to stream", stream_to_stream, module, data.streams.get(name)),
+        "fusion": ("streams to vector", streams_to_vector, module, data.streams),
+        "heads": ("vector to prediction", vector_to_prediction, name, part, data),
+    }[kind]
     bench(piece, "weights", finite_weights, module)
-    if not bench(piece, *first): return
-    if kind == "fusion": bench(piece, "maps", maps_add_up, module, data.streams)
+    if not bench(piece, *first):
+        return
+    if kind == "fusion":
+        bench(piece, "maps", maps_add_up, module, data.streams)
     bench(piece, "each item for itself", items_stand_alone, part, data)
-    if kind != "heads": bench(piece, "padding", padding_is_silent, part, data)
-    if kind == "encoders": bench(piece, "missing", missing_stays_missing, module, data.streams[name])
-    if kind == "fusion": bench(piece, "missing", missing_is_finite, part, data)
+    if kind != "heads":
+        bench(piece, "padding", padding_is_silent, part, data)
+    if kind == "encoders":
+        bench(piece, "missing", missing_stays_missing, module, data.streams[name])
+    if kind == "fusion":
+        bench(piece, "missing", missing_is_finite, part, data)
+
 
 @torch.no_grad()
-def check_contracts(model: nn.Module, batch: Batch, tell: Callable[[str], Any] | None = None) -> Checks:
-    "Does every piece of a model keep its promises, alone and together, on one batch? No training and no loss: seconds. `model` stays as it is."
+def check_contracts(
+    model: nn.Module, batch: Batch, tell: Callable[[str], Any] | None = None
+) -> Checks:
+    """Does every piece of a model keep its promises, alone and together, on one batch? No training
+    and no loss: seconds. `model` stays as it is.
+    """
     bench, batch = Bench(tell=tell), choose_items(model, batch)
     with own_modes(model), own_noise(device_of(model)):
         model.eval()
-        for piece, (part, data) in pieces_alone(model, batch).items(): check_piece(bench, piece, part, data)
-        for what, test in (("each item for itself", items_stand_alone), ("padding", padding_is_silent), ("missing", missing_is_finite)): bench("together", what, test, model, batch)
+        for piece, (part, data) in pieces_alone(model, batch).items():
+            check_piece(bench, piece, part, data)
+        for what, test in (
+            ("each item for itself", items_stand_alone),
+            ("padding", padding_is_silent),
+            ("missing", missing_is_finite),
+        ):
+            bench("together", what, test, model, batch)
     return Checks(bench.rows, f"{type(model).__name__} on {len(batch)} items")

@@ -4,97 +4,178 @@
 
 # %% ../../nbs/workshop/67_drawing.ipynb #597b509c
 from __future__ import annotations
+
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
+
 from ..core.style import COLOURS
 
 # %% auto #0
-__all__ = ['SVG_HEADER', 'clip_text', 'colour_of', 'short_count', 'Line', 'text_table', 'html_table', 'fold_rows', 'Box',
-           'svg_diagram']
+__all__ = [
+    "SVG_HEADER",
+    "clip_text",
+    "colour_of",
+    "short_count",
+    "Line",
+    "text_table",
+    "html_table",
+    "fold_rows",
+    "Box",
+    "svg_diagram",
+]
+
 
 # %% ../../nbs/workshop/67_drawing.ipynb #c470e0dd
 def clip_text(text: str, width: int) -> str:
     "`text` in at most `width` characters, cut in the middle."
-    return text if len(text) <= width else text[:(width - 1) // 2] + "…" + text[len(text) - width // 2:]
+    return (
+        text
+        if len(text) <= width
+        else text[: (width - 1) // 2] + "…" + text[len(text) - width // 2 :]
+    )
+
 
 def colour_of(lane: str) -> str:
     "The series' colour of a lane; grey for a lane that has none."
     return COLOURS.get(lane, COLOURS["fusion"] if lane == "heads" else "#777777")
 
+
 # %% ../../nbs/workshop/67_drawing.ipynb #859d5714
 def short_count(n: float, unit: str = "") -> str:
     "1234567 -> '1.23M'; exact below 10,000; nothing for zero."
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if n >= max(.9995 * size, 1e4): return f"{n / size:.3g}{letter}{unit}"
+        if n >= max(0.9995 * size, 1e4):
+            return f"{n / size:.3g}{letter}{unit}"
     return f"{n:,}{unit}" if n else ""
+
 
 # %% ../../nbs/workshop/67_drawing.ipynb #b043fcaa
 @dataclass(frozen=True)
 class Line:
-    "A row of a table: its lane, one text per column, a text to show on hover, and whether it is printed pale."
+    """A row of a table: its lane, one text per column, a text to show on hover, and whether it is
+    printed pale.
+    """
+
     lane: str
     cells: tuple[str, ...]
     hover: str = ""
     pale: bool = False
 
-def text_table(head: Sequence[str], lines: list[Line], right: Sequence[int] = (), width: int = 120) -> str:
-    "Aligned plain text, at most `width` columns: the widest of the left-aligned columns are cut in their middle until it fits."
+
+def text_table(
+    head: Sequence[str], lines: list[Line], right: Sequence[int] = (), width: int = 120
+) -> str:
+    """Aligned plain text, at most `width` columns: the widest of the left-aligned columns are cut
+    in their middle until it fits.
+    """
     widths = [max(map(len, column)) for column in zip(head, *(line.cells for line in lines))]
     elastic = [i for i in range(len(head)) if i not in right]
-    while sum(widths) + 2 * len(widths) - 2 > width: widths[max(elastic, key=widths.__getitem__)] -= 1
-    show = lambda cells: "  ".join(clip_text(c, w).rjust(w) if i in right else clip_text(c, w).ljust(w) for i, (c, w) in enumerate(zip(cells, widths))).rstrip()
+    while sum(widths) + 2 * len(widths) - 2 > width:
+        widths[max(elastic, key=widths.__getitem__)] -= 1
+
+    def show(cells):
+        return "  ".join(
+            clip_text(c, w).rjust(w) if i in right else clip_text(c, w).ljust(w)
+            for i, (c, w) in enumerate(zip(cells, widths))
+        ).rstrip()
+
     text, lane = [show(head)], None
     for line in lines:
-        if line.lane != lane: text.append(f"── {line.lane} ".ljust(sum(widths) + 2 * len(widths) - 2, "─"))
+        if line.lane != lane:
+            text.append(f"── {line.lane} ".ljust(sum(widths) + 2 * len(widths) - 2, "─"))
         lane = line.lane
         text.append(show(line.cells))
     return "\n".join(text)
 
+
 # %% ../../nbs/workshop/67_drawing.ipynb #fcbe0de3
-def html_table(caption: str, head: Sequence[str], lines: list[Line], right: Sequence[int] = ()) -> str:
-    "The same table in HTML: a coloured edge for each lane, pale rows for what is frozen, exact numbers on hover. `caption` is HTML."
-    side = lambda i: "right" if i in right else "left"
+def html_table(
+    caption: str, head: Sequence[str], lines: list[Line], right: Sequence[int] = ()
+) -> str:
+    """The same table in HTML: a coloured edge for each lane, pale rows for what is frozen, exact
+    numbers on hover. `caption` is HTML.
+    """
+
+    def side(i):
+        return "right" if i in right else "left"
+
     style = "padding:3px 9px;white-space:nowrap;text-align:"
-    show = lambda tag, cells: "".join(f"<{tag} style='{style}{side(i)}'>{escape(c)}</{tag}>" for i, c in enumerate(cells))
+
+    def show(tag, cells):
+        return "".join(
+            f"<{tag} style='{style}{side(i)}'>{escape(c)}</{tag}>" for i, c in enumerate(cells)
+        )
+
     body, lane = [], None
     for line in lines:
         edge = f"border-left:5px solid {colour_of(line.lane)}"
         if line.lane != lane:
             look = f"padding:6px 9px 2px;text-align:left;color:{colour_of(line.lane)};{edge}"
-            body.append(f"<tr><th colspan='{len(head)}' style='{look}'>{escape(line.lane)}</th></tr>")
+            body.append(
+                f"<tr><th colspan='{len(head)}' style='{look}'>{escape(line.lane)}</th></tr>"
+            )
         lane = line.lane
-        body.append(f"<tr style='{'opacity:.6;' * line.pale}{edge}' title='{escape(line.hover)}'>{show('td', line.cells)}</tr>")
-    return (f"<table style='border-collapse:collapse;font-size:12px'><caption style='text-align:left;padding:4px 0'>{caption}</caption>"
-            f"<thead><tr>{show('th', head)}</tr></thead><tbody>{''.join(body)}</tbody></table>")
+        body.append(
+            f"<tr style='{'opacity:.6;' * line.pale}{edge}'"
+            f" title='{escape(line.hover)}'>{show('td', line.cells)}</tr>"
+        )
+    return (
+        "<table style='border-collapse:collapse;font-size:12px'><caption"
+        f" style='text-align:left;padding:4px 0'>{caption}</caption>"
+        f"<thead><tr>{show('th', head)}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    )
+
 
 # %% ../../nbs/workshop/67_drawing.ipynb #a00a96b8
 def fold_rows(rows: list, facts: Sequence[str], sums: Sequence[str], longest: int = 40) -> list:
-    """Equal siblings as one: 12 layers, or groups of up to `longest` rows, whose `facts` agree become `layer.0…11` with `repeats` 12 and their `sums` added.
+    """Equal siblings as one: 12 layers, or groups of up to `longest` rows, whose `facts` agree
+    become `layer.0…11` with `repeats` 12 and their `sums` added.
 
-    Rows are dataclasses with a `name` and `repeats`; siblings differ in one number of their names."""
-    same = lambda part: [(re.sub(r"\d+", "#", r.name), *(getattr(r, k) for k in facts)) for r in part]
-    split = lambda a, b: [*zip(re.split(r"(\d+)", a.name), re.split(r"(\d+)", b.name))]
-    steps = lambda part, other: {tuple(pair for pair in split(a, b) if pair[0] != pair[1]) for a, b in zip(part, other)}
+    Rows are dataclasses with a `name` and `repeats`; siblings differ in one number of their names.
+    """
+
+    def same(part):
+        return [(re.sub(r"\d+", "#", r.name), *(getattr(r, k) for k in facts)) for r in part]
+
+    def split(a, b):
+        return [*zip(re.split(r"(\d+)", a.name), re.split(r"(\d+)", b.name))]
+
+    def steps(part, other):
+        return {
+            tuple(pair for pair in split(a, b) if pair[0] != pair[1]) for a, b in zip(part, other)
+        }
+
     done, i = [], 0
     while i < len(rows):
         n, p = 1, 1
         for p in range(1, min(longest, len(rows) - i) + 1):
-            block = rows[i:i + p]
-            while same(other := rows[i + n * p:i + (n + 1) * p]) == same(block) and len(moved := steps(block, other)) == 1 and () not in moved: n += 1
-            if n > 1: break
-        if n == 1: p = 1
-        for a, z in zip(rows[i:i + p], rows[i + (n - 1) * p:]):
+            block = rows[i : i + p]
+            while (
+                same(other := rows[i + n * p : i + (n + 1) * p]) == same(block)
+                and len(moved := steps(block, other)) == 1
+                and () not in moved
+            ):
+                n += 1
+            if n > 1:
+                break
+        if n == 1:
+            p = 1
+        for a, z in zip(rows[i : i + p], rows[i + (n - 1) * p :]):
             name = "".join(x if x == y else f"{x}…{y}" for x, y in split(a, z))
             done.append(replace(a, name=name, repeats=n, **{k: n * getattr(a, k) for k in sums}))
         i += n * p
     return done
 
+
 # %% ../../nbs/workshop/67_drawing.ipynb #2c07a325
 @dataclass(frozen=True)
 class Box:
-    "A box of a diagram: a title, a word in its corner, a line, a small line; pale and hatched where `frozen`."
+    """A box of a diagram: a title, a word in its corner, a line, a small line; pale and hatched
+    where `frozen`.
+    """
+
     title: str
     corner: str = ""
     line: str = ""
@@ -103,41 +184,76 @@ class Box:
     frozen: bool = False
 
     def svg(self, x: float, y: float, width: float) -> str:
-        put = lambda dx, dy, text, style: f'<text x="{x + dx:.0f}" y="{y + dy}" {style}>{escape(text)}</text>'
-        rect = lambda style: f'<rect x="{x:.0f}" y="{y}" width="{width:.0f}" height="56" rx="7" {style}/>'
+        def put(dx, dy, text, style):
+            return f'<text x="{x + dx:.0f}" y="{y + dy}" {style}>{escape(text)}</text>'
+
+        def rect(style):
+            return f'<rect x="{x:.0f}" y="{y}" width="{width:.0f}" height="56" rx="7" {style}/>'
+
         corner = clip_text(self.corner, max(int(width / 11), 6))
-        paint = f'fill="{self.colour}" fill-opacity="{.05 if self.frozen else .16}" stroke="{self.colour}" stroke-width="1.4"'
-        return (rect(paint) + rect('fill="url(#frozen)"') * self.frozen
-                + put(10, 17, clip_text(self.title, max(int((width - 24 - 5.4 * len(corner)) / 7), 6)), 'font-size="12" font-weight="bold" fill="#222"')
-                + put(width - 10, 17, corner, 'font-size="10" text-anchor="end" fill="#666"')
-                + put(10, 33, clip_text(self.line, int(width / 6.4)), 'font-size="12" fill="#222"')
-                + put(10, 48, clip_text(self.small, int(width / 5)), 'font-size="10" fill="#555"'))
+        paint = (
+            f'fill="{self.colour}" fill-opacity="{0.05 if self.frozen else 0.16}"'
+            f' stroke="{self.colour}" stroke-width="1.4"'
+        )
+        return (
+            rect(paint)
+            + rect('fill="url(#frozen)"') * self.frozen
+            + put(
+                10,
+                17,
+                clip_text(self.title, max(int((width - 24 - 5.4 * len(corner)) / 7), 6)),
+                'font-size="12" font-weight="bold" fill="#222"',
+            )
+            + put(width - 10, 17, corner, 'font-size="10" text-anchor="end" fill="#666"')
+            + put(10, 33, clip_text(self.line, int(width / 6.4)), 'font-size="12" fill="#222"')
+            + put(10, 48, clip_text(self.small, int(width / 5)), 'font-size="10" fill="#555"')
+        )
+
 
 # %% ../../nbs/workshop/67_drawing.ipynb #22724fbf
-SVG_HEADER = ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 {height}" width="900" height="{height}" '
-          'font-family="Helvetica, Arial, sans-serif"><defs>'
-          '<marker id="tip" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-          '<path d="M0,0 L8,4 L0,8 z" fill="#666"/></marker>'
-          '<pattern id="frozen" width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
-          '<path d="M0,0 V7" stroke="#000" stroke-opacity=".13" stroke-width="2"/></pattern></defs>'
-          '<rect width="100%" height="100%" fill="#fff"/><text x="450" y="19" text-anchor="middle" font-size="12" fill="#444">{caption}</text>')
+SVG_HEADER = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 {height}" width="900"'
+    ' height="{height}" font-family="Helvetica, Arial, sans-serif"><defs><marker id="tip"'
+    ' viewBox="0 0 8 8" refX="6" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path'
+    ' d="M0,0 L8,4 L0,8 z" fill="#666"/></marker><pattern id="frozen" width="7" height="7"'
+    ' patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><path d="M0,0 V7" stroke="#000"'
+    ' stroke-opacity=".13" stroke-width="2"/></pattern></defs><rect width="100%" height="100%"'
+    ' fill="#fff"/><text x="450" y="19" text-anchor="middle" font-size="12"'
+    ' fill="#444">{caption}</text>'
+)
+
 
 def svg_diagram(caption: str, sections: list[list[list[Box]]]) -> str:
-    "A static SVG, 900 wide: sections from top to bottom, each of columns of boxes; every column of a section flows into every one of the next."
+    """A static SVG, 900 wide: sections from top to bottom, each of columns of boxes; every column
+    of a section flows into every one of the next.
+    """
     body, y, ends = [], 34, []
-    arrow = lambda path, colour, tip=' marker-end="url(#tip)"': body.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.6"{tip}/>')
+
+    def arrow(path, colour, tip=' marker-end="url(#tip)"'):
+        return body.append(
+            f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.6"{tip}/>'
+        )
+
     for section in filter(None, ([column for column in s if column] for s in sections)):
         width = min(270 if len(section) > 1 else 330, 880 / len(section) - 18)
         middles = [450 + (i - (len(section) - 1) / 2) * (width + 18) for i in range(len(section))]
         for i, (start, stop, colour) in enumerate(ends):
-            if stop < y - 44: arrow(f"M{start:.0f},{stop} V{y - 44}", colour, "")
+            if stop < y - 44:
+                arrow(f"M{start:.0f},{stop} V{y - 44}", colour, "")
             for x in middles:
-                if len(middles) == 1: x += (i - (len(ends) - 1) / 2) * width / (len(ends) + 1)
-                arrow(f"M{start:.0f},{y - 44} C{start:.0f},{y - 18} {x:.0f},{y - 30} {x:.0f},{y - 3}", colour)
+                if len(middles) == 1:
+                    x += (i - (len(ends) - 1) / 2) * width / (len(ends) + 1)
+                arrow(
+                    f"M{start:.0f},{y - 44} C{start:.0f},{y - 18} {x:.0f},{y - 30} {x:.0f},{y - 3}",
+                    colour,
+                )
         for x, column in zip(middles, section):
             for i, box in enumerate(column):
-                if i: arrow(f"M{x:.0f},{y + 72 * i - 16} V{y + 72 * i - 3}", box.colour)
+                if i:
+                    arrow(f"M{x:.0f},{y + 72 * i - 16} V{y + 72 * i - 3}", box.colour)
                 body.append(box.svg(x - width / 2, y + 72 * i, width))
-        ends = [(x, y + 72 * len(column) - 16, column[-1].colour) for x, column in zip(middles, section)]
+        ends = [
+            (x, y + 72 * len(column) - 16, column[-1].colour) for x, column in zip(middles, section)
+        ]
         y += 72 * max(map(len, section)) + 28
     return SVG_HEADER.format(height=y - 36, caption=caption) + "".join(body) + "</svg>"

@@ -4,62 +4,115 @@
 
 # %% ../../nbs/electives/38_faults.ipynb #00000004
 from __future__ import annotations
+
 import copy
 import linecache
 import math
 import os
 import re
 import sys
-import torch
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
 from ..core.batch import Batch, Stream
 from ..core.errors import ConfigError
 from ..core.state import own_noise
 from ..models.base import Fused
 
 # %% auto #0
-__all__ = ['LARGE_VALUE', 'PLACING_OPERATIONS', 'PLANTED_OPERATIONS', 'FAULT_KINDS', 'is_bad', 'odd_values', 'mend_values',
-           'memory_of', 'Op', 'Watch', 'fault_sites', 'plant_fault', 'plant_decoy']
+__all__ = [
+    "LARGE_VALUE",
+    "PLACING_OPERATIONS",
+    "PLANTED_OPERATIONS",
+    "FAULT_KINDS",
+    "is_bad",
+    "odd_values",
+    "mend_values",
+    "memory_of",
+    "Op",
+    "Watch",
+    "fault_sites",
+    "plant_fault",
+    "plant_decoy",
+]
 
 # %% ../../nbs/electives/38_faults.ipynb #00000009
-LARGE_VALUE = 1.8e19                                  # the square of anything larger is no float32
-PLACING_OPERATIONS = {"masked_fill", "masked_fill_", "full", "full_like", "new_full", "fill", "fill_", "scalar_tensor", "constant_pad_nd", "index_fill", "where"}
+LARGE_VALUE = 1.8e19  # the square of anything larger is no float32
+PLACING_OPERATIONS = {
+    "masked_fill",
+    "masked_fill_",
+    "full",
+    "full_like",
+    "new_full",
+    "fill",
+    "fill_",
+    "scalar_tensor",
+    "constant_pad_nd",
+    "index_fill",
+    "where",
+}
 
-def is_bad(t: Tensor) -> bool: return (t.is_floating_point() or t.is_complex()) and not bool(torch.isfinite(t).all())
+
+def is_bad(t: Tensor) -> bool:
+    return (t.is_floating_point() or t.is_complex()) and not bool(torch.isfinite(t).all())
+
 
 def odd_values(t: Tensor) -> Tensor:
     "Where a tensor is NaN, infinite, or so large that its square is no float32."
     return ~(t.detach().abs().float() < LARGE_VALUE)
 
+
 def mend_values(t: Tensor, where: Tensor | None = None) -> Tensor:
-    "A copy whose odd values (those in `where`) have become the mean of the sound ones; 1 where there is none."
+    """A copy whose odd values (those in `where`) have become the mean of the sound ones; 1 where
+    there is none.
+    """
     wrong = odd_values(t)
     sound = t.detach()[~wrong].to(torch.complex128 if t.is_complex() else torch.float64)
-    return torch.where(wrong if where is None else wrong & where, sound.mean().to(t.dtype) if sound.numel() else 1, t.detach())
+    return torch.where(
+        wrong if where is None else wrong & where,
+        sound.mean().to(t.dtype) if sound.numel() else 1,
+        t.detach(),
+    )
+
 
 # %% ../../nbs/electives/38_faults.ipynb #00000014
-def memory_of(t: Tensor) -> int: return t.untyped_storage()._cdata if t.layout == torch.strided else id(t)
+def memory_of(t: Tensor) -> int:
+    return t.untyped_storage()._cdata if t.layout == torch.strided else id(t)
+
 
 def _source() -> str:
-    "The innermost line of code outside torch that is being executed: file, line, text; nothing where torch itself runs the backward pass."
+    """The innermost line of code outside torch that is being executed: file, line, text; nothing
+    where torch itself runs the backward pass.
+    """
     frame, own = sys._getframe(1), ("_place", "__torch_dispatch__", "_pass")
     while frame is not None and frame.f_code.co_name != "_engine_run_backward":
         file = frame.f_code.co_filename
-        if frame.f_code.co_name not in own and not file.startswith((os.path.dirname(torch.__file__), "<")) and not re.search(r"[/\\](einops|jaxtyping|beartype)[/\\]", file):
+        if (
+            frame.f_code.co_name not in own
+            and not file.startswith((os.path.dirname(torch.__file__), "<"))
+            and not re.search(r"[/\\](einops|jaxtyping|beartype)[/\\]", file)
+        ):
             short = "notebook" if "ipykernel" in file else "/".join(Path(file).parts[-2:])
             return f"{short}:{frame.f_lineno} `{linecache.getline(file, frame.f_lineno).strip()}`"
         frame = frame.f_back
     return ""
 
+
 # %% ../../nbs/electives/38_faults.ipynb #00000015
 @dataclass
 class Op:
-    "An operation whose result was not finite. `creates`: it would be so from finite values too; `placed`: infinities put there on purpose, as masks do."
+    """An operation whose result was not finite.
+
+    `creates`: it would be so from finite values too; `placed`: infinities put there on purpose, as
+    masks do.
+    """
+
     name: str
     direction: str
     module: str
@@ -68,16 +121,21 @@ class Op:
     creates: bool
     placed: bool
     piece: int
-    items: list[int]                            # of the batch, where that can be seen
-    what: str                                   # NaN, inf ...
-    overflow: str                               # the type whose range was left
-    span: tuple[float, float] | None            # of the values it was given
+    items: list[int]  # of the batch, where that can be seen
+    what: str  # NaN, inf ...
+    overflow: str  # the type whose range was left
+    span: tuple[float, float] | None  # of the values it was given
+
 
 class Watch(TorchDispatchMode):
-    """Sees every operation inside it, forward and backward, and keeps a record (`ops`) of each whose result is not finite.
+    """Sees every operation inside it, forward and backward, and keeps a record (`ops`) of each
+    whose result is not finite.
 
-    Operations numbered in `mended` get their results mended. A backward operation belongs to the module and line that made its node of the graph:
-    torch numbers nodes as they are made, and the same number is seen in the forward pass."""
+    Operations numbered in `mended` get their results mended. A backward operation belongs to the
+    module and line that made its node of the graph: torch numbers nodes as they are made, and the
+    same number is seen in the forward pass.
+    """
+
     def __init__(self, model: nn.Module, mended: Collection[int] = ()):
         super().__init__()
         self.model, self.mended = model, mended
@@ -87,24 +145,34 @@ class Watch(TorchDispatchMode):
     def __enter__(self):
         for name, module in self.model.named_modules():
             label = name or type(module).__name__
-            self.hooks += [module.register_forward_pre_hook(lambda *_, label=label: self.stack.append(label), prepend=True),
-                           module.register_forward_hook(lambda *_: self.stack.pop() and None, always_call=True)]
+            self.hooks += [
+                module.register_forward_pre_hook(
+                    lambda *_, label=label: self.stack.append(label), prepend=True
+                ),
+                module.register_forward_hook(
+                    lambda *_: self.stack.pop() and None, always_call=True
+                ),
+            ]
         return super().__enter__()
 
     def __exit__(self, *error):
-        for hook in self.hooks: hook.remove()
+        for hook in self.hooks:
+            hook.remove()
         return super().__exit__(*error)
 
     def _place(self) -> tuple[str, str, str]:
         "Direction, module and source line of the operation that is running."
         node = torch._C._current_autograd_node()
-        if node is None or self.stack:                               # a stack in the backward pass: a checkpointed part computes its forward again
+        # a stack in the backward pass: a checkpointed part computes its forward again
+        if node is None or self.stack:
             place = self.stack[-1] if self.stack else "objective", _source()
             self.places.setdefault(torch._C._autograd._get_sequence_nr() - 1, place)
             return "forward", *place
         made = node._sequence_nr()
-        if "AccumulateGrad" in node.name(): return "backward", "the sum of gradients", ""
-        if made not in self.places: made = max((n for n in self.places if n <= made), default=None)
+        if "AccumulateGrad" in node.name():
+            return "backward", "the sum of gradients", ""
+        if made not in self.places:
+            made = max((n for n in self.places if n <= made), default=None)
         module, line = self.places.get(made, ("", ""))
         return "backward", module, _source() or line
 
@@ -115,89 +183,214 @@ class Watch(TorchDispatchMode):
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         dirty = {id(t): self.writer.get(key(t)) for t in given if is_bad(t)}
         named = dict(zip((a.name for a in func._schema.arguments), args)) | kwargs
-        changed = [t for a in func._schema.arguments if a.is_write for t in tree_leaves(named.get(a.name)) if isinstance(t, Tensor)]
+        changed = [
+            t
+            for a in func._schema.arguments
+            if a.is_write
+            for t in tree_leaves(named.get(a.name))
+            if isinstance(t, Tensor)
+        ]
         before = {id(t): t.clone() for t in changed}
         out = func(*args, **kwargs)
         self.count += 1
         old = {key(t) for t in given}
-        made = changed + [t for t in tree_leaves(out) if isinstance(t, Tensor) and key(t) not in old]
+        made = changed + [
+            t for t in tree_leaves(out) if isinstance(t, Tensor) and key(t) not in old
+        ]
         bad = [] if name.startswith(("empty", "new_empty")) else [t for t in made if is_bad(t)]
-        for t in made: self.writer.pop(key(t), None) if id(t) not in before else None
+        for t in made:
+            self.writer.pop(key(t), None) if id(t) not in before else None
         if bad and self.count in self.mended:
-            for t in bad: t.copy_(mend_values(t))
+            for t in bad:
+                t.copy_(mend_values(t))
         elif bad:
-            self.ops[self.count] = self._record(func, name, place, args, kwargs, given, dirty, before, bad)
-            self.alive += bad                                        # or their memory would be used again under the same address
-            for t in bad: self.writer[key(t)] = self.count
+            self.ops[self.count] = self._record(
+                func, name, place, args, kwargs, given, dirty, before, bad
+            )
+            self.alive += bad  # or their memory would be used again under the same address
+            for t in bad:
+                self.writer[key(t)] = self.count
         return out
 
     def _record(self, func, name, place, args, kwargs, given, dirty, before, bad) -> Op:
         forward, nan = place[0] == "forward", any(bool(t.isnan().any()) for t in bad)
         scalars = [v for v in tree_leaves((args, kwargs)) if isinstance(v, float) and math.isinf(v)]
-        placed = {i for i, w in dirty.items() if (self.ops[w].placed if w in self.ops else not bool(next(t for t in given if id(t) == i).isnan().any()))}
+        placed = {
+            i
+            for i, w in dirty.items()
+            if (
+                self.ops[w].placed
+                if w in self.ops
+                else not bool(next(t for t in given if id(t) == i).isnan().any())
+            )
+        }
         suspicious = set(dirty) - placed
-        original = lambda t: before.get(id(t), t)
+
+        def original(t):
+            return before.get(id(t), t)
+
         def again(change, dtype=None) -> list[Tensor]:
             "The same operation on other values, or in another type."
-            swap = lambda v: change(v) if isinstance(v, Tensor) else dtype if dtype and isinstance(v, torch.dtype) and v.is_floating_point else v
-            with own_noise(bad[0].device): return [t for t in tree_leaves(func(*tree_map(swap, args), **tree_map(swap, kwargs))) if isinstance(t, Tensor)]
+
+            def swap(v):
+                return (
+                    change(v)
+                    if isinstance(v, Tensor)
+                    else dtype
+                    if dtype and isinstance(v, torch.dtype) and v.is_floating_point
+                    else v
+                )
+
+            with own_noise(bad[0].device):
+                return [
+                    t
+                    for t in tree_leaves(func(*tree_map(swap, args), **tree_map(swap, kwargs)))
+                    if isinstance(t, Tensor)
+                ]
+
         if suspicious and all(w is not None for i, w in dirty.items() if i in suspicious):
-            result = again(lambda t: mend_values(original(t)) if id(t) in suspicious else original(t).clone() if id(t) in before else t)
-            creates = any(bool(t.isnan().any()) if placed or scalars else is_bad(t) for t in result if t.is_floating_point() or t.is_complex())
-        else: creates = nan or not forward or bool(suspicious) or not (placed or name in PLACING_OPERATIONS and scalars)
-        op = Op(name, *place, {w for w in dirty.values() if w is not None}, creates, not creates and not suspicious, self.piece, [], "NaN" if nan else "inf", "", None)
-        if not creates: return op
-        finite = [t[torch.isfinite(t)].double() for t in map(original, given) if t.is_floating_point()]
+            result = again(
+                lambda t: (
+                    mend_values(original(t))
+                    if id(t) in suspicious
+                    else original(t).clone()
+                    if id(t) in before
+                    else t
+                )
+            )
+            creates = any(
+                bool(t.isnan().any()) if placed or scalars else is_bad(t)
+                for t in result
+                if t.is_floating_point() or t.is_complex()
+            )
+        else:
+            creates = (
+                nan
+                or not forward
+                or bool(suspicious)
+                or not (placed or name in PLACING_OPERATIONS and scalars)
+            )
+        op = Op(
+            name,
+            *place,
+            {w for w in dirty.values() if w is not None},
+            creates,
+            not creates and not suspicious,
+            self.piece,
+            [],
+            "NaN" if nan else "inf",
+            "",
+            None,
+        )
+        if not creates:
+            return op
+        finite = [
+            t[torch.isfinite(t)].double() for t in map(original, given) if t.is_floating_point()
+        ]
         finite = [t for t in finite if t.numel()]
-        if finite: op.span = min(float(t.min()) for t in finite), max(float(t.max()) for t in finite)
-        rows = next((~torch.isfinite(t).flatten(1).all(1) for t in bad if t.ndim > 1 and len(t) == self.size), None) if self.size > 1 else None
-        if rows is None and self.size > 1: rows = next((~torch.isfinite(t) for t in bad if t.shape == (self.size,)), None)
-        if rows is not None and not rows.all(): op.items = rows.nonzero().flatten().tolist()
-        wide = lambda t: (mend_values(original(t)) if id(t) in dirty else original(t)).double() if t.is_floating_point() else t
+        if finite:
+            op.span = min(float(t.min()) for t in finite), max(float(t.max()) for t in finite)
+        rows = (
+            next(
+                (
+                    ~torch.isfinite(t).flatten(1).all(1)
+                    for t in bad
+                    if t.ndim > 1 and len(t) == self.size
+                ),
+                None,
+            )
+            if self.size > 1
+            else None
+        )
+        if rows is None and self.size > 1:
+            rows = next((~torch.isfinite(t) for t in bad if t.shape == (self.size,)), None)
+        if rows is not None and not rows.all():
+            op.items = rows.nonzero().flatten().tolist()
+
+        def wide(t):
+            return (
+                (mend_values(original(t)) if id(t) in dirty else original(t)).double()
+                if t.is_floating_point()
+                else t
+            )
+
         try:
-            if not any(is_bad(t) for t in again(wide, torch.float64)): op.overflow = str(bad[0].dtype).removeprefix("torch.")
-        except (RuntimeError, NotImplementedError): pass               # an operation that has no float64 form
+            if not any(is_bad(t) for t in again(wide, torch.float64)):
+                op.overflow = str(bad[0].dtype).removeprefix("torch.")
+        # an operation that has no float64 form
+        except (RuntimeError, NotImplementedError):
+            pass
         return op
 
     def roots(self, ends: Iterable[Tensor]) -> list[int]:
         "The operations from which what is wrong with `ends` came, earliest first."
-        wanted, reached = [self.writer[k] for t in ends if (k := memory_of(t)) in self.writer], set()
+        wanted, reached = (
+            [self.writer[k] for t in ends if (k := memory_of(t)) in self.writer],
+            set(),
+        )
         while wanted:
-            if (k := wanted.pop()) not in reached: reached.add(k); wanted += self.ops[k].parents
+            if (k := wanted.pop()) not in reached:
+                reached.add(k)
+                wanted += self.ops[k].parents
         return [k for k in sorted(reached) if self.ops[k].creates] or sorted(reached)[:1]
+
 
 # %% ../../nbs/electives/38_faults.ipynb #0000001c
 class _Slope(torch.autograd.Function):
     "The identity, whose gradient is multiplied, twice, by `factor` in the type `dtype`."
+
     @staticmethod
     def forward(ctx, x, factor, dtype):
         ctx.factor, ctx.dtype = factor, dtype
         return x.clone()
+
     @staticmethod
     def backward(ctx, g):
-        given = g.float() / g.float().abs().max().clamp(min=1e-30) if ctx.dtype else g        # the largest is 1, so that it is this product that leaves the type
+        # the largest is 1, so that it is this product that leaves the type
+        given = g.float() / g.float().abs().max().clamp(min=1e-30) if ctx.dtype else g
         return (given.to(ctx.dtype or g.dtype) * ctx.factor * ctx.factor).to(g.dtype), None, None
+
 
 def _only(h: Tensor, x: Tensor, value) -> Tensor:
     "`value` where `h` is True, else 1."
     return torch.where(h, value, torch.ones_like(x))
 
-PLANTED_OPERATIONS = {                                       # name: direction, operation, what is done to a module's output x at the place h (one True)
+
+# name: direction, operation, what is done to a module's output x at the place h (one True)
+PLANTED_OPERATIONS = {
     "log of 0": ("forward", "log", lambda x, h: x + _only(h, x, x * 0).detach().log()),
-    "division by 0": ("forward", "div", lambda x, h: x + torch.div(torch.ones_like(x), _only(h, x, x.detach() * 0))),
+    "division by 0": (
+        "forward",
+        "div",
+        lambda x, h: x + torch.div(torch.ones_like(x), _only(h, x, x.detach() * 0)),
+    ),
     "root of -1": ("forward", "sqrt", lambda x, h: x + _only(h, x, x.detach() * 0 - 1).sqrt()),
     "0 to the -1": ("forward", "pow", lambda x, h: x + _only(h, x, x.detach() * 0).pow(-1.5)),
     "overflow": ("forward", "mul", lambda x, h: x + (h * 1e30) * 1e30),
     "exp": ("forward", "exp", lambda x, h: x + (h * 200.0).exp()),
-    "softmax of nothing": ("forward", "_softmax", lambda x, h: x + torch.zeros_like(x).masked_fill(h.any(-1, keepdim=True), -math.inf).softmax(-1)),
+    "softmax of nothing": (
+        "forward",
+        "_softmax",
+        lambda x, h: (
+            x + torch.zeros_like(x).masked_fill(h.any(-1, keepdim=True), -math.inf).softmax(-1)
+        ),
+    ),
     "spread of one": ("forward", "std", lambda x, h: x + x.flatten()[:1].std()),
     "mean of nothing": ("forward", "mean", lambda x, h: x + x[:0].mean()),
     "length of 0": ("forward", "div", lambda x, h: x + (x * 0) / (x * 0).norm()),
-    "hidden root": ("forward", "sqrt", lambda x, h: x + torch.where(h, 0.0, _only(h, x, x * 0 - 1).sqrt())),
+    "hidden root": (
+        "forward",
+        "sqrt",
+        lambda x, h: x + torch.where(h, 0.0, _only(h, x, x * 0 - 1).sqrt()),
+    ),
     "slope of a root": ("backward", "div", lambda x, h: x + _only(h, x, x * 0).sqrt()),
     "slope of a power": ("backward", "pow", lambda x, h: x + _only(h, x, x * 0).pow(0.3)),
     "slope of acos": ("backward", "rsqrt", lambda x, h: x + torch.where(h, x * 0 + 1, 0.0).acos()),
-    "slope of a hidden log": ("backward", "div", lambda x, h: x + torch.where(h, 0.0, _only(h, x, x * 0).log())),
+    "slope of a hidden log": (
+        "backward",
+        "div",
+        lambda x, h: x + torch.where(h, 0.0, _only(h, x, x * 0).log()),
+    ),
     "own gradient NaN": ("backward", "mul", lambda x, h: _Slope.apply(x, math.nan, None)),
     "own gradient inf": ("backward", "mul", lambda x, h: _Slope.apply(x, 1e38, None)),
     "fp16 overflow": ("forward", "mul", lambda x, h: x + (h * 300.0).half() * 300.0),
@@ -206,70 +399,124 @@ PLANTED_OPERATIONS = {                                       # name: direction, 
 }
 FAULT_KINDS = (*PLANTED_OPERATIONS, "fp16 weights", "parameter", "buffer", "input", "target")
 
+
 def _through(out, change: Callable):
     "The result of a module with `change` made to its (first) tensor; None where there is none."
-    if isinstance(out, Tensor): return change(out) if out.is_floating_point() and out.ndim > 1 else None
-    if isinstance(out, Stream): return None if (x := _through(out.x, change)) is None else out.with_x(x)
-    if isinstance(out, tuple) and type(out) is tuple: return None if (x := _through(out[0], change)) is None else (x, *out[1:])
-    if isinstance(out, Fused): return Fused(change(out.vector), out.maps)
+    if isinstance(out, Tensor):
+        return change(out) if out.is_floating_point() and out.ndim > 1 else None
+    if isinstance(out, Stream):
+        return None if (x := _through(out.x, change)) is None else out.with_x(x)
+    if isinstance(out, tuple) and type(out) is tuple:
+        return None if (x := _through(out[0], change)) is None else (x, *out[1:])
+    if isinstance(out, Fused):
+        return Fused(change(out.vector), out.maps)
+
 
 def _wrap(module: nn.Module, change: Callable) -> None:
     inner = module.forward
     module.forward = lambda *args, **kwargs: _through(inner(*args, **kwargs), change)
+
 
 @torch.no_grad()
 def fault_sites(model: nn.Module, batch: Batch) -> dict[str, tuple[int, ...]]:
     "The modules into whose output a fault can be planted, and the shapes of that."
     found, probe = {}, copy.deepcopy(model)
     for name, module in probe.named_modules():
-        def seen(module, args, out, name=name): _through(out, lambda x: found.setdefault(name, tuple(x.shape)) and x)
-        if name: module.register_forward_hook(seen)
-    with own_noise(): probe(batch)
+
+        def seen(module, args, out, name=name):
+            _through(out, lambda x: found.setdefault(name, tuple(x.shape)) and x)
+
+        if name:
+            module.register_forward_hook(seen)
+    with own_noise():
+        probe(batch)
     return found
 
-def plant_fault(model: nn.Module, batch: Batch, kind: str, seed: int = 0) -> tuple[nn.Module, Batch, dict]:
-    """A copy of `model` and of the data with one fault of `kind` (one of KINDS) at a random place, and what a `Finding` must say of it.
 
-    Not every fault shows: an odd value may meet a clamp, or a step that is not real. Then the update is sound. Raises `ConfigError`
-    where the model or the data has no place for it."""
+def plant_fault(
+    model: nn.Module, batch: Batch, kind: str, seed: int = 0
+) -> tuple[nn.Module, Batch, dict]:
+    """A copy of `model` and of the data with one fault of `kind` (one of KINDS) at a random place,
+    and what a `Finding` must say of it.
+
+    Not every fault shows: an odd value may meet a clamp, or a step that is not real. Then the
+    update is sound. Raises `ConfigError` where the model or the data has no place for it.
+    """
     g = torch.Generator().manual_seed(seed)
-    some = lambda choices: choices[int(torch.randint(len(choices), (1,), generator=g))]
+
+    def some(choices):
+        return choices[int(torch.randint(len(choices), (1,), generator=g))]
+
     model = copy.deepcopy(model)
-    if kind not in FAULT_KINDS: raise ConfigError(f"there is no fault {kind!r}; choose {', '.join(FAULT_KINDS)}")
+    if kind not in FAULT_KINDS:
+        raise ConfigError(f"there is no fault {kind!r}; choose {', '.join(FAULT_KINDS)}")
     if kind in ("parameter", "buffer"):
-        tensors = [(n, t) for n, t in (model.named_parameters() if kind == "parameter" else model.named_buffers()) if t.is_floating_point() and t.numel()]
-        if not tensors: raise ConfigError(f"this model has no {kind} of real numbers")
+        tensors = [
+            (n, t)
+            for n, t in (model.named_parameters() if kind == "parameter" else model.named_buffers())
+            if t.is_floating_point() and t.numel()
+        ]
+        if not tensors:
+            raise ConfigError(f"this model has no {kind} of real numbers")
         name, t = some(tensors)
-        t.detach().view(-1)[int(torch.randint(t.numel(), (1,), generator=g))] = some([math.nan, math.inf, -math.inf])
+        t.detach().view(-1)[int(torch.randint(t.numel(), (1,), generator=g))] = some(
+            [math.nan, math.inf, -math.inf]
+        )
         return model, batch, {"kind": kind, "name": name}
     if kind in ("input", "target"):
         parts = {n: s.x for n, s in batch.streams.items()} if kind == "input" else batch.targets
         names = [n for n, v in parts.items() if v.is_floating_point()]
-        if not names: raise ConfigError(f"no {kind} of this batch has real numbers")
+        if not names:
+            raise ConfigError(f"no {kind} of this batch has real numbers")
         name = some(names)
         values, row = parts[name].clone(), int(torch.randint(len(batch), (1,), generator=g))
         real = batch.streams[name].mask[row].nonzero().flatten().tolist() if kind == "input" else []
-        place = values[row, some(real)] if real else values[row:row + 1]
-        place.view(-1)[int(torch.randint(place.numel(), (1,), generator=g))] = some([math.nan, math.inf, 1e30])
-        if kind == "input": batch = batch.replace(**{name: batch.streams[name].with_x(values)})
-        else: batch = Batch(batch.streams, batch.targets | {name: values}, batch.meta)
+        place = values[row, some(real)] if real else values[row : row + 1]
+        place.view(-1)[int(torch.randint(place.numel(), (1,), generator=g))] = some(
+            [math.nan, math.inf, 1e30]
+        )
+        if kind == "input":
+            batch = batch.replace(**{name: batch.streams[name].with_x(values)})
+        else:
+            batch = Batch(batch.streams, batch.targets | {name: values}, batch.meta)
         return model, batch, {"kind": kind, "name": name, "row": row}
-    name = some([n for n in fault_sites(model, batch[:2]) if kind != "fp16 weights" or isinstance(model.get_submodule(n), nn.Linear)])
+    name = some(
+        [
+            n
+            for n in fault_sites(model, batch[:2])
+            if kind != "fp16 weights" or isinstance(model.get_submodule(n), nn.Linear)
+        ]
+    )
     module, what = model.get_submodule(name), {"kind": "operation", "name": name}
     if kind == "fp16 weights":
-        with torch.no_grad(): module.weight.mul_(1e6)
+        with torch.no_grad():
+            module.weight.mul_(1e6)
         return model, batch, what | {"direction": "forward", "overflow": "float16"}
     direction, operation, change = PLANTED_OPERATIONS[kind]
-    draw = int(torch.randint(2 ** 31, (1,), generator=g))
+    draw = int(torch.randint(2**31, (1,), generator=g))
+
     def faulty(x: Tensor) -> Tensor:
         h = torch.zeros(x.shape, dtype=torch.bool, device=x.device)
         h.view(-1)[draw % h.numel()] = True
         return change(x, h)
+
     _wrap(module, faulty)
-    return model, batch, what | {"direction": direction, "operation": operation} | ({"overflow": "float16"} if kind.startswith("fp16") else {})
+    return (
+        model,
+        batch,
+        what
+        | {"direction": direction, "operation": operation}
+        | ({"overflow": "float16"} if kind.startswith("fp16") else {}),
+    )
+
 
 def plant_decoy(model: nn.Module, batch: Batch, seed: int = 0) -> nn.Module:
-    "A copy of the model one of whose modules makes NaN and hides it at once: nothing is wrong with it."
+    """A copy of the model one of whose modules makes NaN and hides it at once: nothing is wrong
+    with it.
+    """
     model, names = copy.deepcopy(model), list(fault_sites(model, batch[:2]))
-    _wrap(model.get_submodule(names[seed % len(names)]), lambda x: x + (x.detach() * 0 - 1).sqrt().nan_to_num(0.0))
+    _wrap(
+        model.get_submodule(names[seed % len(names)]),
+        lambda x: x + (x.detach() * 0 - 1).sqrt().nan_to_num(0.0),
+    )
     return model

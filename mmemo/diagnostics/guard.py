@@ -4,37 +4,62 @@
 
 # %% ../../nbs/electives/39_guard.ipynb #00000004
 from __future__ import annotations
+
 import math
 import os
-import torch
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.linalg import vector_norm
+
+from mmemo.training.checkpoint import (
+    list_checkpoints,
+    load_weights,
+    read_checkpoint,
+    save_checkpoint,
+)
+
 from ..core.batch import Batch, Stream
 from ..core.errors import MmemoError
 from ..core.files import canonical_json
 from ..core.state import autocast_context, device_of, own_modes, own_noise, set_noise
 from ..core.style import COLOURS
-from ..training.checkpoint import list_checkpoints, load_weights, read_checkpoint, save_checkpoint
 from ..training.plan import Plan
 from ..training.tracking import BadStep
-from .faults import is_bad, mend_values, odd_values, Watch
+from .faults import Watch, is_bad, mend_values, odd_values
 
 # %% auto #0
-__all__ = ['Finding', 'Replay', 'find_cause', 'layer_norms', 'draw_norms', 'Guard', 'save_report', 'load_report', 'replay_report']
+__all__ = [
+    "Finding",
+    "Replay",
+    "find_cause",
+    "layer_norms",
+    "draw_norms",
+    "Guard",
+    "save_report",
+    "load_report",
+    "replay_report",
+]
+
 
 # %% ../../nbs/electives/39_guard.ipynb #00000014
 @dataclass(frozen=True)
 class Finding:
-    """What made an update bad; as a string, one sentence. `kind`: input, target, parameter, buffer, operation, norm or nothing.
+    """What made an update bad; as a string, one sentence.
 
-    `name`: of the stream, target, parameter, buffer or module; `row`: in the data set, and `item` its id, where there is one; `direction`,
-    `operation` (of aten) and `line` for an operation; `overflow`: the type whose range was left."""
+    `kind`: input, target, parameter, buffer, operation, norm or nothing.
+
+    `name`: of the stream, target, parameter, buffer or module; `row`: in the data set, and `item`
+    its id, where there is one; `direction`, `operation` (of aten) and `line` for an operation;
+    `overflow`: the type whose range was left.
+    """
+
     kind: str
     name: str = ""
     row: int | None = None
@@ -46,207 +71,450 @@ class Finding:
     note: str = ""
 
     def __str__(self) -> str:
-        row = "" if self.row is None else f", row {self.row}" + (f" ({self.item})" if self.item else "")
-        if self.kind == "nothing": return f"Cause not found: {self.note}"
-        if self.kind == "norm": return f"Cause: every gradient is finite, but their norm is not: the largest is that of {self.name}"
-        what = f"{self.direction} pass of {self.name}: {self.operation}" if self.kind == "operation" else f"{self.kind} {self.name}"
-        return f"Cause: {what}{row} {self.note}" + (f", an overflow of {self.overflow}" if self.overflow else "") + (f", at {self.line}" if self.line else "")
+        row = (
+            ""
+            if self.row is None
+            else f", row {self.row}" + (f" ({self.item})" if self.item else "")
+        )
+        if self.kind == "nothing":
+            return f"Cause not found: {self.note}"
+        if self.kind == "norm":
+            return (
+                "Cause: every gradient is finite, but their norm is not: the largest is that of"
+                f" {self.name}"
+            )
+        what = (
+            f"{self.direction} pass of {self.name}: {self.operation}"
+            if self.kind == "operation"
+            else f"{self.kind} {self.name}"
+        )
+        return (
+            f"Cause: {what}{row} {self.note}"
+            + (f", an overflow of {self.overflow}" if self.overflow else "")
+            + (f", at {self.line}" if self.line else "")
+        )
+
 
 # %% ../../nbs/electives/39_guard.ipynb #00000015
 class Replay:
-    """Does a bad update again, any number of times, and leaves the model as it was; a context manager. Called: is the update bad?
+    """Does a bad update again, any number of times, and leaves the model as it was; a context
+    manager. Called: is the update bad?
 
-    `mended`: leaves (kind, name, batch, row) whose odd values are replaced; afterwards `ends` are the loss or the gradients that are not finite."""
+    `mended`: leaves (kind, name, batch, row) whose odd values are replaced; afterwards `ends` are
+    the loss or the gradients that are not finite.
+    """
+
     def __init__(self, bad: BadStep):
         self.bad, self.device, self.ends = bad, device_of(bad.model), []
-        self.parts = {"parameter": dict(bad.model.named_parameters()), "buffer": {n: b for n, b in bad.model.named_buffers() if b.is_floating_point()}}
+        self.parts = {
+            "parameter": dict(bad.model.named_parameters()),
+            "buffer": {n: b for n, b in bad.model.named_buffers() if b.is_floating_point()},
+        }
 
     def __enter__(self) -> Replay:
         self.kept = {b: b.clone() for b in self.bad.model.buffers()}
-        self.leaves = [(kind, name, None, None) for kind, part in self.parts.items() for name, t in part.items() if bool(odd_values(t).any()) and not _is_mask(kind, t)]
+        self.leaves = [
+            (kind, name, None, None)
+            for kind, part in self.parts.items()
+            for name, t in part.items()
+            if bool(odd_values(t).any()) and not _is_mask(kind, t)
+        ]
         for i, batch in enumerate(self.bad.batches):
             for kind, name, t in _values(batch):
-                self.leaves += [(kind, name, i, row) for row in odd_values(t).reshape(len(t), -1).any(1).nonzero().flatten().tolist()]
-        self.kept |= {p: p.detach().clone() for kind, name, *_ in self.leaves if kind == "parameter" for p in [self.parts[kind][name]]}
+                self.leaves += [
+                    (kind, name, i, row)
+                    for row in odd_values(t).reshape(len(t), -1).any(1).nonzero().flatten().tolist()
+                ]
+        self.kept |= {
+            p: p.detach().clone()
+            for kind, name, *_ in self.leaves
+            if kind == "parameter"
+            for p in [self.parts[kind][name]]
+        }
         return self
 
     @torch.no_grad()
     def __exit__(self, *_) -> None:
         for t, was in self.kept.items():
-            if not torch.equal(t, was): t.copy_(was)
-        for p in self.parts["parameter"].values(): p.grad = None
+            if not torch.equal(t, was):
+                t.copy_(was)
+        for p in self.parts["parameter"].values():
+            p.grad = None
 
     def __call__(self, mended: Collection[tuple] = (), watch: Watch | None = None) -> bool:
         bad = self.bad
         self.__exit__()
         with torch.no_grad():
             for kind, name, *_ in mended:
-                if kind in self.parts: (t := self.parts[kind][name]).copy_(mend_values(t))
-        batches = [_mended(b, [leaf for leaf in mended if leaf[2] == i]) for i, b in enumerate(bad.batches)]
+                if kind in self.parts:
+                    (t := self.parts[kind][name]).copy_(mend_values(t))
+        batches = [
+            _mended(b, [leaf for leaf in mended if leaf[2] == i]) for i, b in enumerate(bad.batches)
+        ]
         with own_noise(self.device):
             set_noise(bad.seed, self.device)
-            with watch or nullcontext(): loss = self._pass(batches, watch)
-        if loss is not None: self.stage, self.ends = "loss", [loss]
+            with watch or nullcontext():
+                loss = self._pass(batches, watch)
+        if loss is not None:
+            self.stage, self.ends = "loss", [loss]
         else:
             slopes = {n: p.grad for n, p in self.parts["parameter"].items() if p.grad is not None}
             self.norms = {n: float(g.float().norm() / bad.scale) for n, g in slopes.items()}
             self.stage, self.ends = "gradient", [g for g in slopes.values() if is_bad(g)]
-            if not self.ends and is_bad(norm := vector_norm(torch.tensor(list(self.norms.values())))): self.stage, self.ends = "norm", [norm]
+            if not self.ends and is_bad(
+                norm := vector_norm(torch.tensor(list(self.norms.values())))
+            ):
+                self.stage, self.ends = "norm", [norm]
         return bool(self.ends)
 
     def _pass(self, batches: list[Batch], watch: Watch | None) -> Tensor | None:
         "Forward and backward over all batches; the first loss that is not finite."
         for i, (batch, weight) in enumerate(zip(batches, self.bad.weights)):
-            if watch: watch.piece, watch.size = i, len(batch)
-            with autocast_context(self.bad.plan.precision, self.device): loss = self.bad.objective(self.bad.model(batch), batch)["loss"]
-            if is_bad(loss): return loss
+            if watch:
+                watch.piece, watch.size = i, len(batch)
+            with autocast_context(self.bad.plan.precision, self.device):
+                loss = self.bad.objective(self.bad.model(batch), batch)["loss"]
+            if is_bad(loss):
+                return loss
             (loss * (weight * self.bad.scale)).backward()
 
     def first(self, choices: list, bad: Callable[[Any], bool]):
-        "The first choice that makes the update bad while all the others are mended; the first of all where none does alone."
-        return next((c for c in choices[:30] if bad(c)), choices[0]) if len(choices) > 1 else choices[0]
+        """The first choice that makes the update bad while all the others are mended; the first of
+        all where none does alone.
+        """
+        return (
+            next((c for c in choices[:30] if bad(c)), choices[0])
+            if len(choices) > 1
+            else choices[0]
+        )
 
-def _is_mask(kind: str, t: Tensor) -> bool: return kind == "buffer" and bool(((t == -math.inf) | (t == 0)).all()) and int((t == -math.inf).sum()) > 1
+
+def _is_mask(kind: str, t: Tensor) -> bool:
+    return (
+        kind == "buffer"
+        and bool(((t == -math.inf) | (t == 0)).all())
+        and int((t == -math.inf).sum()) > 1
+    )
+
 
 def _values(batch: Batch) -> list[tuple[str, str, Tensor]]:
     "All real numbers that a batch holds: (kind, name, tensor)."
-    found = [("input", n + end, v) for n, s in batch.streams.items() for end, v in (("", s.x), (" (times)", s.t))] + [("target", n, v) for n, v in batch.targets.items()]
+    found = [
+        ("input", n + end, v)
+        for n, s in batch.streams.items()
+        for end, v in (("", s.x), (" (times)", s.t))
+    ] + [("target", n, v) for n, v in batch.targets.items()]
     return [(kind, name, v) for kind, name, v in found if v.is_floating_point()]
 
+
 def _mended(batch: Batch, leaves: list[tuple]) -> Batch:
-    if not leaves: return batch
+    if not leaves:
+        return batch
     new = {}
     for kind, name, v in _values(batch):
         rows = torch.zeros(len(v), dtype=torch.bool, device=v.device)
         rows[[leaf[3] for leaf in leaves if leaf[:2] == (kind, name)]] = True
         new[kind, name] = mend_values(v, rows.reshape(-1, *[1] * (v.ndim - 1))) if rows.any() else v
-    streams = {n: Stream(new.get(("input", n), s.x), s.mask, new.get(("input", n + " (times)"), s.t)) for n, s in batch.streams.items()}
-    return Batch(streams, {n: new.get(("target", n), v) for n, v in batch.targets.items()}, batch.meta)
+    streams = {
+        n: Stream(new.get(("input", n), s.x), s.mask, new.get(("input", n + " (times)"), s.t))
+        for n, s in batch.streams.items()
+    }
+    return Batch(
+        streams, {n: new.get(("target", n), v) for n, v in batch.targets.items()}, batch.meta
+    )
+
 
 # %% ../../nbs/electives/39_guard.ipynb #00000016
 def find_cause(bad: BadStep) -> Finding:
-    """What made an update bad: a row of a stream or of a target, a parameter, a buffer, or the first operation that made a value which is not finite and
-    reached the loss or a gradient. The model is left as it was.
+    """What made an update bad: a row of a stream or of a target, a parameter, a buffer, or the
+    first operation that made a value which is not finite and reached the loss or a gradient.
+    The model is left as it was.
 
-    A suspect is guilty if the update is bad while every other suspect is mended: a NaN that a mask hides harms nobody, and is not blamed."""
+    A suspect is guilty if the update is bad while every other suspect is mended: a NaN that a mask
+    hides harms nobody, and is not blamed.
+    """
     with own_modes(bad.model), Replay(bad) as replay:
         bad.model.train()
-        if not replay(): return Finding("nothing", note="the update, done again, is sound; what made it bad is not a function of weights, batch and seed")
+        if not replay():
+            return Finding(
+                "nothing",
+                note=(
+                    "the update, done again, is sound; what made it bad is not a function of"
+                    " weights, batch and seed"
+                ),
+            )
         if leaves := replay.leaves:
             if not replay(leaves):
-                guilty = replay.first(list(dict.fromkeys(leaf[:3] for leaf in leaves)), lambda part: replay([v for v in leaves if v[:3] != part]))
-                return _about(bad, replay, replay.first([v for v in leaves if v[:3] == guilty], lambda leaf: replay([v for v in leaves if v != leaf])))
+                guilty = replay.first(
+                    list(dict.fromkeys(leaf[:3] for leaf in leaves)),
+                    lambda part: replay([v for v in leaves if v[:3] != part]),
+                )
+                return _about(
+                    bad,
+                    replay,
+                    replay.first(
+                        [v for v in leaves if v[:3] == guilty],
+                        lambda leaf: replay([v for v in leaves if v != leaf]),
+                    ),
+                )
             replay(leaves)
-        if replay.stage == "norm": return Finding("norm", max(replay.norms, key=replay.norms.__getitem__))
+        if replay.stage == "norm":
+            return Finding("norm", max(replay.norms, key=replay.norms.__getitem__))
         replay(leaves, watch := Watch(bad.model))
         stage = replay.stage
-        if not (roots := watch.roots(replay.ends)): return Finding("nothing", note="no operation was seen to make it")
-        op = watch.ops[replay.first(roots, lambda k: replay(leaves, Watch(bad.model, set(roots) - {k})))]
+        if not (roots := watch.roots(replay.ends)):
+            return Finding("nothing", note="no operation was seen to make it")
+        op = watch.ops[
+            replay.first(roots, lambda k: replay(leaves, Watch(bad.model, set(roots) - {k})))
+        ]
     hidden = op.direction == "forward" and stage == "gradient"
     span = f" of values between {op.span[0]:.4g} and {op.span[1]:.4g}" if op.span else ""
-    note = f"makes {op.what}{span}" + (" (hidden from the loss, not from its gradient)" if hidden else "")
-    row, item = (int(bad.rows[op.piece][op.items[0]]), _item(bad, op.piece, op.items[0])) if 0 < len(op.items) < 4 else (None, None)
-    return Finding("operation", op.module, row, item, op.direction, op.name, op.line, op.overflow, note)
+    note = f"makes {op.what}{span}" + (
+        " (hidden from the loss, not from its gradient)" if hidden else ""
+    )
+    row, item = (
+        (int(bad.rows[op.piece][op.items[0]]), _item(bad, op.piece, op.items[0]))
+        if 0 < len(op.items) < 4
+        else (None, None)
+    )
+    return Finding(
+        "operation", op.module, row, item, op.direction, op.name, op.line, op.overflow, note
+    )
+
 
 def _item(bad: BadStep, piece: int, at: int) -> str | None:
     return str(bad.batches[piece].meta["id"][at]) if "id" in bad.batches[piece].meta else None
 
+
 def _about(bad: BadStep, replay: Replay, leaf: tuple) -> Finding:
     kind, name, piece, at = leaf
-    values = replay.kept.get(replay.parts[kind][name]) if kind in replay.parts else next(v for k, n, v in _values(bad.batches[piece]) if (k, n) == (kind, name))[at]
+    values = (
+        replay.kept.get(replay.parts[kind][name])
+        if kind in replay.parts
+        else next(v for k, n, v in _values(bad.batches[piece]) if (k, n) == (kind, name))[at]
+    )
     values = values[odd_values(values)]
-    note = f"holds {float(values.flatten()[0]):.4g}" + (f" and {len(values) - 1} more values like it" if len(values) > 1 else "")
-    return Finding(kind, name, None if piece is None else int(bad.rows[piece][at]), None if piece is None else _item(bad, piece, at), note=note)
+    note = f"holds {float(values.flatten()[0]):.4g}" + (
+        f" and {len(values) - 1} more values like it" if len(values) > 1 else ""
+    )
+    return Finding(
+        kind,
+        name,
+        None if piece is None else int(bad.rows[piece][at]),
+        None if piece is None else _item(bad, piece, at),
+        note=note,
+    )
+
 
 # %% ../../nbs/electives/39_guard.ipynb #0000001a
-def layer_norms(names: Sequence[str], norms: Float[Tensor, "S P"]) -> tuple[list[str], Float[Tensor, "S L"]]:
-    "Gradient norms of parameters, joined to those of their layers: names of the layers and [updates, layers]."
+def layer_norms(
+    names: Sequence[str], norms: Float[Tensor, "S P"]
+) -> tuple[list[str], Float[Tensor, "S L"]]:
+    """Gradient norms of parameters, joined to those of their layers: names of the layers and
+    [updates, layers].
+    """
     layers = list(dict.fromkeys(n.rpartition(".")[0] or n for n in names))
     squares = norms.new_zeros(len(norms), len(layers), dtype=torch.float64)
-    for i, n in enumerate(names): squares[:, layers.index(n.rpartition(".")[0] or n)] += norms[:, i].double().square()
+    for i, n in enumerate(names):
+        squares[:, layers.index(n.rpartition(".")[0] or n)] += norms[:, i].double().square()
     return layers, squares.sqrt().to(norms.dtype)
 
-def draw_norms(names: Sequence[str], norms: Float[Tensor, "S P"], step: int, found: Finding | None = None, ax=None, most: int = 40):
-    "Gradient norms of the layers up to the bad update `step`: a heat map of their logarithms; what is not finite is red, the layer that was found (if it is one) bold."
+
+def draw_norms(
+    names: Sequence[str],
+    norms: Float[Tensor, "S P"],
+    step: int,
+    found: Finding | None = None,
+    ax=None,
+    most: int = 40,
+):
+    """Gradient norms of the layers up to the bad update `step`: a heat map of their logarithms;
+    what is not finite is red, the layer that was found (if it is one) bold.
+    """
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
+
     layers, values = layer_norms(names, norms)
     depth = max(n.count(".") for n in layers)
     while len(layers) > most and depth > 0:
-        layers, values = layer_norms([".".join(n.split(".")[:depth]) + ".x" for n in layers], values)
+        layers, values = layer_norms(
+            [".".join(n.split(".")[:depth]) + ".x" for n in layers], values
+        )
         depth -= 1
-    if ax is None: ax = Figure(figsize=(7.5, 1.2 + .17 * len(layers)), layout="constrained").subplots()
-    shades = LinearSegmentedColormap.from_list("norms", ["white", COLOURS["text"], "#16283A"]).with_extremes(bad=COLOURS["audio"], under="white")
-    logs = values.T.log10().masked_fill(~torch.isfinite(values.T), torch.nan).masked_fill(values.T == 0, -99)
+    if ax is None:
+        ax = Figure(figsize=(7.5, 1.2 + 0.17 * len(layers)), layout="constrained").subplots()
+    shades = LinearSegmentedColormap.from_list(
+        "norms", ["white", COLOURS["text"], "#16283A"]
+    ).with_extremes(bad=COLOURS["audio"], under="white")
+    logs = (
+        values.T.log10()
+        .masked_fill(~torch.isfinite(values.T), torch.nan)
+        .masked_fill(values.T == 0, -99)
+    )
     real = logs[torch.isfinite(logs) & (logs > -99)]
     low, high = (float(real.min()), float(real.max())) if real.numel() else (0.0, 1.0)
-    picture = ax.imshow(logs.numpy(), aspect="auto", cmap=shades, vmin=low, vmax=max(high, low + .1), interpolation="nearest", extent=(step - len(norms) + .5, step + .5, len(layers) - .5, -.5))
-    ax.set_yticks(range(len(layers)), layers, fontsize=7); ax.tick_params(axis="y", length=0)
-    guilty = max((n for n in layers if found and (f"{found.name}.".startswith(f"{n}."))), key=len, default=None)
+    picture = ax.imshow(
+        logs.numpy(),
+        aspect="auto",
+        cmap=shades,
+        vmin=low,
+        vmax=max(high, low + 0.1),
+        interpolation="nearest",
+        extent=(step - len(norms) + 0.5, step + 0.5, len(layers) - 0.5, -0.5),
+    )
+    ax.set_yticks(range(len(layers)), layers, fontsize=7)
+    ax.tick_params(axis="y", length=0)
+    guilty = max(
+        (n for n in layers if found and (f"{found.name}.".startswith(f"{n}."))),
+        key=len,
+        default=None,
+    )
     for label in ax.get_yticklabels():
-        if label.get_text() == guilty: label.set(fontweight="bold", color=COLOURS["audio"])
-    ax.set_xlabel("update"); ax.spines[["top", "right"]].set_visible(False)
-    ax.set_title("gradient norms; red: not finite" + (f"; found: {found.direction + ' pass of ' if found.direction else found.kind + ' '}{found.name}" if found else ""), fontsize=9)
-    ax.figure.colorbar(picture, ax=ax, pad=.01, aspect=30).set_label("log10 of the norm", fontsize=8)
+        if label.get_text() == guilty:
+            label.set(fontweight="bold", color=COLOURS["audio"])
+    ax.set_xlabel("update")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_title(
+        "gradient norms; red: not finite"
+        + (
+            "; found:"
+            f" {found.direction + ' pass of ' if found.direction else found.kind + ' '}{found.name}"
+            if found
+            else ""
+        ),
+        fontsize=9,
+    )
+    ax.figure.colorbar(picture, ax=ax, pad=0.01, aspect=30).set_label(
+        "log10 of the norm", fontsize=8
+    )
     return ax
+
 
 # %% ../../nbs/electives/39_guard.ipynb #0000001b
 class Guard:
-    """For `fit(..., guard=)`: finds what made the first bad update bad. With a `folder` it leaves a report there: all that `replay_report` needs, and a picture.
+    """For `fit(..., guard=)`: finds what made the first bad update bad.
 
-    The report holds the model's weights and the batch itself. It is written whole or not at all, and nothing in it is ever unpickled."""
+    With a `folder` it leaves a report there: all that `replay_report` needs, and a picture.
+
+    The report holds the model's weights and the batch itself. It is written whole or not at all,
+    and nothing in it is ever unpickled.
+    """
+
     def __init__(self, folder: str | os.PathLike | None = None):
         self.folder, self.finding, self.bad = folder and Path(folder), None, None
 
     def __call__(self, bad: BadStep) -> Finding:
-        if bad.norms is not None:                                       # the optimiser's order, by groups, becomes the model's
+        if bad.norms is not None:  # the optimiser's order, by groups, becomes the model's
             place = {n: i for i, (n, _) in enumerate(bad.model.named_parameters())}
             turn = sorted(range(len(bad.names)), key=lambda i: place[bad.names[i]])
             bad = replace(bad, names=[bad.names[i] for i in turn], norms=bad.norms[:, turn])
         self.bad, self.finding = bad, find_cause(bad)
         if self.folder:
-            try: save_report(self.folder if not bad.rank else self.folder / f"rank-{bad.rank}", bad, self.finding)
-            except (MmemoError, OSError) as error: self.finding = replace(self.finding, note=f"{self.finding.note} (no report: {error})")
+            try:
+                save_report(
+                    self.folder if not bad.rank else self.folder / f"rank-{bad.rank}",
+                    bad,
+                    self.finding,
+                )
+            except (MmemoError, OSError) as error:
+                self.finding = replace(
+                    self.finding, note=f"{self.finding.note} (no report: {error})"
+                )
         return self.finding
 
+
 def save_report(folder: str | os.PathLike, bad: BadStep, found: Finding) -> Path:
-    "Write `folder/step-N`, whole or not at all, and a picture of the gradient norms beside it. Raises `CheckpointError`."
+    """Write `folder/step-N`, whole or not at all, and a picture of the gradient norms beside it.
+
+    Raises `CheckpointError`.
+    """
     batches, meta = {}, []
     for i, batch in enumerate(bad.batches):
-        for name, s in batch.streams.items(): batches |= {f"{i}/stream/{name}/{part}": getattr(s, part) for part in ("x", "mask", "t")}
+        for name, s in batch.streams.items():
+            batches |= {
+                f"{i}/stream/{name}/{part}": getattr(s, part) for part in ("x", "mask", "t")
+            }
         batches |= {f"{i}/target/{name}": v for name, v in batch.targets.items()}
-        batches |= {f"{i}/meta/{name}": v for name, v in batch.meta.items() if isinstance(v, Tensor)}
+        batches |= {
+            f"{i}/meta/{name}": v for name, v in batch.meta.items() if isinstance(v, Tensor)
+        }
         meta.append({name: list(v) for name, v in batch.meta.items() if _plain(v)})
-    state = {"meta": meta, "plan": asdict(bad.plan), "finding": asdict(found), "rows": [list(map(int, r)) for r in bad.rows], "names": bad.names,
-             **{k: getattr(bad, k) for k in ("weights", "step", "epoch", "seed", "rank", "scale")}}
-    tensors = {"weights": bad.model.state_dict(), "batches": batches} | ({"norms": {"norms": bad.norms}} if bad.norms is not None else {})
+    state = {
+        "meta": meta,
+        "plan": asdict(bad.plan),
+        "finding": asdict(found),
+        "rows": [list(map(int, r)) for r in bad.rows],
+        "names": bad.names,
+        **{k: getattr(bad, k) for k in ("weights", "step", "epoch", "seed", "rank", "scale")},
+    }
+    tensors = {"weights": bad.model.state_dict(), "batches": batches} | (
+        {"norms": {"norms": bad.norms}} if bad.norms is not None else {}
+    )
     path = save_checkpoint(folder, bad.step, tensors, state)
-    if bad.norms is not None: draw_norms(bad.names, bad.norms, bad.step, found).figure.savefig(path.with_name(f"norms-{bad.step:08d}.png"), dpi=120)
+    if bad.norms is not None:
+        draw_norms(bad.names, bad.norms, bad.step, found).figure.savefig(
+            path.with_name(f"norms-{bad.step:08d}.png"), dpi=120
+        )
     return path
 
+
 def _plain(values) -> bool:
-    try: canonical_json(list(values))
-    except (TypeError, ValueError): return False
+    try:
+        canonical_json(list(values))
+    except (TypeError, ValueError):
+        return False
     return not isinstance(values, Tensor)
 
+
 def load_report(path: str | os.PathLike, model: nn.Module, objective: Callable) -> BadStep:
-    "The bad update of a report (or of the newest in a folder of them); `model` gets its weights. Raises `CheckpointError` for a damaged one."
+    """The bad update of a report (or of the newest in a folder of them); `model` gets its weights.
+
+    Raises `CheckpointError` for a damaged one.
+    """
     path = Path(path)
-    if found := list_checkpoints(path): path = found[-1]
+    if found := list_checkpoints(path):
+        path = found[-1]
     report, batches = read_checkpoint(path), []
     load_weights(model, report)
     for i, meta in enumerate(report.state["meta"]):
-        parts = {tuple(k.split("/")[1:]): v for k, v in report.tensors["batches"].items() if k.startswith(f"{i}/")}
-        pick = lambda kind: {k[1]: v for k, v in parts.items() if k[0] == kind}
-        streams = {n: Stream(*(parts["stream", n, p] for p in ("x", "mask", "t"))) for n in dict.fromkeys(k[1] for k in parts if k[0] == "stream")}
+        parts = {
+            tuple(k.split("/")[1:]): v
+            for k, v in report.tensors["batches"].items()
+            if k.startswith(f"{i}/")
+        }
+
+        def pick(kind):
+            return {k[1]: v for k, v in parts.items() if k[0] == kind}
+
+        streams = {
+            n: Stream(*(parts["stream", n, p] for p in ("x", "mask", "t")))
+            for n in dict.fromkeys(k[1] for k in parts if k[0] == "stream")
+        }
         batches.append(Batch(streams, pick("target"), meta | pick("meta")).to(device_of(model)))
     keys = ("rows", "names", "weights", "step", "epoch", "seed", "rank", "scale")
-    return BadStep(model, objective, Plan(**report.state["plan"]), batches, **{k: report.state[k] for k in keys}, norms=report.tensors.get("norms", {}).get("norms"))
+    return BadStep(
+        model,
+        objective,
+        Plan(**report.state["plan"]),
+        batches,
+        **{k: report.state[k] for k in keys},
+        norms=report.tensors.get("norms", {}).get("norms"),
+    )
 
-def replay_report(path: str | os.PathLike, model: nn.Module, objective: Callable, at_epoch: Callable[[nn.Module, int], None] | None = None) -> Finding:
-    """Find the cause again from a report, in a fresh process too. `model` is the same architecture, `at_epoch` what `fit` was given.
 
-    Raises `CheckpointError` where the report is damaged or does not fit the model."""
+def replay_report(
+    path: str | os.PathLike,
+    model: nn.Module,
+    objective: Callable,
+    at_epoch: Callable[[nn.Module, int], None] | None = None,
+) -> Finding:
+    """Find the cause again from a report, in a fresh process too.
+
+    `model` is the same architecture, `at_epoch` what `fit` was given.
+
+    Raises `CheckpointError` where the report is damaged or does not fit the model.
+    """
     bad = load_report(path, model, objective)
-    if at_epoch: at_epoch(model, bad.epoch)
+    if at_epoch:
+        at_epoch(model, bad.epoch)
     return find_cause(bad)

@@ -4,17 +4,20 @@
 
 # %% ../../nbs/electives/23_pitfalls.ipynb #00000004
 from __future__ import annotations
+
 import copy
 import math
 import weakref
-import torch
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
 from ..core.batch import Batch, Stream
 from ..core.errors import ConfigError
 from ..core.state import own_modes, own_noise
@@ -22,56 +25,125 @@ from ..training.loop import fit
 from ..training.plan import Plan
 
 # %% auto #0
-__all__ = ['unmoved_parameters', 'lengthened', 'padding_matters', 'Growth', 'memory_growth', 'hides_nan', 'examine']
+__all__ = [
+    "unmoved_parameters",
+    "lengthened",
+    "padding_matters",
+    "Growth",
+    "memory_growth",
+    "hides_nan",
+    "examine",
+]
+
 
 # %% ../../nbs/electives/23_pitfalls.ipynb #0000000c
-def unmoved_parameters(model: nn.Module, objective: Callable[[Any, Batch], dict[str, Tensor]], batch: Batch,
-            train: Callable[[nn.Module], Any] | None = None) -> dict[str, str]:
-    """The trainable parameters that training leaves where they were, and why: {name: reason}. `model` itself is not touched.
+def unmoved_parameters(
+    model: nn.Module,
+    objective: Callable[[Any, Batch], dict[str, Tensor]],
+    batch: Batch,
+    train: Callable[[nn.Module], Any] | None = None,
+) -> dict[str, str]:
+    """The trainable parameters that training leaves where they were, and why: {name: reason}.
 
-    `train(model)` makes some updates, by whatever loop is to be checked; without it, `fit` makes a few on `batch`."""
+    `model` itself is not touched.
+
+    `train(model)` makes some updates, by whatever loop is to be checked; without it, `fit` makes a
+    few on `batch`.
+    """
     trained = copy.deepcopy(model)
     with own_modes(model), own_noise():
         probe = copy.deepcopy(model).train()
         objective(probe(batch), batch)["loss"].backward()
-        (train or (lambda m: fit(m, objective, batch, None, Plan(epochs=3, batch_size=len(batch), weight_decay=0), progress=False)))(trained)
-    before, slopes = dict(model.named_parameters()), {n: p.grad for n, p in probe.named_parameters()}
+        (
+            train
+            or (
+                lambda m: fit(
+                    m,
+                    objective,
+                    batch,
+                    None,
+                    Plan(epochs=3, batch_size=len(batch), weight_decay=0),
+                    progress=False,
+                )
+            )
+        )(trained)
+    before, slopes = (
+        dict(model.named_parameters()),
+        {n: p.grad for n, p in probe.named_parameters()},
+    )
+
     def why(name: str) -> str:
-        if slopes[name] is None: return "no gradient: the loss does not depend on it"
-        return "its gradient is 0" if not slopes[name].any() else "it has a gradient, but nothing moves it"
-    return {n: why(n) for n, p in trained.named_parameters() if before[n].requires_grad and torch.equal(p.detach().cpu(), before[n].detach().cpu())}
+        if slopes[name] is None:
+            return "no gradient: the loss does not depend on it"
+        return (
+            "its gradient is 0"
+            if not slopes[name].any()
+            else "it has a gradient, but nothing moves it"
+        )
+
+    return {
+        n: why(n)
+        for n, p in trained.named_parameters()
+        if before[n].requires_grad and torch.equal(p.detach().cpu(), before[n].detach().cpu())
+    }
+
 
 # %% ../../nbs/electives/23_pitfalls.ipynb #00000010
 def lengthened(stream: Stream, by: int, fill: float) -> Stream:
     "The stream with `by` more steps that are not real, whose values are `fill`."
-    add = lambda v, value: torch.cat([v, torch.full((len(v), by, *v.shape[2:]), value, dtype=v.dtype, device=v.device)], 1)
+
+    def add(v, value):
+        return torch.cat(
+            [v, torch.full((len(v), by, *v.shape[2:]), value, dtype=v.dtype, device=v.device)], 1
+        )
+
     return Stream(add(stream.x, fill), add(stream.mask, False), add(stream.t, 0.0))
+
 
 @torch.no_grad()
 def padding_matters(model: nn.Module, batch: Batch, by: int = 5) -> dict[str, float]:
-    """How far padding moves predictions: {stream: largest change of any prediction} when `by` steps that are not real are added to it.
+    """How far padding moves predictions: {stream: largest change of any prediction} when `by`
+    steps that are not real are added to it.
 
-    Tried with zeros and with ones in the padding; inf where a prediction turns into NaN. Right is 0, up to rounding."""
-    if by < 1: raise ConfigError(f"by={by} cannot be: it is how many steps to add, from 1")
+    Tried with zeros and with ones in the padding; inf where a prediction turns into NaN. Right is
+    0, up to rounding.
+    """
+    if by < 1:
+        raise ConfigError(f"by={by} cannot be: it is how many steps to add, from 1")
     with own_modes(model):
         model.eval()
         plain, moved = model(batch).predictions, {}
         for name, stream in batch.streams.items():
-            outs = [model(batch.replace(**{name: lengthened(stream, by, fill)})).predictions for fill in (0, 1)]
-            gaps = [(out[task].float() - p.float()).abs().max().item() for out in outs for task, p in plain.items()]
+            outs = [
+                model(batch.replace(**{name: lengthened(stream, by, fill)})).predictions
+                for fill in (0, 1)
+            ]
+            gaps = [
+                (out[task].float() - p.float()).abs().max().item()
+                for out in outs
+                for task, p in plain.items()
+            ]
             moved[name] = max(math.inf if math.isnan(g) else g for g in gaps)
     return moved
+
 
 # %% ../../nbs/electives/23_pitfalls.ipynb #00000016
 class Growth(NamedTuple):
     "What one step leaves behind for good: bytes of tensors, and nodes of autograd's graph."
+
     bytes: float
     nodes: float
 
-class _Node: "Lives as long as the node of the graph that it was given to."
+
+class _Node:
+    "Lives as long as the node of the graph that it was given to."
+
 
 class _Graph(TorchFunctionMode):
-    "Knows the nodes of autograd's graph that functions called inside it have made, as long as they live."
+    """Knows the nodes of autograd's graph that functions called inside it have made, as long as
+    they live.
+    """
+
     def __init__(self):
         super().__init__()
         self.nodes = weakref.WeakSet()
@@ -79,13 +151,21 @@ class _Graph(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         out = function(*args, **kwargs or {})
         for part in tree_leaves(out):
-            if isinstance(part, Tensor) and part.grad_fn is not None and "seen" not in part.grad_fn.metadata:
+            if (
+                isinstance(part, Tensor)
+                and part.grad_fn is not None
+                and "seen" not in part.grad_fn.metadata
+            ):
                 part.grad_fn.metadata["seen"] = node = _Node()
                 self.nodes.add(node)
         return out
 
+
 class _Live(TorchDispatchMode):
-    "Knows every piece of memory that an operation inside it has made, and which of them are still in use."
+    """Knows every piece of memory that an operation inside it has made, and which of them are
+    still in use.
+    """
+
     def __init__(self):
         super().__init__()
         self.made: dict[int, tuple[StorageWeakRef, int]] = {}
@@ -99,14 +179,21 @@ class _Live(TorchDispatchMode):
         return out
 
     def bytes(self) -> int:
-        self.made = {key: (ref, size) for key, (ref, size) in self.made.items() if not ref.expired()}
+        self.made = {
+            key: (ref, size) for key, (ref, size) in self.made.items() if not ref.expired()
+        }
         return sum(size for _, size in self.made.values())
 
-def memory_growth(step: Callable[[], Any], steps: int = 8, warm: int = 3) -> Growth:
-    """Bytes of tensors (those that autograd's graph holds among them) and nodes of the graph that each call of `step` leaves behind. Right is 0 and 0.
 
-    Nodes are counted by their outputs in Python: a lower bound. The first `warm` calls do not count: in them optimisers make their moments."""
-    if steps < 2 or warm < 0: raise ConfigError(f"{steps=}, {warm=} cannot be: growth needs two steps or more")
+def memory_growth(step: Callable[[], Any], steps: int = 8, warm: int = 3) -> Growth:
+    """Bytes of tensors (those that autograd's graph holds among them) and nodes of the graph that
+    each call of `step` leaves behind. Right is 0 and 0.
+
+    Nodes are counted by their outputs in Python: a lower bound. The first `warm` calls do not
+    count: in them optimisers make their moments.
+    """
+    if steps < 2 or warm < 0:
+        raise ConfigError(f"{steps=}, {warm=} cannot be: growth needs two steps or more")
     with _Live() as live, _Graph() as graph:
         levels = []
         for _ in range(warm + steps):
@@ -114,29 +201,66 @@ def memory_growth(step: Callable[[], Any], steps: int = 8, warm: int = 3) -> Gro
             levels.append((live.bytes(), len(graph.nodes)))
     return Growth(*((b - a) / (steps - 1) for a, b in zip(levels[warm], levels[-1])))
 
+
 # %% ../../nbs/electives/23_pitfalls.ipynb #0000001b
-def hides_nan(metric: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Any], predictions: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> float | None:
-    "The finite score that `metric` gives to a model all of whose predictions are NaN; None where it refuses or says NaN itself, as it should."
-    try: score = float(metric({k: torch.full_like(v, math.nan) for k, v in predictions.items()}, targets))
-    except (ValueError, ArithmeticError, AssertionError, RuntimeError, IndexError): return None
+def hides_nan(
+    metric: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Any],
+    predictions: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+) -> float | None:
+    """The finite score that `metric` gives to a model all of whose predictions are NaN; None where
+    it refuses or says NaN itself, as it should.
+    """
+    try:
+        score = float(
+            metric({k: torch.full_like(v, math.nan) for k, v in predictions.items()}, targets)
+        )
+    except (ValueError, ArithmeticError, AssertionError, RuntimeError, IndexError):
+        return None
     return score if math.isfinite(score) else None
 
-# %% ../../nbs/electives/23_pitfalls.ipynb #0000001e
-def examine(model: nn.Module, objective: Callable[[Any, Batch], dict[str, Tensor]], batch: Batch,
-            metrics: Mapping[str, Callable] | None = None, tolerance: float = 1e-3) -> dict[str, str]:
-    """All four checks of one model on one batch: {what: what is wrong with it}; empty where nothing is.
 
-    Padding counts as mattering where it moves a prediction by more than `tolerance` of the predictions' spread."""
-    found = {f"parameter {n}": f"does not train: {why}" for n, why in unmoved_parameters(model, objective, batch).items()}
-    with own_modes(model), own_noise(), torch.no_grad(): output = model.eval()(batch)
-    spread = max(float(p.float().std()) if p.numel() > 1 else 0.0 for p in output.predictions.values())
-    found |= {f"stream {n}": f"padding moves predictions by up to {gap:.3g}" for n, gap in padding_matters(model, batch).items()
-              if gap > tolerance * spread + 1e-6}
+# %% ../../nbs/electives/23_pitfalls.ipynb #0000001e
+def examine(
+    model: nn.Module,
+    objective: Callable[[Any, Batch], dict[str, Tensor]],
+    batch: Batch,
+    metrics: Mapping[str, Callable] | None = None,
+    tolerance: float = 1e-3,
+) -> dict[str, str]:
+    """All four checks of one model on one batch: {what: what is wrong with it}; empty where
+    nothing is.
+
+    Padding counts as mattering where it moves a prediction by more than `tolerance` of the
+    predictions' spread.
+    """
+    found = {
+        f"parameter {n}": f"does not train: {why}"
+        for n, why in unmoved_parameters(model, objective, batch).items()
+    }
+    with own_modes(model), own_noise(), torch.no_grad():
+        output = model.eval()(batch)
+    spread = max(
+        float(p.float().std()) if p.numel() > 1 else 0.0 for p in output.predictions.values()
+    )
+    found |= {
+        f"stream {n}": f"padding moves predictions by up to {gap:.3g}"
+        for n, gap in padding_matters(model, batch).items()
+        if gap > tolerance * spread + 1e-6
+    }
     probe = copy.deepcopy(model).train()
+
     def step() -> None:
-        with own_noise(): objective(probe(batch), batch)["loss"].backward()
+        with own_noise():
+            objective(probe(batch), batch)["loss"].backward()
         probe.zero_grad()
-    if any(growth := memory_growth(step)): found["memory"] = f"grows by {growth.bytes / 1024:.1f} KiB and {growth.nodes:.0f} nodes of the graph with every step"
+
+    if any(growth := memory_growth(step)):
+        found["memory"] = (
+            f"grows by {growth.bytes / 1024:.1f} KiB and {growth.nodes:.0f} nodes of the graph with"
+            " every step"
+        )
     for name, metric in (metrics or {}).items():
-        if (score := hides_nan(metric, output.predictions, batch.targets)) is not None: found[f"metric {name}"] = f"gives {score:.3g} to a model that predicts NaN"
+        if (score := hides_nan(metric, output.predictions, batch.targets)) is not None:
+            found[f"metric {name}"] = f"gives {score:.3g} to a model that predicts NaN"
     return found

@@ -4,101 +4,240 @@
 
 # %% ../../nbs/workshop/68_reach.ipynb #87349c42
 from __future__ import annotations
+
 import copy
 import math
 import random
 import re
-import numpy as np
-import torch
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
+
+import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
+
 from ..core.batch import Stream
 from ..core.errors import ConfigError
 
 # %% auto #0
-__all__ = ['REACH_EVERYTHING', 'SAME_OPERATIONS', 'FLAT_OPERATIONS', 'ALONG_OPERATIONS', 'REDUCE_OPERATIONS',
-           'PRODUCT_OPERATIONS', 'Reach', 'find_axis', 'follow_axes', 'join_reach', 'operation_routes', 'Tracker',
-           'shadow_copy', 'without_traces', 'main_tensor']
+__all__ = [
+    "REACH_EVERYTHING",
+    "SAME_OPERATIONS",
+    "FLAT_OPERATIONS",
+    "ALONG_OPERATIONS",
+    "REDUCE_OPERATIONS",
+    "PRODUCT_OPERATIONS",
+    "Reach",
+    "find_axis",
+    "follow_axes",
+    "join_reach",
+    "operation_routes",
+    "Tracker",
+    "shadow_copy",
+    "without_traces",
+    "main_tensor",
+]
+
 
 # %% ../../nbs/workshop/68_reach.ipynb #b22aecf4
 @dataclass(frozen=True)
 class Reach:
-    """How much of one input a tensor sees: its step i was made from the input's steps `first + stride * i` and the `size - 1` after it.
+    """How much of one input a tensor sees: its step i was made from the input's steps `first +
+    stride * i` and the `size - 1` after it.
 
-    `place` = (outer, steps, inner) says where the time axis lies in the flattened tensor; None: there is no time axis."""
+    `place` = (outer, steps, inner) says where the time axis lies in the flattened tensor; None:
+    there is no time axis.
+    """
+
     first: float = 0
     size: float = 1
     stride: float = 1
     place: tuple[int, int, int] | None = None
 
-REACH_EVERYTHING = Reach(-math.inf, math.inf)                                   # and the time axis is gone
+
+REACH_EVERYTHING = Reach(-math.inf, math.inf)  # and the time axis is gone
+
 
 # %% ../../nbs/workshop/68_reach.ipynb #9da41c80
 def find_axis(shape, place: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
-    "Which axis of `shape` holds `place`, and how many things are merged into that axis before and after time; None if none does."
-    if place is None: return None
+    """Which axis of `shape` holds `place`, and how many things are merged into that axis before
+    and after time; None if none does.
+    """
+    if place is None:
+        return None
     outer, steps, inner = place
     found = []
     for d, n in enumerate(shape):
-        ahead, behind = math.prod(shape[:d]), math.prod(shape[d + 1:])
-        if ahead and behind and outer % ahead == 0 and inner % behind == 0 and outer // ahead * steps * (inner // behind) == n:
+        ahead, behind = math.prod(shape[:d]), math.prod(shape[d + 1 :])
+        if (
+            ahead
+            and behind
+            and outer % ahead == 0
+            and inner % behind == 0
+            and outer // ahead * steps * (inner // behind) == n
+        ):
             found.append((d, outer // ahead, inner // behind))
-    return min(found, key=lambda f: f[1] * f[2], default=None)                # a lone axis of one step before one that it is merged into
+    # a lone axis of one step before one that it is merged into
+    return min(found, key=lambda f: f[1] * f[2], default=None)
+
 
 # %% ../../nbs/workshop/68_reach.ipynb #58620e68
 def follow_axes(reach: Reach, shape, route: Mapping[int, tuple], new_shape) -> Reach:
-    """`reach` after an operation that carries axis d of `shape` to `route[d]` = (new axis, window, step, padding in front).
+    """`reach` after an operation that carries axis d of `shape` to `route[d]` = (new axis, window,
+    step, padding in front).
 
-    An axis that is not in `route` is mixed: whoever reads it sees everything. A new axis of None: one step was picked out."""
-    if reach.place is None: return reach                                      # no axis, nothing to mix
+    An axis that is not in `route` is mixed: whoever reads it sees everything. A new axis of None:
+    one step was picked out.
+    """
+    # no axis, nothing to mix
+    if reach.place is None:
+        return reach
     found = find_axis(shape, reach.place)
-    if found is None or found[0] not in route: return replace(reach, place=None) if reach.place[1] == 1 else REACH_EVERYTHING
+    if found is None or found[0] not in route:
+        return replace(reach, place=None) if reach.place[1] == 1 else REACH_EVERYTHING
     (d, ahead, behind), (new, window, step, padding) = found, route[found[0]]
-    moved = Reach(reach.first - padding * reach.stride, reach.size + (window - 1) * reach.stride, reach.stride * step)
-    if new is None: return moved
-    if new >= len(new_shape): return REACH_EVERYTHING                                 # a by-product, such as the mean inside a norm
-    if ahead * behind > 1 and ((window, step, padding) != (1, 1, 0) or shape[d] != new_shape[new]): return REACH_EVERYTHING
-    return replace(moved, place=(math.prod(new_shape[:new]) * ahead, new_shape[new] // (ahead * behind), behind * math.prod(new_shape[new + 1:])))
+    moved = Reach(
+        reach.first - padding * reach.stride,
+        reach.size + (window - 1) * reach.stride,
+        reach.stride * step,
+    )
+    if new is None:
+        return moved
+    # a by-product, such as the mean inside a norm
+    if new >= len(new_shape):
+        return REACH_EVERYTHING
+    if ahead * behind > 1 and ((window, step, padding) != (1, 1, 0) or shape[d] != new_shape[new]):
+        return REACH_EVERYTHING
+    return replace(
+        moved,
+        place=(
+            math.prod(new_shape[:new]) * ahead,
+            new_shape[new] // (ahead * behind),
+            behind * math.prod(new_shape[new + 1 :]),
+        ),
+    )
+
 
 def join_reach(reaches: list[Reach]) -> Reach:
-    "What a tensor sees that was made from several: the union of their windows where their axes agree, else everything."
+    """What a tensor sees that was made from several: the union of their windows where their axes
+    agree, else everything.
+    """
     one, place = reaches[0], next((r.place for r in reaches if r.place), None)
-    if all(r == one for r in reaches): return one
-    if any(math.isinf(r.size) or (r.place, r.stride) != (one.place, one.stride) for r in reaches): return replace(REACH_EVERYTHING, place=place)
+    if all(r == one for r in reaches):
+        return one
+    if any(math.isinf(r.size) or (r.place, r.stride) != (one.place, one.stride) for r in reaches):
+        return replace(REACH_EVERYTHING, place=place)
     start = min(r.first for r in reaches)
     return replace(one, first=start, size=max(r.first + r.size for r in reaches) - start)
 
-# %% ../../nbs/workshop/68_reach.ipynb #75b94c5b
-SAME_OPERATIONS = {"clone", "_to_copy", "copy", "expand", "masked_fill", "where", "native_dropout", "nan_to_num"}      # besides all that torch tags pointwise
-FLAT_OPERATIONS = {"view", "_unsafe_view", "_reshape_alias", "unsqueeze", "squeeze", "detach", "alias", "lift_fresh"}   # the flattened order stays
-ALONG_OPERATIONS = {"_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "logcumsumexp", "flip", "roll", "sort", "topk"}
-REDUCE_OPERATIONS = {"sum", "mean", "amax", "amin", "max", "min", "any", "all", "prod", "var", "std", "var_mean", "logsumexp",
-          "argmax", "argmin", "linalg_vector_norm"}
-PRODUCT_OPERATIONS = {"mm": {"self": {0: 0}, "mat2": {1: 1}}, "addmm": {"mat1": {0: 0}, "mat2": {1: 1}}, "bmm": {"self": {0: 0, 1: 1}, "mat2": {0: 0, 2: 2}},
-           "baddbmm": {"batch1": {0: 0, 1: 1}, "batch2": {0: 0, 2: 2}}, "embedding": {"indices": {d: d for d in range(8)}}}
 
-def _plain(pairs) -> dict[int, tuple]: return {d: (new, 1, 1, 0) for d, new in pairs}
+# %% ../../nbs/workshop/68_reach.ipynb #75b94c5b
+# besides all that torch tags pointwise
+SAME_OPERATIONS = {
+    "clone",
+    "_to_copy",
+    "copy",
+    "expand",
+    "masked_fill",
+    "where",
+    "native_dropout",
+    "nan_to_num",
+}
+# the flattened order stays
+FLAT_OPERATIONS = {
+    "view",
+    "_unsafe_view",
+    "_reshape_alias",
+    "unsqueeze",
+    "squeeze",
+    "detach",
+    "alias",
+    "lift_fresh",
+}
+ALONG_OPERATIONS = {
+    "_softmax",
+    "_log_softmax",
+    "_safe_softmax",
+    "cumsum",
+    "cumprod",
+    "logcumsumexp",
+    "flip",
+    "roll",
+    "sort",
+    "topk",
+}
+REDUCE_OPERATIONS = {
+    "sum",
+    "mean",
+    "amax",
+    "amin",
+    "max",
+    "min",
+    "any",
+    "all",
+    "prod",
+    "var",
+    "std",
+    "var_mean",
+    "logsumexp",
+    "argmax",
+    "argmin",
+    "linalg_vector_norm",
+}
+PRODUCT_OPERATIONS = {
+    "mm": {"self": {0: 0}, "mat2": {1: 1}},
+    "addmm": {"mat1": {0: 0}, "mat2": {1: 1}},
+    "bmm": {"self": {0: 0, 1: 1}, "mat2": {0: 0, 2: 2}},
+    "baddbmm": {"batch1": {0: 0, 1: 1}, "batch2": {0: 0, 2: 2}},
+    "embedding": {"indices": {d: d for d in range(8)}},
+}
+
+
+def _plain(pairs) -> dict[int, tuple]:
+    return {d: (new, 1, 1, 0) for d, new in pairs}
+
 
 def operation_routes(func, given: dict, out: Tensor, part: int) -> list[tuple[Tensor, dict | None]]:
-    """Every tensor that an aten operation reads, with its route into output number `part` (see `follow_axes`); None = only viewed differently.
+    """Every tensor that an aten operation reads, with its route into output number `part` (see
+    `follow_axes`); None = only viewed differently.
 
-    An operation that no rule knows mixes everything: the reach may come out too large, never too small."""
+    An operation that no rule knows mixes everything: the reach may come out too large, never too
+    small.
+    """
     name = func.overloadpacket.__name__.rstrip("_")
     tensors = [t for t in tree_flatten(list(given.values()))[0] if isinstance(t, Tensor)]
-    keep = lambda t: _plain((d, d + out.ndim - t.ndim) for d in range(t.ndim))
-    if torch.Tag.pointwise in func.tags or name in SAME_OPERATIONS: return [(t, keep(t)) for t in tensors]
-    if name in PRODUCT_OPERATIONS: return [(t, _plain(PRODUCT_OPERATIONS[name].get(k, {}).items())) for k, t in given.items() if isinstance(t, Tensor)]
-    if name in ("cat", "stack"): return _gather(name, tensors, given["dim"] % out.ndim, keep)
-    if name.startswith("_scaled_dot_product"): return [(t, _plain([(0, 0), (1, 1)] + [(2, 2)] * (i == 0))) for i, t in enumerate(tensors)]
-    return [(x := tensors[0], None if name in FLAT_OPERATIONS else _single(name, given, x, out, part))] + [(t, {}) for t in tensors[1:]]
+
+    def keep(t):
+        return _plain((d, d + out.ndim - t.ndim) for d in range(t.ndim))
+
+    if torch.Tag.pointwise in func.tags or name in SAME_OPERATIONS:
+        return [(t, keep(t)) for t in tensors]
+    if name in PRODUCT_OPERATIONS:
+        return [
+            (t, _plain(PRODUCT_OPERATIONS[name].get(k, {}).items()))
+            for k, t in given.items()
+            if isinstance(t, Tensor)
+        ]
+    if name in ("cat", "stack"):
+        return _gather(name, tensors, given["dim"] % out.ndim, keep)
+    if name.startswith("_scaled_dot_product"):
+        return [(t, _plain([(0, 0), (1, 1)] + [(2, 2)] * (i == 0))) for i, t in enumerate(tensors)]
+    return [
+        (x := tensors[0], None if name in FLAT_OPERATIONS else _single(name, given, x, out, part))
+    ] + [(t, {}) for t in tensors[1:]]
+
 
 def _gather(name, tensors, dim, keep):
-    if name == "stack": return [(t, _plain((d, d + (d >= dim)) for d in range(t.ndim))) for t in tensors]
-    return [(t, keep(t) | {dim: (dim, 1, 1, sum(u.shape[dim] for u in tensors[:i]))}) for i, t in enumerate(tensors)]
+    if name == "stack":
+        return [(t, _plain((d, d + (d >= dim)) for d in range(t.ndim))) for t in tensors]
+    return [
+        (t, keep(t) | {dim: (dim, 1, 1, sum(u.shape[dim] for u in tensors[:i]))})
+        for i, t in enumerate(tensors)
+    ]
+
 
 # %% ../../nbs/workshop/68_reach.ipynb #8b103bde
 def _single(name: str, given: dict, x: Tensor, out: Tensor, part: int) -> dict[int, tuple]:
@@ -106,126 +245,272 @@ def _single(name: str, given: dict, x: Tensor, out: Tensor, part: int) -> dict[i
     n, dim = x.ndim, given.get("dim", given.get("dims", given.get("dimension")))
     listed = {d % n for d in ([dim] if isinstance(dim, int) else dim or range(n))} if n else set()
     d, keep = min(listed, default=0), _plain((a, a) for a in range(n))
-    if name in ALONG_OPERATIONS: return {a: r for a, r in keep.items() if a not in listed}
-    if name in REDUCE_OPERATIONS: return _plain((a, a if out.ndim == n else a - sum(g < a for g in listed)) for a in range(n) if a not in listed)
-    if name == "transpose": return keep | _plain([(given["dim0"] % n, given["dim1"] % n), (given["dim1"] % n, given["dim0"] % n)])
-    if name == "t": return _plain([(0, n - 1), (n - 1, 0)])
-    if name == "permute": return _plain((old % n, new) for new, old in enumerate(dim))
+    if name in ALONG_OPERATIONS:
+        return {a: r for a, r in keep.items() if a not in listed}
+    if name in REDUCE_OPERATIONS:
+        return _plain(
+            (a, a if out.ndim == n else a - sum(g < a for g in listed))
+            for a in range(n)
+            if a not in listed
+        )
+    if name == "transpose":
+        return keep | _plain(
+            [(given["dim0"] % n, given["dim1"] % n), (given["dim1"] % n, given["dim0"] % n)]
+        )
+    if name == "t":
+        return _plain([(0, n - 1), (n - 1, 0)])
+    if name == "permute":
+        return _plain((old % n, new) for new, old in enumerate(dim))
     if name == "slice":
-        start = min(max((given["start"] or 0) + (x.shape[d] if (given["start"] or 0) < 0 else 0), 0), x.shape[d])
+        start = min(
+            max((given["start"] or 0) + (x.shape[d] if (given["start"] or 0) < 0 else 0), 0),
+            x.shape[d],
+        )
         return keep | {d: (d, 1, given["step"], -start)}
     if name in ("select", "unbind"):
-        return _plain((a, a - (a > d)) for a in range(n)) | {d: (None, 1, 0, -(part if name == "unbind" else given["index"] % x.shape[d]))}
+        return _plain((a, a - (a > d)) for a in range(n)) | {
+            d: (None, 1, 0, -(part if name == "unbind" else given["index"] % x.shape[d]))
+        }
     if name.startswith("split"):
         sizes = given.get("split_sizes", given.get("split_size"))
-        return keep | {d: (d, 1, 1, -(part * sizes if isinstance(sizes, int) else sum(sizes[:part])))}
-    if name == "unfold": return keep | {d: (d, given["size"], given["step"], 0)}
+        return keep | {
+            d: (d, 1, 1, -(part * sizes if isinstance(sizes, int) else sum(sizes[:part])))
+        }
+    if name == "unfold":
+        return keep | {d: (d, given["size"], given["step"], 0)}
     if name.endswith(("pad_nd", "pad1d", "pad2d")):
-        return keep | {n - 1 - i: (n - 1 - i, 1, 1, left) for i, left in enumerate(given.get("pad", given.get("padding"))[::2])}
-    if "normalized_shape" in given: return _plain((a, a) for a in range(n - len(given["normalized_shape"])))
-    if "batch_norm" in name and not given.get("training", "no_training" not in name): return keep
+        return keep | {
+            n - 1 - i: (n - 1 - i, 1, 1, left)
+            for i, left in enumerate(given.get("pad", given.get("padding"))[::2])
+        }
+    if "normalized_shape" in given:
+        return _plain((a, a) for a in range(n - len(given["normalized_shape"])))
+    if "batch_norm" in name and not given.get("training", "no_training" not in name):
+        return keep
     if name == "convolution" and not given["transposed"]:
-        return _plain([(0, 0)]) | _windows(n, given["weight"].shape[2:], given["stride"], given["padding"], given["dilation"])
+        return _plain([(0, 0)]) | _windows(
+            n, given["weight"].shape[2:], given["stride"], given["padding"], given["dilation"]
+        )
     if pool := re.fullmatch(r"(?:max|avg)_pool(\d)d(?:_with_indices)?", name):
-        wide = lambda v: [v] * int(pool[1]) if isinstance(v, int) else list(v) * int(pool[1]) if len(v) == 1 else v
-        return keep | _windows(n, *map(wide, (given["kernel_size"], given["stride"] or given["kernel_size"], given["padding"], given.get("dilation", 1))))
+
+        def wide(v):
+            return (
+                [v] * int(pool[1])
+                if isinstance(v, int)
+                else list(v) * int(pool[1])
+                if len(v) == 1
+                else v
+            )
+
+        return keep | _windows(
+            n,
+            *map(
+                wide,
+                (
+                    given["kernel_size"],
+                    given["stride"] or given["kernel_size"],
+                    given["padding"],
+                    given.get("dilation", 1),
+                ),
+            ),
+        )
     return {}
+
 
 def _windows(n, kernels, strides, paddings, dilations) -> dict[int, tuple]:
     "Windows over the last axes: a kernel of k taps at dilation d spans (k - 1) * d + 1 steps."
     at = range(n - len(kernels), n)
-    return {a: (a, (k - 1) * d + 1, s, p) for a, k, s, p, d in zip(at, kernels, strides, paddings, dilations)}
+    return {
+        a: (a, (k - 1) * d + 1, s, p)
+        for a, k, s, p, d in zip(at, kernels, strides, paddings, dilations)
+    }
+
 
 # %% ../../nbs/workshop/68_reach.ipynb #cffeb8a8
 class Tracker(TorchDispatchMode):
-    """Follows every operation of a forward pass, under `torch.inference_mode()`: what each tensor sees, and the bytes of all results (`memory`).
+    """Follows every operation of a forward pass, under `torch.inference_mode()`: what each tensor
+    sees, and the bytes of all results (`memory`).
 
-    Where values are on the meta device and masks are not, an operation on masks alone is computed for real and a mixed one on meta."""
+    Where values are on the meta device and masks are not, an operation on masks alone is computed
+    for real and a mixed one on meta.
+    """
+
     def __init__(self):
         super().__init__()
         self.memory, self._written = 0, {}
 
     def watch(self, x: Tensor, name: str, axis: int | None = 1) -> Tensor:
-        "A view of `x` whose time axis is `axis`, known as `name` from here on; without an axis it is one step."
+        """A view of `x` whose time axis is `axis`, known as `name` from here on; without an axis
+        it is one step.
+        """
         x = x.detach()
-        x._sees = {name: Reach(place=None if axis is None else (math.prod(x.shape[:axis]), x.shape[axis], math.prod(x.shape[axis:][1:])))}
+        x._sees = {
+            name: Reach(
+                place=(
+                    None
+                    if axis is None
+                    else (math.prod(x.shape[:axis]), x.shape[axis], math.prod(x.shape[axis:][1:]))
+                )
+            )
+        }
         return x
 
     def sees(self, x: Tensor) -> dict[str, Reach]:
         "What `x` sees of each watched input; an input that it does not depend on is not listed."
-        written = self._written.get(x.untyped_storage()._cdata, (None, {}))[1] if self._written else {}
+        written = (
+            self._written.get(x.untyped_storage()._cdata, (None, {}))[1] if self._written else {}
+        )
         return getattr(x, "_sees", {}) | written
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if not isinstance(func, torch._ops.OpOverload): return func(*args, **kwargs)
+        if not isinstance(func, torch._ops.OpOverload):
+            return func(*args, **kwargs)
         with self:
-            if (parts := func.decompose(*args, **kwargs)) is not NotImplemented: return parts
-        given = {a.name: a.default_value for a in func._schema.arguments} | dict(zip((a.name for a in func._schema.arguments), args)) | kwargs
+            if (parts := func.decompose(*args, **kwargs)) is not NotImplemented:
+                return parts
+        given = (
+            {a.name: a.default_value for a in func._schema.arguments}
+            | dict(zip((a.name for a in func._schema.arguments), args))
+            | kwargs
+        )
         args, kwargs = _one_device(func, args, kwargs)
         out = func(*args, **kwargs)
-        results = [t for t in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(t, Tensor)]
-        if not any(r.alias_info for r in func._schema.returns) and func.overloadpacket.__name__ not in FLAT_OPERATIONS: self.memory += sum(t.nbytes for t in results)
+        results = [
+            t for t in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(t, Tensor)
+        ]
+        if (
+            not any(r.alias_info for r in func._schema.returns)
+            and func.overloadpacket.__name__ not in FLAT_OPERATIONS
+        ):
+            self.memory += sum(t.nbytes for t in results)
         shape_only = re.search("_like$|^new_", func.overloadpacket.__name__)
-        if not shape_only and any(self.sees(t) for t in tree_flatten(list(given.values()))[0] if isinstance(t, Tensor)):
-            for part, t in enumerate(results): self._mark(func, given, t, part)
+        if not shape_only and any(
+            self.sees(t) for t in tree_flatten(list(given.values()))[0] if isinstance(t, Tensor)
+        ):
+            for part, t in enumerate(results):
+                self._mark(func, given, t, part)
         return out
 
     def _mark(self, func, given, out, part):
         seen: dict[str, list[Reach]] = {}
         for t, route in operation_routes(func, given, out, part):
             for name, reach in self.sees(t).items():
-                seen.setdefault(name, []).append(reach if route is None else follow_axes(reach, t.shape, route, out.shape))
+                seen.setdefault(name, []).append(
+                    reach if route is None else follow_axes(reach, t.shape, route, out.shape)
+                )
         out._sees = {name: join_reach(reaches) for name, reaches in seen.items()}
         if func._schema.is_mutable and isinstance(target := next(iter(given.values())), Tensor):
             target._sees, store = out._sees, out.untyped_storage()
-            if out.nbytes < store.nbytes():                                      # wrote into a part of something larger: its other views change too
+            # wrote into a part of something larger: its other views change too
+            if out.nbytes < store.nbytes():
                 self._written[store._cdata] = store, dict.fromkeys(out._sees, REACH_EVERYTHING)
 
+
 def _one_device(func, args, kwargs):
-    "Arguments of one operation on one device: masks, clocks and indices stay real among themselves, and go to meta where they meet meta values."
+    """Arguments of one operation on one device: masks, clocks and indices stay real among
+    themselves, and go to meta where they meet meta values.
+    """
     flat, spec = tree_flatten((args, kwargs))
     metas = [t.is_meta for t in flat if isinstance(t, Tensor)]
     if any(metas) and not all(metas):
-        if func.overloadpacket.__name__ == "index":                          # a boolean index becomes rows, whose number is known
-            args = (args[0], [j for i in args[1] for j in (i.nonzero().unbind(1) if i is not None and not i.is_meta and i.dtype == torch.bool else [i])])
+        # a boolean index becomes rows, whose number is known
+        if func.overloadpacket.__name__ == "index":
+            args = (
+                args[0],
+                [
+                    j
+                    for i in args[1]
+                    for j in (
+                        i.nonzero().unbind(1)
+                        if i is not None and not i.is_meta and i.dtype == torch.bool
+                        else [i]
+                    )
+                ],
+            )
             flat, spec = tree_flatten((args, kwargs))
         flat = [t.to("meta") if isinstance(t, Tensor) and not t.is_meta else t for t in flat]
-    elif str(kwargs.get("device")) == "meta" and not any(metas):                # a mask sent after the values, or an arange made beside them
-        kind = kwargs.get("dtype") or next((t.dtype for t in flat if isinstance(t, Tensor)), torch.get_default_dtype())
+    # a mask sent after the values, or an arange made beside them
+    elif str(kwargs.get("device")) == "meta" and not any(metas):
+        kind = kwargs.get("dtype") or next(
+            (t.dtype for t in flat if isinstance(t, Tensor)), torch.get_default_dtype()
+        )
         if func.overloadpacket.__name__ in ("_to_copy", "arange") or not kind.is_floating_point:
             flat = ["cpu" if isinstance(a, torch.device) else a for a in flat]
     return tree_unflatten(flat, spec)
 
+
 # %% ../../nbs/workshop/68_reach.ipynb #6c856bc8
 def shadow_copy(model: nn.Module, device: str | torch.device = "meta") -> nn.Module:
-    "A copy in eval mode on `device`; what is shared stays shared, and for the meta device no weight is ever copied."
+    """A copy in eval mode on `device`; what is shared stays shared, and for the meta device no
+    weight is ever copied.
+    """
     memo: dict = {}
     for name, module in model.named_modules():
-        for key, t in [*module._parameters.items(), *module._buffers.items(), *vars(module).items()]:
+        for key, t in [
+            *module._parameters.items(),
+            *module._buffers.items(),
+            *vars(module).items(),
+        ]:
             if isinstance(t, nn.parameter.UninitializedTensorMixin):
-                raise ConfigError(f"{name}.{key} is lazy and has no shape yet: call the model on one batch first")
-            if not isinstance(t, Tensor) or id(t) in memo: continue
+                raise ConfigError(
+                    f"{name}.{key} is lazy and has no shape yet: call the model on one batch first"
+                )
+            if not isinstance(t, Tensor) or id(t) in memo:
+                continue
             new = t.detach().to(device, copy=True)
             memo[id(t)] = nn.Parameter(new, t.requires_grad) if isinstance(t, nn.Parameter) else new
-    try: return copy.deepcopy(model, memo).eval()
-    except Exception as error: raise ConfigError(f"{type(model).__name__} cannot be copied, and only a copy may be run here: {error}") from error
+    try:
+        return copy.deepcopy(model, memo).eval()
+    except Exception as error:
+        raise ConfigError(
+            f"{type(model).__name__} cannot be copied, and only a copy may be run here: {error}"
+        ) from error
+
 
 @contextmanager
 def without_traces(device: str | torch.device = "meta") -> Iterator[None]:
-    "Inference without traces: random states end as they began, and attention takes its plain path (the fused one hides its FLOPs)."
-    device, states, fast = torch.device(device), (random.getstate(), np.random.get_state()), torch.backends.mha.get_fastpath_enabled()
+    """Inference without traces: random states end as they began, and attention takes its plain
+    path (the fused one hides its FLOPs).
+    """
+    device, states, fast = (
+        torch.device(device),
+        (random.getstate(), np.random.get_state()),
+        torch.backends.mha.get_fastpath_enabled(),
+    )
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.inference_mode(): yield
+        with (
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            torch.inference_mode(),
+        ):
+            yield
     finally:
-        random.setstate(states[0]); np.random.set_state(states[1]); torch.backends.mha.set_fastpath_enabled(fast)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.backends.mha.set_fastpath_enabled(fast)
+
 
 # %% ../../nbs/workshop/68_reach.ipynb #782d9c93
 def main_tensor(value) -> tuple[Tensor | None, Tensor | None]:
-    "The first tensor of what a module returned (a tensor, Stream, dataclass, dict or tuple), and its mask if it came in a Stream."
-    if isinstance(value, Tensor): return value, None
-    if isinstance(value, Stream): return value.x, value.mask
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else \
-        [getattr(value, f.name) for f in fields(value)] if is_dataclass(value) and not isinstance(value, type) else []
+    """The first tensor of what a module returned (a tensor, Stream, dataclass, dict or tuple), and
+    its mask if it came in a Stream.
+    """
+    if isinstance(value, Tensor):
+        return value, None
+    if isinstance(value, Stream):
+        return value.x, value.mask
+    parts = (
+        value.values()
+        if isinstance(value, dict)
+        else (
+            value
+            if isinstance(value, (list, tuple))
+            else (
+                [getattr(value, f.name) for f in fields(value)]
+                if is_dataclass(value) and not isinstance(value, type)
+                else []
+            )
+        )
+    )
     return next((found for found in map(main_tensor, parts) if found[0] is not None), (None, None))

@@ -4,33 +4,59 @@
 
 # %% ../../nbs/workshop/69_walk.ipynb #56c1467d
 from __future__ import annotations
+
 import math
 import re
-import torch
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import groupby
 from pathlib import Path
+
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_with_path
 from torch.utils.flop_counter import FlopCounterMode
+
+from mmemo.diagnostics.drawing import (
+    Box,
+    Line,
+    colour_of,
+    fold_rows,
+    html_table,
+    short_count,
+    svg_diagram,
+    text_table,
+)
+from mmemo.diagnostics.reach import (
+    Reach,
+    Tracker,
+    find_axis,
+    main_tensor,
+    shadow_copy,
+    without_traces,
+)
+
 from ..core.batch import Batch, Stream
 from ..core.errors import ConfigError, MmemoError, ShapeError
-from .drawing import Box, colour_of, fold_rows, html_table, Line, short_count, svg_diagram, text_table
-from .reach import find_axis, main_tensor, Reach, shadow_copy, Tracker, without_traces
 
 # %% auto #0
-__all__ = ['Row', 'Call', 'Source', 'Inputs', 'record_calls', 'WalkRows', 'Walk', 'walk']
+__all__ = ["Row", "Call", "Source", "Inputs", "record_calls", "WalkRows", "Walk", "walk"]
+
 
 # %% ../../nbs/workshop/69_walk.ipynb #e971a795
 @dataclass(frozen=True)
 class Row:
-    """One stage of a walk. Parameters, FLOPs and memory are those of all its `repeats` together, so that columns add up to the totals.
+    """One stage of a walk. Parameters, FLOPs and memory are those of all its `repeats` together,
+    so that columns add up to the totals.
 
-    `axes`: letters of the legend ("" where an axis has none) · `real`: share of real steps · `frames`: receptive field in steps of the lane's input
-    (inf = all of it), `seconds` the same on its clock · `memory`: bytes of every result inside · `own`: what a parent does besides its children ·
-    `branch`: the ModuleDict that holds the stage, and its key there; entries of one are side by side."""
+    `axes`: letters of the legend ("" where an axis has none) · `real`: share of real steps ·
+    `frames`: receptive field in steps of the lane's input (inf = all of it), `seconds` the same on
+    its clock · `memory`: bytes of every result inside · `own`: what a parent does besides its
+    children · `branch`: the ModuleDict that holds the stage, and its key there; entries of one are
+    side by side.
+    """
+
     lane: str
     name: str
     kind: str
@@ -51,26 +77,61 @@ class Row:
     def cells(self) -> tuple[str, ...]:
         "The row as text: stage, class, out, real, sees, trainable / all, FLOPs, memory."
         clock = f" · {self.seconds:.3g} s" if self.seconds else ""
-        sees = "" if self.frames is None else "all" if math.isinf(self.frames) else f"{self.frames:g}{clock}"
-        weights = f"{short_count(self.trainable) or 0} / {short_count(self.params)}" if self.params else "shared" if self.tied else ""
+        sees = (
+            ""
+            if self.frames is None
+            else "all"
+            if math.isinf(self.frames)
+            else f"{self.frames:g}{clock}"
+        )
+        weights = (
+            f"{short_count(self.trainable) or 0} / {short_count(self.params)}"
+            if self.params
+            else "shared"
+            if self.tied
+            else ""
+        )
         out = " ".join(f"{a}={n}" if a else str(n) for a, n in zip(self.axes, self.shape))
-        return (self.name + f" ×{self.repeats}" * (self.repeats > 1), self.kind, out, "" if self.real is None else f"{self.real:.0%}", sees, weights,
-                short_count(self.flops), short_count(self.memory, "B"))
+        return (
+            self.name + f" ×{self.repeats}" * (self.repeats > 1),
+            self.kind,
+            out,
+            "" if self.real is None else f"{self.real:.0%}",
+            sees,
+            weights,
+            short_count(self.flops),
+            short_count(self.memory, "B"),
+        )
 
     @property
-    def frozen(self) -> bool: return self.params > 0 and self.trainable == 0
+    def frozen(self) -> bool:
+        return self.params > 0 and self.trainable == 0
 
     def box(self) -> Box:
         name, kind, out, real, sees, *_ = self.cells()
-        weights = f"{short_count(self.params)} params" + " frozen" * self.frozen if self.params else "shared weights" if self.tied else ""
+        weights = (
+            f"{short_count(self.params)} params" + " frozen" * self.frozen
+            if self.params
+            else "shared weights"
+            if self.tied
+            else ""
+        )
         facts = [weights, sees and f"sees {sees}", real and f"{real} real"]
-        title = f"{self.lane} {name}" if self.lane == "fusion" or name in ("input", "output") else name
-        return Box(title, kind, out, " · ".join(filter(None, facts)), colour_of(self.lane), self.frozen)
+        title = (
+            f"{self.lane} {name}" if self.lane == "fusion" or name in ("input", "output") else name
+        )
+        return Box(
+            title, kind, out, " · ".join(filter(None, facts)), colour_of(self.lane), self.frozen
+        )
+
 
 # %% ../../nbs/workshop/69_walk.ipynb #bbff91fa
 @dataclass
 class Call:
-    "One call of a module while the batch went through: what came out of it, what it cost, and the calls inside."
+    """One call of a module while the batch went through: what came out of it, what it cost, and
+    the calls inside.
+    """
+
     name: str
     module: nn.Module | None
     flops: int = 0
@@ -82,147 +143,313 @@ class Call:
 
     def record(self, value, tracker: Tracker) -> Call:
         x, self.mask = main_tensor(value)
-        if x is not None: self.shape, self.sees = tuple(x.shape), tracker.sees(x)
+        if x is not None:
+            self.shape, self.sees = tuple(x.shape), tracker.sees(x)
         return self
+
 
 # %% ../../nbs/workshop/69_walk.ipynb #144b2cc6
 @dataclass
 class Source:
     "One input of a walk: its watched tensor, its mask if known, the seconds between its steps."
+
     x: Tensor
     steps: int = 1
     mask: Tensor | None = None
     period: float | None = None
     letter: str = "T"
 
+
 class Inputs:
-    "What goes into the model, on `device`; on meta, masks and clocks stay real, so that their values are known all along."
+    """What goes into the model, on `device`; on meta, masks and clocks stay real, so that their
+    values are known all along.
+    """
+
     def __init__(self, batch, device: torch.device, tracker: Tracker, time: int):
-        self.device, self.tracker, self.time, self.sources, self.masks = device, tracker, time, {}, []
-        leaf = lambda v: isinstance(v, (Stream, Batch))
-        put = lambda value: tree_map_with_path(lambda path, v: self.put(v, path), value, is_leaf=leaf)
+        self.device, self.tracker, self.time, self.sources, self.masks = (
+            device,
+            tracker,
+            time,
+            {},
+            [],
+        )
+
+        def leaf(v):
+            return isinstance(v, (Stream, Batch))
+
+        def put(value):
+            return tree_map_with_path(lambda path, v: self.put(v, path), value, is_leaf=leaf)
+
         keywords = isinstance(batch, dict) and not all(map(leaf, batch.values()))
         self.kwargs = put(batch) if keywords else {}
-        self.args = () if keywords else put(batch) if isinstance(batch, (tuple, list)) else (put(batch),)
-        for source in self.sources.values():                                  # an attention mask is the mask of the plain inputs of its length
-            source.mask = next((m for m in self.masks if source.mask is None and m.shape[1:] == (source.steps,)), source.mask)
+        self.args = (
+            () if keywords else put(batch) if isinstance(batch, (tuple, list)) else (put(batch),)
+        )
+        # an attention mask is the mask of the plain inputs of its length
+        for source in self.sources.values():
+            source.mask = next(
+                (m for m in self.masks if source.mask is None and m.shape[1:] == (source.steps,)),
+                source.mask,
+            )
 
     def put(self, value, path):
         name = str(getattr(path[-1], "key", None) or f"x{path[-1].idx}") if path else "x"
-        move = lambda t: t if self.device.type == "meta" else t.to(self.device)
-        if isinstance(value, Batch): return Batch({k: self.stream(k, s, move) for k, s in value.streams.items()}, value.targets, value.meta)
-        if isinstance(value, Stream): return self.stream(name if path else "stream", value, move)
-        if not isinstance(value, Tensor): return value
+
+        def move(t):
+            return t if self.device.type == "meta" else t.to(self.device)
+
+        if isinstance(value, Batch):
+            return Batch(
+                {k: self.stream(k, s, move) for k, s in value.streams.items()},
+                value.targets,
+                value.meta,
+            )
+        if isinstance(value, Stream):
+            return self.stream(name if path else "stream", value, move)
+        if not isinstance(value, Tensor):
+            return value
         if value.dtype == torch.bool or "mask" in name:
-            if value.ndim == 2: self.masks.append(value.bool())
+            if value.ndim == 2:
+                self.masks.append(value.bool())
             return move(value)
         return self.watch(name, value, self.time if -value.ndim <= self.time < value.ndim else None)
 
     def stream(self, name: str, s: Stream, move) -> Stream:
         mask, t = s.mask.cpu(), s.t.cpu()
         gaps = torch.cat([row[real].diff() for row, real in zip(t, mask)])
-        return Stream(self.watch(name, s.x, 1, mask=mask, period=float(gaps.median()) if len(gaps) else None), move(s.mask), move(s.t))
+        return Stream(
+            self.watch(name, s.x, 1, mask=mask, period=float(gaps.median()) if len(gaps) else None),
+            move(s.mask),
+            move(s.t),
+        )
 
     def watch(self, name: str, x: Tensor, axis: int | None, **known) -> Tensor:
         axis = axis if axis is None else axis % x.ndim
-        while name in self.sources: name += "'"
+        while name in self.sources:
+            name += "'"
         watched = self.tracker.watch(x.detach().to(self.device), name, axis)
         tokens = name == "text" or x.ndim == 2 and not x.is_floating_point()
-        self.sources[name] = Source(watched, 1 if axis is None else x.shape[axis], letter="L" if tokens else "T", **known)
+        self.sources[name] = Source(
+            watched, 1 if axis is None else x.shape[axis], letter="L" if tokens else "T", **known
+        )
         return watched
 
+
 # %% ../../nbs/workshop/69_walk.ipynb #256ef127
-def record_calls(model: nn.Module, inputs: Inputs, tracker: Tracker, counter: FlopCounterMode) -> Call:
-    "Runs `model` under hooks on every module; returns the tree of calls, or raises an error that names the stage."
+def record_calls(
+    model: nn.Module, inputs: Inputs, tracker: Tracker, counter: FlopCounterMode
+) -> Call:
+    """Runs `model` under hooks on every module; returns the tree of calls, or raises an error that
+    names the stage.
+    """
     stack = [Call("", None)]
+
     def enter(name, module, args):
         given = main_tensor(args)[0]
-        stack.append(Call(name, module, counter.get_total_flops(), tracker.memory, shape=() if given is None else tuple(given.shape)))
+        stack.append(
+            Call(
+                name,
+                module,
+                counter.get_total_flops(),
+                tracker.memory,
+                shape=() if given is None else tuple(given.shape),
+            )
+        )
+
     def leave(name, value):
-        while (call := stack.pop()).name != name: pass                           # a stage below gave up and its caller went on
-        call.flops, call.memory = counter.get_total_flops() - call.flops, tracker.memory - call.memory
+        # a stage below gave up and its caller went on
+        while (call := stack.pop()).name != name:
+            pass
+        call.flops, call.memory = (
+            counter.get_total_flops() - call.flops,
+            tracker.memory - call.memory,
+        )
         stack[-1].inside.append(call.record(value, tracker))
+
     for name, module in model.named_modules():
-        module.register_forward_pre_hook(lambda module, args, name=name: enter(name, module, args), prepend=True)
+        module.register_forward_pre_hook(
+            lambda module, args, name=name: enter(name, module, args), prepend=True
+        )
         module.register_forward_hook(lambda module, args, value, name=name: leave(name, value))
-    try: model(*inputs.args, **inputs.kwargs)
+    try:
+        model(*inputs.args, **inputs.kwargs)
     except Exception as error:
-        stage = f"{stack[-1].name or 'the model'} ({type(stack[-1].module).__name__}{', given ' * bool(stack[-1].shape)}{list(stack[-1].shape) or ''})"
+        stage = (
+            f"{stack[-1].name or 'the model'}"
+            f" ({type(stack[-1].module).__name__}{', given ' * bool(stack[-1].shape)}{list(stack[-1].shape) or ''})"
+        )
         why = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
-        valueless = isinstance(error, NotImplementedError) or re.search("meta|data.dependent", why, re.IGNORECASE)
+        valueless = isinstance(error, NotImplementedError) or re.search(
+            "meta|data.dependent", why, re.IGNORECASE
+        )
         if inputs.device.type == "meta" and valueless and not isinstance(error, MmemoError):
-            raise ConfigError(f"{stage} asks for values, and the meta device has none; walk(..., device='cpu') computes them ({why})") from error
+            raise ConfigError(
+                f"{stage} asks for values, and the meta device has none; walk(..., device='cpu')"
+                f" computes them ({why})"
+            ) from error
         raise ShapeError(f"{stage} does not take this batch: {why}") from error
     return stack[0].inside[-1]
 
+
 # %% ../../nbs/workshop/69_walk.ipynb #40628bb5
 class WalkRows:
-    "Calls as rows: lanes and axes named, each parameter claimed by the first stage that holds it, equal siblings folded."
+    """Calls as rows: lanes and axes named, each parameter claimed by the first stage that holds
+    it, equal siblings folded.
+    """
+
     SAME, SUMS = ("kind", "shape", "real", "frames"), ("params", "trainable", "flops", "memory")
 
     def __init__(self, model: nn.Module, inputs: Inputs, tracker: Tracker, streams: bool):
-        self.sources, self.tracker, self.claimed, self.lanes = inputs.sources, tracker, set(), list(inputs.sources) if streams else []
+        self.sources, self.tracker, self.claimed, self.lanes = (
+            inputs.sources,
+            tracker,
+            set(),
+            list(inputs.sources) if streams else [],
+        )
         self.dicts = [name for name, m in model.named_modules() if isinstance(m, nn.ModuleDict)]
         self.parts = all(hasattr(model, part) for part in ("encoders", "fusion", "heads"))
         self.B = next((s.x.shape[0] for s in self.sources.values() if s.x.ndim), None)
 
     def build(self, root: Call, depth: int) -> list[Row]:
-        rows = [self.row(Call(name, None, mask=s.mask).record(s.x, self.tracker), "input") for name, s in self.sources.items()]
+        rows = [
+            self.row(Call(name, None, mask=s.mask).record(s.x, self.tracker), "input")
+            for name, s in self.sources.items()
+        ]
         for call, own in self.stages(root, depth + self.parts):
-            row, last = self.row(call, "own" if own else ""), next((r for r in reversed(rows)), None)
-            changed = (row.shape, row.real, row.frames) != (last and (last.shape, last.real, last.frames))
-            if not own or row.params or row.flops or row.memory or (changed and row.name != "between"): rows.append(row)
-        return [row for lane in [*self.lanes, "model", "fusion", "heads"]
-                for row in fold_rows([r for r in rows if r.lane == lane], self.SAME + self.SUMS, self.SUMS)]
+            row, last = (
+                self.row(call, "own" if own else ""),
+                next((r for r in reversed(rows)), None),
+            )
+            changed = (row.shape, row.real, row.frames) != (
+                last and (last.shape, last.real, last.frames)
+            )
+            if (
+                not own
+                or row.params
+                or row.flops
+                or row.memory
+                or (changed and row.name != "between")
+            ):
+                rows.append(row)
+        return [
+            row
+            for lane in [*self.lanes, "model", "fusion", "heads"]
+            for row in fold_rows(
+                [r for r in rows if r.lane == lane], self.SAME + self.SUMS, self.SUMS
+            )
+        ]
 
     def stages(self, call: Call, depth: int) -> Iterator[tuple[Call, bool]]:
         "The calls at `depth`, and after them what their parent does itself."
-        if depth <= 0 or not call.inside: yield call, False; return
-        for below in call.inside: yield from self.stages(below, depth - 1)
-        rest = {k: getattr(call, k) - sum(getattr(c, k) for c in call.inside) for k in ("flops", "memory")}
+        if depth <= 0 or not call.inside:
+            yield call, False
+            return
+        for below in call.inside:
+            yield from self.stages(below, depth - 1)
+        rest = {
+            k: getattr(call, k) - sum(getattr(c, k) for c in call.inside)
+            for k in ("flops", "memory")
+        }
         yield replace(call, inside=[], **rest), True
 
     def row(self, call: Call, role: str) -> Row:
         lane = self.lane(call.name, list(call.sees))
-        prefix = (lane if lane in ("fusion", "heads") else f"encoders.{lane}") if self.parts else "-"
+        prefix = (
+            (lane if lane in ("fusion", "heads") else f"encoders.{lane}") if self.parts else "-"
+        )
         name = "input" if role == "input" else re.sub(rf"^{re.escape(prefix)}(\.|$)", "", call.name)
-        if role == "own" or not name: name = "between" if self.parts and not call.name else f"{name} output".strip()
+        if role == "own" or not name:
+            name = "between" if self.parts and not call.name else f"{name} output".strip()
         every = list(call.module.parameters()) if call.module is not None else []
         new = [p for p in every if id(p) not in self.claimed]
         self.claimed |= {id(p) for p in new}
-        return Row(lane, name, type(call.module).__name__ if every or call.module is not None else "Stream" if self.lanes else "Tensor", call.shape,
-                   self.axes(call, lane, role), self.real(call, lane), *self.reach(call.sees, lane), sum(p.numel() for p in new),
-                   sum(p.numel() for p in new if p.requires_grad), call.flops, call.memory, own=role == "own", tied=bool(every) and not new and role != "own",
-                   branch=next(((d, call.name[len(d) + 1:].split(".")[0]) for d in self.dicts if call.name.startswith(d + ".")), ()))
+        return Row(
+            lane,
+            name,
+            (
+                type(call.module).__name__
+                if every or call.module is not None
+                else "Stream"
+                if self.lanes
+                else "Tensor"
+            ),
+            call.shape,
+            self.axes(call, lane, role),
+            self.real(call, lane),
+            *self.reach(call.sees, lane),
+            sum(p.numel() for p in new),
+            sum(p.numel() for p in new if p.requires_grad),
+            call.flops,
+            call.memory,
+            own=role == "own",
+            tied=bool(every) and not new and role != "own",
+            branch=next(
+                (
+                    (d, call.name[len(d) + 1 :].split(".")[0])
+                    for d in self.dicts
+                    if call.name.startswith(d + ".")
+                ),
+                (),
+            ),
+        )
 
     def lane(self, name: str, sees: list[str]) -> str:
         part, _, rest = name.partition(".")
-        if not self.lanes: return "model"
-        if self.parts and part in ("fusion", "heads"): return part
-        if len(sees) == 1: return sees[0]
-        return rest.split(".")[0] if self.parts and part == "encoders" and rest.split(".")[0] in self.lanes else "fusion"
+        if not self.lanes:
+            return "model"
+        if self.parts and part in ("fusion", "heads"):
+            return part
+        if len(sees) == 1:
+            return sees[0]
+        return (
+            rest.split(".")[0]
+            if self.parts and part == "encoders" and rest.split(".")[0] in self.lanes
+            else "fusion"
+        )
 
     def reach(self, sees: dict[str, Reach], lane: str) -> tuple[float | None, float | None]:
-        "The receptive field in the lane's own input, else the widest of all; a window over every step counts as all."
+        """The receptive field in the lane's own input, else the widest of all; a window over every
+        step counts as all.
+        """
         found = []
         for name in [lane] if lane in sees else sees:
             source, frames = self.sources[name], sees[name].size
-            if sees[name].place is None and 1 < source.steps <= frames: frames = math.inf
-            found.append((frames, frames * source.period if source.period and math.isfinite(frames) else None))
+            if sees[name].place is None and 1 < source.steps <= frames:
+                frames = math.inf
+            found.append(
+                (
+                    frames,
+                    frames * source.period if source.period and math.isfinite(frames) else None,
+                )
+            )
         return max(found, key=lambda f: (f[0], f[1] or 0), default=(None, None))
 
     def real(self, call: Call, lane: str) -> float | None:
-        "The share of real steps: by the mask that came out, or by the source's where its steps are still there."
+        """The share of real steps: by the mask that came out, or by the source's where its steps
+        are still there.
+        """
         mask = call.mask
-        if mask is None and len(call.sees) == 1 and (source := self.sources[next(iter(call.sees))]).steps in call.shape[1:]: mask = source.mask
+        if (
+            mask is None
+            and len(call.sees) == 1
+            and (source := self.sources[next(iter(call.sees))]).steps in call.shape[1:]
+        ):
+            mask = source.mask
         return None if mask is None or mask.is_meta else float(mask.float().mean())
 
     def axes(self, call: Call, lane: str, role: str) -> tuple[str, ...]:
-        "B first, time where the tracker says it is (L for tokens), and if one axis is left: F as it came in, C after a head, else H."
-        shape, names = call.shape, ["B" if d == 0 and n == self.B else "" for d, n in enumerate(call.shape)]
+        """B first, time where the tracker says it is (L for tokens), and if one axis is left: F as
+        it came in, C after a head, else H.
+        """
+        shape, names = (
+            call.shape,
+            ["B" if d == 0 and n == self.B else "" for d, n in enumerate(call.shape)],
+        )
         for name, source in self.sources.items():
             place = call.sees[name].place if name in call.sees else None
-            found = find_axis(shape, place) or next(((d, 1, 1) for d, n in enumerate(shape) if d and n == source.steps > 1), None)
+            found = find_axis(shape, place) or next(
+                ((d, 1, 1) for d, n in enumerate(shape) if d and n == source.steps > 1), None
+            )
             if found and not names[found[0]] and source.letter not in names:
                 names[found[0]] = "B·" * (found[1] * found[2] > 1) + source.letter
         if (call.mask is not None or len(shape) == 3 and shape[1] == 1) and not names[1]:
@@ -233,64 +460,136 @@ class WalkRows:
             names[left[0]] = "C" if lane == "heads" else "F" if came_in or role == "input" else "H"
         return tuple(names)
 
+
 # %% ../../nbs/workshop/69_walk.ipynb #e0aaf5bb
 @dataclass(repr=False)
 class Walk:
-    "A batch's way through a model: `rows` by lane, and the totals. `print` gives text, a notebook a table, `svg()` a drawing."
+    """A batch's way through a model: `rows` by lane, and the totals.
+
+    `print` gives text, a notebook a table, `svg()` a drawing.
+    """
+
     title: str
     rows: list[Row]
     params: int
     trainable: int
     flops: int
     memory: int
-    HEAD, NUMBERS = ("stage", "class", "out", "real", "sees", "trainable / all", "FLOPs", "memory"), (3, 5, 6, 7)
+    HEAD, NUMBERS = (
+        ("stage", "class", "out", "real", "sees", "trainable / all", "FLOPs", "memory"),
+        (3, 5, 6, 7),
+    )
 
     @property
     def total(self) -> str:
-        costs = f"{short_count(self.flops) or 0} FLOPs · {short_count(self.memory, 'B') or '0B'} of activations"
+        costs = (
+            f"{short_count(self.flops) or 0} FLOPs · {short_count(self.memory, 'B') or '0B'} of"
+            " activations"
+        )
         return f"{self.params:,} parameters ({self.trainable:,} trainable) · {costs}"
 
     def lines(self) -> list[Line]:
-        exact = lambda r: f"{r.params:,} parameters, {r.flops:,} FLOPs, {r.memory:,} bytes"
+        def exact(r):
+            return f"{r.params:,} parameters, {r.flops:,} FLOPs, {r.memory:,} bytes"
+
         return [Line(r.lane, r.cells(), exact(r), r.frozen) for r in self.rows]
 
-    def __repr__(self) -> str: return f"{self.title}: {self.total}\n" + text_table(self.HEAD, self.lines(), self.NUMBERS)
-    def _repr_html_(self) -> str: return html_table(f"<b>{escape(self.title)}</b> · {escape(self.total)}", self.HEAD, self.lines(), self.NUMBERS)
+    def __repr__(self) -> str:
+        return f"{self.title}: {self.total}\n" + text_table(self.HEAD, self.lines(), self.NUMBERS)
+
+    def _repr_html_(self) -> str:
+        return html_table(
+            f"<b>{escape(self.title)}</b> · {escape(self.total)}",
+            self.HEAD,
+            self.lines(),
+            self.NUMBERS,
+        )
 
     def svg(self) -> str:
-        "One static drawing, 900 wide: a lane for each modality from top to bottom, joined by the fusion, then the heads; what is frozen is hatched."
-        rows = [r for r, last in zip(self.rows, [None, *self.rows]) if not (r.own and last.lane == r.lane and last.shape == r.shape)]
-        level = lambda r: ("fusion", "heads").index(r.lane) + 1 if r.lane in ("fusion", "heads") else 0
-        column = lambda r: re.split(r"[. ]", r.name)[0] if r.lane == "heads" else r.branch if r.lane == "fusion" else r.lane
-        sections = []                                                   # what a fusion holds in one ModuleDict stands side by side, as lanes do
-        for _, part in groupby(sorted(rows, key=level), lambda r: (level(r), r.lane == "fusion" and r.branch[:1])):
+        """One static drawing, 900 wide: a lane for each modality from top to bottom, joined by the
+        fusion, then the heads; what is frozen is hatched.
+        """
+        rows = [
+            r
+            for r, last in zip(self.rows, [None, *self.rows])
+            if not (r.own and last.lane == r.lane and last.shape == r.shape)
+        ]
+
+        def level(r):
+            return ("fusion", "heads").index(r.lane) + 1 if r.lane in ("fusion", "heads") else 0
+
+        def column(r):
+            return (
+                re.split(r"[. ]", r.name)[0]
+                if r.lane == "heads"
+                else r.branch
+                if r.lane == "fusion"
+                else r.lane
+            )
+
+        sections = []  # what a fusion holds in one ModuleDict stands side by side, as lanes do
+        for _, part in groupby(
+            sorted(rows, key=level), lambda r: (level(r), r.lane == "fusion" and r.branch[:1])
+        ):
             columns: dict = {}
-            for r in part: columns.setdefault(column(r), []).append(replace(r.box(), title=r.name) if r.lane == "fusion" and r.branch else r.box())
+            for r in part:
+                columns.setdefault(column(r), []).append(
+                    replace(r.box(), title=r.name) if r.lane == "fusion" and r.branch else r.box()
+                )
             sections.append(list(columns.values()))
-        return svg_diagram(f'<tspan font-weight="bold">{escape(self.title)}</tspan> · {escape(self.total)}', sections)
+        return svg_diagram(
+            f'<tspan font-weight="bold">{escape(self.title)}</tspan> · {escape(self.total)}',
+            sections,
+        )
 
     def save(self, path: str | Path) -> Path:
         "Writes the drawing (.svg) or the table (.html, .txt) to `path`."
-        forms, path = {".svg": self.svg, ".html": self._repr_html_, ".txt": self.__repr__}, Path(path)
-        if path.suffix not in forms: raise ConfigError(f"a walk cannot be saved as {path.name!r}; choose one of {', '.join(forms)}")
+        forms, path = (
+            {".svg": self.svg, ".html": self._repr_html_, ".txt": self.__repr__},
+            Path(path),
+        )
+        if path.suffix not in forms:
+            raise ConfigError(
+                f"a walk cannot be saved as {path.name!r}; choose one of {', '.join(forms)}"
+            )
         path.write_text(forms[path.suffix]() + "\n", encoding="utf-8")
         return path
 
-# %% ../../nbs/workshop/69_walk.ipynb #ea1e3001
-def walk(model: nn.Module, batch, depth: int = 1, device: str | torch.device = "meta", time: int = 1) -> Walk:
-    """Sends `batch` through a copy of `model` and writes down every stage: shape, mask, reach, parameters, FLOPs, memory. The model is not touched.
 
-    `batch`: a `Batch`, a `Stream`, {name: Stream}, a tensor, a tuple of arguments or a dict of keyword arguments; `time` is the time axis of plain
-    tensors. `depth` counts from the model, or from each encoder, fusion and head of a multimodal one. On "meta" nothing is computed but the masks.
-    FLOPs are those of torch's flop_counter: 2 per multiply-add of matrix products, convolutions and attention; nothing else counts.
-    Raises `ShapeError` naming the stage that does not fit, `ConfigError` where a forward needs values and so another device."""
+# %% ../../nbs/workshop/69_walk.ipynb #ea1e3001
+def walk(
+    model: nn.Module, batch, depth: int = 1, device: str | torch.device = "meta", time: int = 1
+) -> Walk:
+    """Sends `batch` through a copy of `model` and writes down every stage: shape, mask, reach,
+    parameters, FLOPs, memory. The model is not touched.
+
+    `batch`: a `Batch`, a `Stream`, {name: Stream}, a tensor, a tuple of arguments or a dict of
+    keyword arguments; `time` is the time axis of plain tensors. `depth` counts from the model, or
+    from each encoder, fusion and head of a multimodal one. On "meta" nothing is computed but the
+    masks. FLOPs are those of torch's flop_counter: 2 per multiply-add of matrix products,
+    convolutions and attention; nothing else counts. Raises `ShapeError` naming the stage that does
+    not fit, `ConfigError` where a forward needs values and so another device.
+    """
     device, copied = torch.device(device), shadow_copy(model, device)
     with without_traces(device):
         inputs = Inputs(batch, device, tracker := Tracker(), time)
-        counter = FlopCounterMode(display=False)                    # its totals are enough; its hooks on modules break on a parametrised weight
+        # its totals are enough; its hooks on modules break on a parametrised weight
+        counter = FlopCounterMode(display=False)
         counter.mod_tracker._fw_pre_hook = counter.mod_tracker._fw_post_hook = lambda *_: None
-        with counter, tracker: root = record_calls(copied, inputs, tracker, counter)
-        streams = isinstance(batch, (Batch, Stream)) or isinstance(batch, dict) and all(isinstance(v, Stream) for v in batch.values())
+        with counter, tracker:
+            root = record_calls(copied, inputs, tracker, counter)
+        streams = (
+            isinstance(batch, (Batch, Stream))
+            or isinstance(batch, dict)
+            and all(isinstance(v, Stream) for v in batch.values())
+        )
         rows = WalkRows(copied, inputs, tracker, streams).build(root, depth)
     every = list(copied.parameters())
-    return Walk(type(model).__name__, rows, sum(p.numel() for p in every), sum(p.numel() for p in every if p.requires_grad), root.flops, root.memory)
+    return Walk(
+        type(model).__name__,
+        rows,
+        sum(p.numel() for p in every),
+        sum(p.numel() for p in every if p.requires_grad),
+        root.flops,
+        root.memory,
+    )

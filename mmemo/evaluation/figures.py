@@ -4,167 +4,397 @@
 
 # %% ../../nbs/workshop/74_figures.ipynb #1d207c94
 from __future__ import annotations
-import numpy as np
+
 from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
 from ..core.errors import ConfigError, ShapeError
 from ..core.style import COLOURS
-from ..synthetic.factors import ceiling, INFORMATION, NEEDS
-from .metrics import class_metrics, Comparison, reliability
+from ..synthetic.factors import INFORMATION, NEEDS, ceiling
+from .metrics import Comparison, class_metrics, reliability
 
 # %% auto #0
-__all__ = ['draw_staircase', 'draw_xray', 'draw_confusion', 'draw_calibration', 'draw_comparison']
+__all__ = ["draw_staircase", "draw_xray", "draw_confusion", "draw_calibration", "draw_comparison"]
+
 
 # %% ../../nbs/workshop/74_figures.ipynb #4f02f41e
-def draw_staircase(scores: Mapping[str, Mapping[str, Sequence[float]]], ceilings: Mapping[str, float] | None = None,
-              hears: Mapping[str, Iterable[str]] = INFORMATION, ax=None):
-    """The staircase: a dashed step for each rung's best possible score, and models as dots that fill their step. Returns the axes.
+def draw_staircase(
+    scores: Mapping[str, Mapping[str, Sequence[float]]],
+    ceilings: Mapping[str, float] | None = None,
+    hears: Mapping[str, Iterable[str]] = INFORMATION,
+    ax=None,
+):
+    """The staircase: a dashed step for each rung's best possible score, and models as dots that
+    fill their step. Returns the axes.
 
-    `scores` {rung: {model: [RMSE of each seed]}}; `ceilings` {rung: RMSE}, first the one of who hears nothing (default: the known-answer corpus).
-    Height is explained variance 1 - (RMSE / RMSE of hearing nothing)², up is better. Raises `ConfigError` for a rung without a ceiling."""
+    `scores` {rung: {model: [RMSE of each seed]}}; `ceilings` {rung: RMSE}, first the one of who
+    hears nothing (default: the known-answer corpus). Height is explained variance 1 - (RMSE / RMSE
+    of hearing nothing)², up is better. Raises `ConfigError` for a rung without a ceiling.
+    """
     import matplotlib.pyplot as plt
+
     ceilings = dict(ceilings or {name: ceiling(h) for name, h in INFORMATION.items()})
-    if unknown := set(scores) - set(ceilings): raise ConfigError(f"no ceiling for {sorted(unknown)}; there are ceilings for {', '.join(ceilings)}")
-    if ax is None: ax = plt.subplots(figsize=(7, 4.1), constrained_layout=True)[1]
-    names, base, grey, ink = list(ceilings), next(iter(ceilings.values())), COLOURS["ceiling"], COLOURS["fusion"]
-    explained = lambda rmse: 100 * (1 - (np.asarray(rmse, float) / base) ** 2)
-    best, edges, lowest = {name: float(explained(rmse)) for name, rmse in ceilings.items()}, np.arange(len(names) + 1) - .5, 0.0
-    ax.stairs(list(best.values()), edges, fill=True, color=grey, alpha=.10, lw=0)
+    if unknown := set(scores) - set(ceilings):
+        raise ConfigError(
+            f"no ceiling for {sorted(unknown)}; there are ceilings for {', '.join(ceilings)}"
+        )
+    if ax is None:
+        ax = plt.subplots(figsize=(7, 4.1), constrained_layout=True)[1]
+    names, base, grey, ink = (
+        list(ceilings),
+        next(iter(ceilings.values())),
+        COLOURS["ceiling"],
+        COLOURS["fusion"],
+    )
+
+    def explained(rmse):
+        return 100 * (1 - (np.asarray(rmse, float) / base) ** 2)
+
+    best, edges, lowest = (
+        {name: float(explained(rmse)) for name, rmse in ceilings.items()},
+        np.arange(len(names) + 1) - 0.5,
+        0.0,
+    )
+    ax.stairs(list(best.values()), edges, fill=True, color=grey, alpha=0.10, lw=0)
     ax.stairs(list(best.values()), edges, baseline=None, color=grey, ls="--", lw=1.6)
     for i, name in enumerate(names):
         models = {model: explained(seeds) for model, seeds in scores.get(name, {}).items()}
-        width, step = .8 / max(len(models), 1), max([best[name], *(y.max() for y in models.values())])
+        width, step = (
+            0.8 / max(len(models), 1),
+            max([best[name], *(y.max() for y in models.values())]),
+        )
         label = f"best RMSE {ceilings[name]:.2f}" if len(names) < 7 else f"{ceilings[name]:.2f}"
         ax.text(i, step + 1.6, label, ha="center", va="bottom", fontsize=8, color=grey)
         for j, (model, y) in enumerate(models.items()):
             x, mean = i + (j - (len(models) - 1) / 2) * width, y.mean()
             lowest = min(lowest, y.min())
-            ax.fill_between([x - .46 * width, x + .46 * width], 0, mean, color=ink, alpha=.16, lw=0)
-            ax.errorbar(x, mean, y.std(ddof=1) if len(y) > 1 else 0, color=ink, lw=1.6, fmt="_", ms=34 * width, mew=2)
-            ax.plot(x + np.linspace(-.12, .12, len(y)) * width if len(y) > 1 else x, y, "o", ms=4, color=ink, mec="white", mew=.6)
-            share = f"{100 * mean / best[name]:.0f} %" + ("\nof its step" if len(models) == 1 else "") if best[name] > 1 else ""
-            inside = mean > 24                                            # the label stands in the fill where there is room, else above the step
-            ax.text(x, y.min() - 3.5 if inside else step + 8, f"{model}\n{share}" if len(models) > 1 else share, ha="center",
-                    va="top" if inside else "bottom", fontsize=8, color=ink, fontweight="bold", linespacing=1.2)
+            ax.fill_between(
+                [x - 0.46 * width, x + 0.46 * width], 0, mean, color=ink, alpha=0.16, lw=0
+            )
+            ax.errorbar(
+                x,
+                mean,
+                y.std(ddof=1) if len(y) > 1 else 0,
+                color=ink,
+                lw=1.6,
+                fmt="_",
+                ms=34 * width,
+                mew=2,
+            )
+            ax.plot(
+                x + np.linspace(-0.12, 0.12, len(y)) * width if len(y) > 1 else x,
+                y,
+                "o",
+                ms=4,
+                color=ink,
+                mec="white",
+                mew=0.6,
+            )
+            share = (
+                f"{100 * mean / best[name]:.0f} %" + ("\nof its step" if len(models) == 1 else "")
+                if best[name] > 1
+                else ""
+            )
+            # the label stands in the fill where there is room, else above the step
+            inside = mean > 24
+            ax.text(
+                x,
+                y.min() - 3.5 if inside else step + 8,
+                f"{model}\n{share}" if len(models) > 1 else share,
+                ha="center",
+                va="top" if inside else "bottom",
+                fontsize=8,
+                color=ink,
+                fontweight="bold",
+                linespacing=1.2,
+            )
     _dress_stairs(ax, names, hears, base, max(best.values()), lowest)
     return ax
 
-def _dress_stairs(ax, names: Sequence[str], hears: Mapping[str, Iterable[str]], base: float, top: float, lowest: float) -> None:
-    "Names of the rungs with what each adds to the one before, the two scales, and the title that is also the legend."
+
+def _dress_stairs(
+    ax,
+    names: Sequence[str],
+    hears: Mapping[str, Iterable[str]],
+    base: float,
+    top: float,
+    lowest: float,
+) -> None:
+    """Names of the rungs with what each adds to the one before, the two scales, and the title that
+    is also the legend.
+    """
     before: set = set()
     ax.set_xticks(range(len(names)), names, fontsize=9.5, fontweight="bold")
     for i, name in enumerate(names):
         new = [k for k in hears.get(name, ()) if k not in before]
         text = "\n".join(_lines(["+" if before else "hears", *new])) if new else ""
-        ax.annotate(text, (i, 0), (0, -18), ("data", "axes fraction"), "offset points", ha="center", va="top", fontsize=8, color=COLOURS["ceiling"])
+        ax.annotate(
+            text,
+            (i, 0),
+            (0, -18),
+            ("data", "axes fraction"),
+            "offset points",
+            ha="center",
+            va="top",
+            fontsize=8,
+            color=COLOURS["ceiling"],
+        )
         before |= set(new)
-    ax.set(xlim=(-.5, len(names) - .5), ylim=(1.15 * lowest, 104), ylabel="variance of the PHQ-8 explained")
+    ax.set(
+        xlim=(-0.5, len(names) - 0.5),
+        ylim=(1.15 * lowest, 104),
+        ylabel="variance of the PHQ-8 explained",
+    )
     ax.set_yticks(range(0, 101, 20), [f"{y} %" for y in range(0, 101, 20)])
-    ax.axhspan(top, 104, color=COLOURS["ceiling"], alpha=.06, lw=0)
-    ax.text(-.42, (top + 104) / 2, "noise in the label: nobody can hear it", fontsize=8, va="center", color=COLOURS["ceiling"])
-    right = ax.secondary_yaxis("right", functions=(lambda y: base * np.sqrt(np.clip(1 - y / 100, 0, None)), lambda r: 100 * (1 - (r / base) ** 2)))
-    right.set_ylabel("RMSE (points)"); right.set_yticks([r for r in range(20) if r < base])
-    ax.set_title("dashed steps: what can be heard; purple: what a model hears (dot = seed, bar = mean ± sd)", loc="left", fontsize=9)
-    ax.tick_params(axis="x", length=0); ax.spines["top"].set_visible(False)
+    ax.axhspan(top, 104, color=COLOURS["ceiling"], alpha=0.06, lw=0)
+    ax.text(
+        -0.42,
+        (top + 104) / 2,
+        "noise in the label: nobody can hear it",
+        fontsize=8,
+        va="center",
+        color=COLOURS["ceiling"],
+    )
+    right = ax.secondary_yaxis(
+        "right",
+        functions=(
+            lambda y: base * np.sqrt(np.clip(1 - y / 100, 0, None)),
+            lambda r: 100 * (1 - (r / base) ** 2),
+        ),
+    )
+    right.set_ylabel("RMSE (points)")
+    right.set_yticks([r for r in range(20) if r < base])
+    ax.set_title(
+        "dashed steps: what can be heard; purple: what a model hears (dot = seed, bar = mean ± sd)",
+        loc="left",
+        fontsize=9,
+    )
+    ax.tick_params(axis="x", length=0)
+    ax.spines["top"].set_visible(False)
+
 
 def _lines(words: Sequence[str], width: int = 11) -> list[str]:
     "Words joined into lines of at most about `width` letters."
     lines = [""]
-    for word in words: lines = [*lines[:-1], f"{lines[-1]} {word}".strip()] if len(lines[-1] + word) < width else [*lines, word]
+    for word in words:
+        lines = (
+            [*lines[:-1], f"{lines[-1]} {word}".strip()]
+            if len(lines[-1] + word) < width
+            else [*lines, word]
+        )
     return [line for line in lines if line]
+
 
 # %% ../../nbs/workshop/74_figures.ipynb #b4c12d89
 def _carrier(factor: str) -> str:
     "Colour of the modality that carries a factor's evidence; purple where it takes two."
-    needs = NEEDS.get(factor, {"text", "audio"})                           # sarcasm = words x contour
+    needs = NEEDS.get(factor, {"text", "audio"})  # sarcasm = words x contour
     return COLOURS[next(iter(needs))] if len(needs) == 1 else COLOURS["fusion"]
 
-def draw_xray(rays: Mapping[str, Mapping[str, Sequence[float]]], hears: Mapping[str, Iterable[str]] | None = None, axes=None):
-    """X-rays {model: {factor: (value, low, high)}} as one panel a model: left = deaf, dashed line = all that can be heard. Returns the axes.
 
-    `hears` {model: factors of its information set} shades what it should hear and the other dots are hollow; sarcasm comes with words and contour."""
+def draw_xray(
+    rays: Mapping[str, Mapping[str, Sequence[float]]],
+    hears: Mapping[str, Iterable[str]] | None = None,
+    axes=None,
+):
+    """X-rays {model: {factor: (value, low, high)}} as one panel a model: left = deaf, dashed line
+    = all that can be heard. Returns the axes.
+
+    `hears` {model: factors of its information set} shades what it should hear and the other dots
+    are hollow; sarcasm comes with words and contour.
+    """
     import matplotlib.pyplot as plt
-    if not rays: raise ShapeError("nothing to draw: there is no X-ray")
+
+    if not rays:
+        raise ShapeError("nothing to draw: there is no X-ray")
     factors = list(next(iter(rays.values())))
-    size = (7, .27 * len(factors) + .9)
-    if axes is None: _, axes = plt.subplots(1, len(rays), figsize=size, sharey=True, sharex=True, squeeze=False, constrained_layout=True)
+    size = (7, 0.27 * len(factors) + 0.9)
+    if axes is None:
+        _, axes = plt.subplots(
+            1,
+            len(rays),
+            figsize=size,
+            sharey=True,
+            sharex=True,
+            squeeze=False,
+            constrained_layout=True,
+        )
     axes = np.ravel(axes)
     for ax, (model, ray) in zip(axes, rays.items()):
         inside = set((hears or {}).get(model, ()))
-        if {"words", "contour"} <= inside: inside.add("sarcasm")
-        ax.axvline(0, color="k", lw=.8); ax.axvline(1, color=COLOURS["ceiling"], ls="--", lw=1.4)
+        if {"words", "contour"} <= inside:
+            inside.add("sarcasm")
+        ax.axvline(0, color="k", lw=0.8)
+        ax.axvline(1, color=COLOURS["ceiling"], ls="--", lw=1.4)
         for y, factor in enumerate(factors):
-            (value, low, high), colour, solid = ray[factor], _carrier(factor), hears is None or factor in inside
-            if hears is not None and factor in inside: ax.axhspan(y - .5, y + .5, color=COLOURS["ceiling"], alpha=.10, lw=0)
+            (value, low, high), colour, solid = (
+                ray[factor],
+                _carrier(factor),
+                hears is None or factor in inside,
+            )
+            if hears is not None and factor in inside:
+                ax.axhspan(y - 0.5, y + 0.5, color=COLOURS["ceiling"], alpha=0.10, lw=0)
             ax.plot([low, high], [y, y], color=colour, lw=2.2, solid_capstyle="round")
             ax.plot(value, y, "o", ms=5.5, mfc=colour if solid else "white", mec=colour, mew=1.6)
         ax.set_title(model, fontsize=9.5, fontweight="bold")
-        ax.spines[["top", "right", "left"]].set_visible(False); ax.tick_params(axis="y", length=0)
-        ax.set_xticks([0, 1], ["deaf", "all that can be heard" if len(rays) < 3 else "all"], fontsize=8)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+        ax.tick_params(axis="y", length=0)
+        ax.set_xticks(
+            [0, 1], ["deaf", "all that can be heard" if len(rays) < 3 else "all"], fontsize=8
+        )
     ends = np.array([v for ray in rays.values() for v in ray.values()])
-    axes[0].set(ylim=(len(factors) - .5, -.5), xlim=(min(-.2, np.nanmin(ends) - .08), max(1.2, np.nanmax(ends) + .08)))
+    axes[0].set(
+        ylim=(len(factors) - 0.5, -0.5),
+        xlim=(min(-0.2, np.nanmin(ends) - 0.08), max(1.2, np.nanmax(ends) + 0.08)),
+    )
     axes[0].set_yticks(range(len(factors)), factors, fontsize=9)
-    for label, factor in zip(axes[0].get_yticklabels(), factors): label.set_color(_carrier(factor))
+    for label, factor in zip(axes[0].get_yticklabels(), factors):
+        label.set_color(_carrier(factor))
     return axes
+
 
 # %% ../../nbs/workshop/74_figures.ipynb #6163f5b6
 def draw_confusion(matrix: np.ndarray, names: Sequence[str], ax=None):
-    "A confusion matrix [C, C] of counts as shares of each true class: rows true (with their sizes), columns predicted. Returns the axes."
+    """A confusion matrix [C, C] of counts as shares of each true class: rows true (with their
+    sizes), columns predicted. Returns the axes.
+    """
     import matplotlib.pyplot as plt
     from matplotlib.colors import LinearSegmentedColormap
+
     matrix, C = np.asarray(matrix), len(names)
-    if matrix.shape != (C, C): raise ShapeError(f"axis C disagrees: the matrix is {list(matrix.shape)}, there are {C} names")
-    if ax is None: ax = plt.subplots(figsize=(1.6 + .62 * C, .9 + .42 * C), constrained_layout=True)[1]
+    if matrix.shape != (C, C):
+        raise ShapeError(
+            f"axis C disagrees: the matrix is {list(matrix.shape)}, there are {C} names"
+        )
+    if ax is None:
+        ax = plt.subplots(figsize=(1.6 + 0.62 * C, 0.9 + 0.42 * C), constrained_layout=True)[1]
     size = matrix.sum(1, keepdims=True)
     share = matrix / np.maximum(size, 1)
-    ax.imshow(share, cmap=LinearSegmentedColormap.from_list("share", ["white", COLOURS["text"]]), vmin=0, vmax=1, aspect="auto")
+    ax.imshow(
+        share,
+        cmap=LinearSegmentedColormap.from_list("share", ["white", COLOURS["text"]]),
+        vmin=0,
+        vmax=1,
+        aspect="auto",
+    )
     for i, j in np.ndindex(C, C):
-        bold, white = i == j, share[i, j] > .55
-        if size[i] and (bold or share[i, j] >= .005):
-            ax.text(j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", fontsize=9, fontweight="bold" if bold else None,
-                    color="white" if white else "k" if bold else "#777777")
-        if bold: ax.add_patch(plt.Rectangle((j - .5, i - .5), 1, 1, fill=False, ec=COLOURS["ceiling"], lw=1.2))
-    ax.set_xticks(range(C), names, fontsize=8.5); ax.set_yticks(range(C), [f"{n} ({int(s)})" for n, s in zip(names, size[:, 0])], fontsize=8.5)
-    ax.set(xlabel="predicted, % of the true class", ylabel="true (items)"); ax.tick_params(length=0); ax.spines[:].set_visible(False)
+        bold, white = i == j, share[i, j] > 0.55
+        if size[i] and (bold or share[i, j] >= 0.005):
+            ax.text(
+                j,
+                i,
+                f"{100 * share[i, j]:.0f}",
+                ha="center",
+                va="center",
+                fontsize=9,
+                fontweight="bold" if bold else None,
+                color="white" if white else "k" if bold else "#777777",
+            )
+        if bold:
+            ax.add_patch(
+                plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, ec=COLOURS["ceiling"], lw=1.2)
+            )
+    ax.set_xticks(range(C), names, fontsize=8.5)
+    ax.set_yticks(range(C), [f"{n} ({int(s)})" for n, s in zip(names, size[:, 0])], fontsize=8.5)
+    ax.set(xlabel="predicted, % of the true class", ylabel="true (items)")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
     return ax
+
 
 # %% ../../nbs/workshop/74_figures.ipynb #15d7da00
 def draw_calibration(models: Mapping[str, object], target, bins: int = 10, ax=None):
-    "Reliability of models {name: scores [N, C]}: dots (area = items) on the dashed diagonal: promise kept; below it: too sure. Returns the axes."
+    """Reliability of models {name: scores [N, C]}: dots (area = items) on the dashed diagonal:
+    promise kept; below it: too sure. Returns the axes.
+    """
     import matplotlib.pyplot as plt
-    if ax is None: ax = plt.subplots(figsize=(4.2, 3.6), constrained_layout=True)[1]
+
+    if ax is None:
+        ax = plt.subplots(figsize=(4.2, 3.6), constrained_layout=True)[1]
     ax.plot([0, 1], [0, 1], ls="--", lw=1.4, color=COLOURS["ceiling"])
     for i, (name, scores) in enumerate(models.items()):
         colour = [COLOURS[k] for k in ("fusion", "video", "audio", "text")][i % 4]
         sure, right, count = reliability(scores, target, bins)
-        ax.vlines(sure, right, sure, color=colour, lw=1.2, alpha=.5)
+        ax.vlines(sure, right, sure, color=colour, lw=1.2, alpha=0.5)
         ax.plot(sure, right, color=colour, lw=1.4)
-        ax.scatter(sure, right, 14 + 260 * count / count.sum(), color=colour, zorder=3, edgecolor="white", lw=.8)
-        ax.plot([], [], "o-", color=colour, label=f"{name}: ECE {class_metrics(scores, target)['ece']:.2f}")
-    for x, y, side, word in ((.97, .10, "right", "promises too much"), (.03, .55, "left", "too modest")):
+        ax.scatter(
+            sure,
+            right,
+            14 + 260 * count / count.sum(),
+            color=colour,
+            zorder=3,
+            edgecolor="white",
+            lw=0.8,
+        )
+        ax.plot(
+            [],
+            [],
+            "o-",
+            color=colour,
+            label=f"{name}: ECE {class_metrics(scores, target)['ece']:.2f}",
+        )
+    for x, y, side, word in (
+        (0.97, 0.10, "right", "promises too much"),
+        (0.03, 0.55, "left", "too modest"),
+    ):
         ax.text(x, y, word, ha=side, fontsize=8, color=COLOURS["ceiling"])
-    ax.set(xlim=(0, 1.03), ylim=(0, 1.03), aspect="equal", xlabel="how sure it was", ylabel="how often it was right")
-    ax.spines[["top", "right"]].set_visible(False); ax.legend(fontsize=8, frameon=False, loc="upper left")
+    ax.set(
+        xlim=(0, 1.03),
+        ylim=(0, 1.03),
+        aspect="equal",
+        xlabel="how sure it was",
+        ylabel="how often it was right",
+    )
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(fontsize=8, frameon=False, loc="upper left")
     return ax
+
 
 # %% ../../nbs/workshop/74_figures.ipynb #7265c941
 def draw_comparison(result: Comparison, names: Sequence[str] = ("A", "B"), axes=None):
-    "A paired comparison: two models with their intervals, and the difference first minus second, grey where it may be zero. Returns the axes."
+    """A paired comparison: two models with their intervals, and the difference first minus second,
+    grey where it may be zero. Returns the axes.
+    """
     import matplotlib.pyplot as plt
-    if axes is None: _, axes = plt.subplots(1, 2, figsize=(7, 1.7), width_ratios=(3, 2), constrained_layout=True)
+
+    if axes is None:
+        _, axes = plt.subplots(1, 2, figsize=(7, 1.7), width_ratios=(3, 2), constrained_layout=True)
     left, right = axes
     holds = result.difference.low <= 0 <= result.difference.high
     verdict = COLOURS["ceiling" if holds else "fusion"]
-    for ax, rows, colour in ((left, (result.a, result.b), COLOURS["text"]), (right, (result.difference,), verdict)):
+    for ax, rows, colour in (
+        (left, (result.a, result.b), COLOURS["text"]),
+        (right, (result.difference,), verdict),
+    ):
         for y, (value, low, high) in enumerate(rows):
-            ax.plot([low, high], [y, y], color=colour, lw=3.5, solid_capstyle="round", alpha=.55); ax.plot(value, y, "o", ms=9, color=colour)
-            ax.annotate(f"{value:.3f}".replace("-", "−"), (value, y), (0, 8), textcoords="offset points", ha="center", fontsize=8, color=colour)
-        ax.spines[["top", "right", "left"]].set_visible(False); ax.tick_params(axis="y", length=0); ax.margins(x=.08)
-    right.axvline(0, color="k", lw=.8)
-    left.set_yticks([0, 1], names); left.set(ylim=(1.6, -.8), xlabel=_spell(result.metric))
-    right.set(yticks=[], ylim=(.9, -.9), xlabel=f"{names[0]} − {names[1]}")
-    right.set_title(f"{'no difference to be seen' if holds else 'a difference'}, p = {result.p:.2g}", fontsize=9)
+            ax.plot([low, high], [y, y], color=colour, lw=3.5, solid_capstyle="round", alpha=0.55)
+            ax.plot(value, y, "o", ms=9, color=colour)
+            ax.annotate(
+                f"{value:.3f}".replace("-", "−"),
+                (value, y),
+                (0, 8),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+                color=colour,
+            )
+        ax.spines[["top", "right", "left"]].set_visible(False)
+        ax.tick_params(axis="y", length=0)
+        ax.margins(x=0.08)
+    right.axvline(0, color="k", lw=0.8)
+    left.set_yticks([0, 1], names)
+    left.set(ylim=(1.6, -0.8), xlabel=_spell(result.metric))
+    right.set(yticks=[], ylim=(0.9, -0.9), xlabel=f"{names[0]} − {names[1]}")
+    right.set_title(
+        f"{'no difference to be seen' if holds else 'a difference'}, p = {result.p:.2g}", fontsize=9
+    )
     return axes
+
 
 def _spell(metric: str) -> str:
     "A metric's name as it is written in a figure."
-    return f"{metric.upper() if len(metric) < 5 else metric.replace('_', ' ')} ({'less' if metric in ('rmse', 'mae') else 'more'} is better)"
+    return (
+        f"{metric.upper() if len(metric) < 5 else metric.replace('_', ' ')}"
+        f" ({'less' if metric in ('rmse', 'mae') else 'more'} is better)"
+    )

@@ -4,210 +4,396 @@
 
 # %% ../../nbs/course/05_scores.ipynb #5924d27b
 from __future__ import annotations
-import numpy as np
-import torch
+
 from collections.abc import Sequence
 from typing import NamedTuple
-from torch import Tensor
+
+import numpy as np
+import torch
 from jaxtyping import Float, Int
+from torch import Tensor
+
 from ..core.errors import ConfigError, DataError, ShapeError
 from ..models.base import probabilities
 
 # %% auto #0
-__all__ = ['Speakers', 'known_pairs', 'class_metrics', 'share_of', 'confusion', 'reliability', 'regression_metrics', 'Interval',
-           'sum_by_speaker', 'resample_speakers', 'bootstrap', 'Comparison', 'compare', 'linear_probe']
+__all__ = [
+    "Speakers",
+    "known_pairs",
+    "class_metrics",
+    "share_of",
+    "confusion",
+    "reliability",
+    "regression_metrics",
+    "Interval",
+    "sum_by_speaker",
+    "resample_speakers",
+    "bootstrap",
+    "Comparison",
+    "compare",
+    "linear_probe",
+]
+
 
 # %% ../../nbs/course/05_scores.ipynb #23209b7d
 def known_pairs(prediction, target, floating: bool) -> tuple[np.ndarray, np.ndarray]:
-    "Prediction [N] or [N, C] and target [N] as arrays, without the items whose target is unknown (NaN or -100)."
-    prediction, target = (np.asarray(v.detach().cpu() if isinstance(v, Tensor) else v) for v in (prediction, target))
+    """Prediction [N] or [N, C] and target [N] as arrays, without the items whose target is unknown
+    (NaN or -100).
+    """
+    prediction, target = (
+        np.asarray(v.detach().cpu() if isinstance(v, Tensor) else v) for v in (prediction, target)
+    )
     if target.ndim != 1 or prediction.ndim not in ((1,) if floating else (1, 2)):
-        raise ShapeError(f"prediction {list(prediction.shape)} and target {list(target.shape)}: a target is [N], a prediction [N]"
-                         + ("" if floating else " (labels) or [N, C] (scores)"))
-    if len(prediction) != len(target): raise ShapeError(f"axis N disagrees: {len(prediction)} predictions for {len(target)} targets")
+        raise ShapeError(
+            f"prediction {list(prediction.shape)} and target {list(target.shape)}: a target is [N],"
+            " a prediction [N]" + ("" if floating else " (labels) or [N, C] (scores)")
+        )
+    if len(prediction) != len(target):
+        raise ShapeError(
+            f"axis N disagrees: {len(prediction)} predictions for {len(target)} targets"
+        )
     known = np.isfinite(target) if floating else target >= 0
-    if not known.any(): raise ShapeError(f"none of the {len(target)} items has a known target")
+    if not known.any():
+        raise ShapeError(f"none of the {len(target)} items has a known target")
     bad = np.flatnonzero(known & ~np.isfinite(prediction.reshape(len(target), -1)).all(1))
-    if len(bad): raise DataError(f"the prediction of item {bad[0]} is {prediction[bad[0]]}; all predictions must be finite numbers")
+    if len(bad):
+        raise DataError(
+            f"the prediction of item {bad[0]} is {prediction[bad[0]]}; all predictions must be"
+            " finite numbers"
+        )
     return prediction[known], target[known]
 
+
 def _labels(scores: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, int]:
-    "Predicted class [N] of scores [N, C] or labels [N], and the number of classes. Raises `ShapeError` for a target class without a column."
+    """Predicted class [N] of scores [N, C] or labels [N], and the number of classes.
+
+    Raises `ShapeError` for a target class without a column.
+    """
     label = (scores.argmax(1) if scores.ndim == 2 else scores).astype(int)
     C = scores.shape[1] if scores.ndim == 2 else int(max(label.max(), target.max())) + 1
-    if target.max() >= C: raise ShapeError(f"axis C disagrees: a target is class {int(target.max())}, the scores have C={C} classes")
-    if label.min() < 0: raise DataError(f"a predicted label is {label.min()}; labels are 0 or more")
+    if target.max() >= C:
+        raise ShapeError(
+            f"axis C disagrees: a target is class {int(target.max())}, the scores have C={C}"
+            " classes"
+        )
+    if label.min() < 0:
+        raise DataError(f"a predicted label is {label.min()}; labels are 0 or more")
     return label, C
+
 
 # %% ../../nbs/course/05_scores.ipynb #cfac9647
 def class_metrics(scores, target) -> dict[str, float]:
-    """Accuracy, UAR, macro and weighted F1, weighted precision of scores [N, C] (logits or probabilities) or labels [N]; with scores also ECE.
+    """Accuracy, UAR, macro and weighted F1, weighted precision of scores [N, C] (logits or
+    probabilities) or labels [N]; with scores also ECE.
 
-    UAR averages over the classes present in the target, macro F1 over those present in target or prediction; a class never predicted has
-    precision 0. ECE (Guo et al. 2017): 15 bins of confidence, mean gap to accuracy. Raises `ShapeError`, `DataError`."""
+    UAR averages over the classes present in the target, macro F1 over those present in target or
+    prediction; a class never predicted has precision 0. ECE (Guo et al. 2017): 15 bins of
+    confidence, mean gap to accuracy. Raises `ShapeError`, `DataError`.
+    """
     from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
+
     scores, target = known_pairs(scores, target, floating=False)
     label, C = _labels(scores, target)
-    out = {"accuracy": accuracy_score(target, label), "uar": recall_score(target, label, labels=np.unique(target), average="macro"),
-           "macro_f1": f1_score(target, label, average="macro", zero_division=0),
-           "weighted_f1": f1_score(target, label, average="weighted", zero_division=0),
-           "weighted_precision": precision_score(target, label, average="weighted", zero_division=0)}
+    out = {
+        "accuracy": accuracy_score(target, label),
+        "uar": recall_score(target, label, labels=np.unique(target), average="macro"),
+        "macro_f1": f1_score(target, label, average="macro", zero_division=0),
+        "weighted_f1": f1_score(target, label, average="weighted", zero_division=0),
+        "weighted_precision": precision_score(target, label, average="weighted", zero_division=0),
+    }
     if scores.ndim == 2 and C > 1:
         from torchmetrics.functional.classification import multiclass_calibration_error
+
         tensors = torch.from_numpy(probabilities(scores)), torch.from_numpy(target).long()
         out["ece"] = multiclass_calibration_error(*tensors, num_classes=C, n_bins=15)
     return {name: float(value) for name, value in out.items()}
 
+
 def share_of(count: int, total: int, level: float = 0.95) -> Interval:
-    "A share, `count` of `total`, with its Wilson interval (Wilson 1927), which has a width at 0 of 10 too."
+    """A share, `count` of `total`, with its Wilson interval (Wilson 1927), which has a width at 0
+    of 10 too.
+    """
     from scipy.stats import binomtest
+
     found = binomtest(count, total).proportion_ci(level, method="wilson")
     return Interval(count / total, float(found.low), float(found.high))
+
 
 def confusion(scores, target, classes: int | None = None) -> np.ndarray:
     "Confusion matrix [C, C] of counts: rows are true classes, columns are predicted ones."
     from sklearn.metrics import confusion_matrix
+
     scores, target = known_pairs(scores, target, floating=False)
     label, C = _labels(scores, target)
     return confusion_matrix(target, label, labels=range(classes or C))
 
+
 def reliability(scores, target, bins: int = 10) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "The calibration curve: mean confidence, accuracy and number of items of each of `bins` bins that holds any (Guo et al. 2017)."
+    """The calibration curve: mean confidence, accuracy and number of items of each of `bins` bins
+    that holds any (Guo et al. 2017).
+    """
     scores, target = known_pairs(scores, target, floating=False)
     sure = probabilities(scores)
     right, sure = sure.argmax(1) == target, sure.max(1)
     index = np.minimum((sure * bins).astype(int), bins - 1)
     count = np.bincount(index, minlength=bins)
-    mean = lambda v: np.bincount(index, v, bins)[count > 0] / count[count > 0]
+
+    def mean(v):
+        return np.bincount(index, v, bins)[count > 0] / count[count > 0]
+
     return mean(sure), mean(right), count[count > 0]
+
 
 # %% ../../nbs/course/05_scores.ipynb #053b3c8d
 def _moments(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
-    "The sums [N, 7] that RMSE, MAE and CCC are made of, about the target's mean (shifts change none of the three)."
+    """The sums [N, 7] that RMSE, MAE and CCC are made of, about the target's mean (shifts change
+    none of the three).
+    """
     p, t = prediction - target.mean(), target - target.mean()
     return np.stack([np.ones_like(t), p, t, p * p, t * t, p * t, np.abs(p - t)], 1)
+
 
 def _regression(sums: np.ndarray) -> dict:
     "RMSE, MAE and CCC of summed moments [..., 7]; CCC is 0 where neither side varies."
     n, p, t, pp, tt, pt, gap = np.moveaxis(sums, -1, 0)
     free = np.maximum(n - 1, 1)
     below = (pp - p * p / n + tt - t * t / n) / free + ((p - t) / n) ** 2
-    ccc = np.where(below > 1e-9 * (pp + tt) / n, 2 * (pt - p * t / n) / free / np.where(below > 0, below, 1), 0.0)
+    ccc = np.where(
+        below > 1e-9 * (pp + tt) / n,
+        2 * (pt - p * t / n) / free / np.where(below > 0, below, 1),
+        0.0,
+    )
     return {"rmse": np.sqrt(np.maximum(pp + tt - 2 * pt, 0) / n), "mae": gap / n, "ccc": ccc}
 
-def regression_metrics(prediction, target) -> dict[str, float]:
-    """RMSE, MAE (in the target's unit) and CCC of prediction [N] and target [N]; unknown targets (NaN) do not count.
 
-    CCC, the concordance correlation (Lin 1989; variances over N - 1), is 0 where either side is constant. Raises `ShapeError`, `DataError`."""
+def regression_metrics(prediction, target) -> dict[str, float]:
+    """RMSE, MAE (in the target's unit) and CCC of prediction [N] and target [N]; unknown targets
+    (NaN) do not count.
+
+    CCC, the concordance correlation (Lin 1989; variances over N - 1), is 0 where either side is
+    constant. Raises `ShapeError`, `DataError`.
+    """
     from sklearn.metrics import mean_absolute_error, root_mean_squared_error
     from torchmetrics.functional.regression import concordance_corrcoef
+
     p, t = (v.astype(np.float64) for v in known_pairs(prediction, target, floating=True))
     constant = len(p) < 2 or np.ptp(p) == 0 or np.ptp(t) == 0
-    return {"rmse": float(root_mean_squared_error(t, p)), "mae": float(mean_absolute_error(t, p)),
-            "ccc": 0.0 if constant else float(concordance_corrcoef(torch.from_numpy(p), torch.from_numpy(t)))}
+    return {
+        "rmse": float(root_mean_squared_error(t, p)),
+        "mae": float(mean_absolute_error(t, p)),
+        "ccc": (
+            0.0
+            if constant
+            else float(concordance_corrcoef(torch.from_numpy(p), torch.from_numpy(t)))
+        ),
+    }
+
 
 # %% ../../nbs/course/05_scores.ipynb #3a1fb325
-Speakers = Sequence | np.ndarray                                         # who spoke each item: names or numbers, [N]
+Speakers = Sequence | np.ndarray  # who spoke each item: names or numbers, [N]
+
 
 class Interval(NamedTuple):
-    "A value with the ends of its interval; a plain triple (value, low, high) to JSON. `f'{interval:.2f}'` prints value [low, high]."
+    """A value with the ends of its interval; a plain triple (value, low, high) to JSON.
+
+    `f'{interval:.2f}'` prints value [low, high].
+    """
+
     value: float
     low: float
     high: float
 
-    def __format__(self, spec: str) -> str: return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
-    def __str__(self) -> str: return f"{self:.3f}"
+    def __format__(self, spec: str) -> str:
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+    def __str__(self) -> str:
+        return f"{self:.3f}"
 
     @classmethod
     def of(cls, value, draws: np.ndarray, level: float = 0.95) -> Interval:
-        "The percentile interval of resampled values; a resample in which the value is not defined does not count."
-        return cls(float(value), *(float(q) for q in np.quantile(draws[np.isfinite(draws)], [(1 - level) / 2, (1 + level) / 2])))
+        """The percentile interval of resampled values; a resample in which the value is not
+        defined does not count.
+        """
+        return cls(
+            float(value),
+            *(
+                float(q)
+                for q in np.quantile(draws[np.isfinite(draws)], [(1 - level) / 2, (1 + level) / 2])
+            ),
+        )
+
 
 def sum_by_speaker(terms: np.ndarray, speakers: Speakers) -> np.ndarray:
-    "Terms [N, K] added up by speaker, [S, K], in an order that depends neither on names nor on the order of items."
-    if len(speakers) != len(terms): raise ShapeError(f"axis N disagrees: {len(speakers)} speakers for {len(terms)} items")
+    """Terms [N, K] added up by speaker, [S, K], in an order that depends neither on names nor on
+    the order of items.
+    """
+    if len(speakers) != len(terms):
+        raise ShapeError(f"axis N disagrees: {len(speakers)} speakers for {len(terms)} items")
     names, code = np.unique(np.asarray(speakers), return_inverse=True)
     sums = np.zeros((len(names), terms.shape[1]))
     np.add.at(sums, code, terms)
     return sums[np.lexsort(sums.T[::-1])]
 
+
 def resample_speakers(sums: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     "As many speakers as there are, drawn with replacement and added up: [S, K] -> [resamples, K]."
-    if len(sums) < 2: raise ShapeError("an interval needs at least 2 speakers; all items have the same one")
+    if len(sums) < 2:
+        raise ShapeError("an interval needs at least 2 speakers; all items have the same one")
     S, rng = len(sums), np.random.default_rng(seed)
     drawn = rng.integers(S, size=(resamples, S)) + S * np.arange(resamples)[:, None]
-    return np.bincount(drawn.ravel(), minlength=resamples * S).reshape(resamples, S).astype(float) @ sums
+    return (
+        np.bincount(drawn.ravel(), minlength=resamples * S).reshape(resamples, S).astype(float)
+        @ sums
+    )
+
 
 # %% ../../nbs/course/05_scores.ipynb #ebf312ab
 def _classes(sums: np.ndarray) -> dict:
-    "The class metrics of summed confusion matrices [..., C * C]; the same conventions as `class_metrics`."
+    """The class metrics of summed confusion matrices [..., C * C]; the same conventions as
+    `class_metrics`.
+    """
     C = round(sums.shape[-1] ** 0.5)
     matrix = sums.reshape(*sums.shape[:-1], C, C)
     right, true, said = np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(-1), matrix.sum(-2)
-    part = lambda a, b: a / np.where(b > 0, b, 1)
+
+    def part(a, b):
+        return a / np.where(b > 0, b, 1)
+
     n, f1 = true.sum(-1), part(2 * right, true + said)
-    return {"accuracy": right.sum(-1) / n, "uar": part(right, true).sum(-1) / (true > 0).sum(-1),
-            "macro_f1": f1.sum(-1) / (true + said > 0).sum(-1), "weighted_f1": (f1 * true).sum(-1) / n, "weighted_precision": (part(right, said) * true).sum(-1) / n}
+    return {
+        "accuracy": right.sum(-1) / n,
+        "uar": part(right, true).sum(-1) / (true > 0).sum(-1),
+        "macro_f1": f1.sum(-1) / (true + said > 0).sum(-1),
+        "weighted_f1": (f1 * true).sum(-1) / n,
+        "weighted_precision": (part(right, said) * true).sum(-1) / n,
+    }
+
 
 def _terms(prediction, target, speakers: Speakers, classes: int | None = None):
-    "The terms [N, K] whose sums the metrics are made of, the speakers of these items, and the function from sums to metrics."
+    """The terms [N, K] whose sums the metrics are made of, the speakers of these items, and the
+    function from sums to metrics.
+    """
     target = np.asarray(target.detach().cpu() if isinstance(target, Tensor) else target)
     floating = target.dtype.kind == "f"
     p, t = known_pairs(prediction, target, floating)
-    if len(speakers) != len(target): raise ShapeError(f"axis N disagrees: {len(speakers)} speakers for {len(target)} items")
+    if len(speakers) != len(target):
+        raise ShapeError(f"axis N disagrees: {len(speakers)} speakers for {len(target)} items")
     speakers = np.asarray(speakers)[np.isfinite(target) if floating else target >= 0]
-    if floating: return _moments(p.astype(float), t.astype(float)), speakers, _regression
+    if floating:
+        return _moments(p.astype(float), t.astype(float)), speakers, _regression
     label, C = _labels(p, t)
     C = max(C, classes or 0)
     return np.eye(C * C)[t.astype(int) * C + label], speakers, _classes
 
-def bootstrap(prediction, target, speakers: Speakers, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> dict[str, Interval]:
-    """Every metric with its percentile interval over resampled *speakers* (Davison & Hinkley 1997, 3.8); the same seed, the same interval.
 
-    A floating target [N] gives RMSE, MAE and CCC; an integer one the class metrics except ECE (which resampling biases upwards).
-    Raises `ShapeError` (fewer than two speakers, sizes that disagree, no known target), `DataError` (NaN predictions)."""
+def bootstrap(
+    prediction,
+    target,
+    speakers: Speakers,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Every metric with its percentile interval over resampled *speakers* (Davison & Hinkley 1997,
+    3.8); the same seed, the same interval.
+
+    A floating target [N] gives RMSE, MAE and CCC; an integer one the class metrics except ECE
+    (which resampling biases upwards). Raises `ShapeError` (fewer than two speakers, sizes that
+    disagree, no known target), `DataError` (NaN predictions).
+    """
     terms, speakers, metrics = _terms(prediction, target, speakers)
     draws = metrics(resample_speakers(sum_by_speaker(terms, speakers), resamples, seed))
-    return {name: Interval.of(value, draws[name], level) for name, value in metrics(terms.sum(0)).items()}
+    return {
+        name: Interval.of(value, draws[name], level)
+        for name, value in metrics(terms.sum(0)).items()
+    }
+
 
 # %% ../../nbs/course/05_scores.ipynb #2566c32c
 class Comparison(NamedTuple):
-    "Two models on the same items: a metric of each, the difference a - b with its interval, and a two-sided p-value."
+    """Two models on the same items: a metric of each, the difference a - b with its interval, and
+    a two-sided p-value.
+    """
+
     metric: str
     a: Interval
     b: Interval
     difference: Interval
     p: float
 
-def compare(a, b, target, speakers: Speakers, metric: str = "rmse", resamples: int = 2000, level: float = 0.95, seed: int = 0) -> Comparison:
-    """Paired comparison of two models' predictions `a` and `b`: all three intervals from the same resampled speakers.
 
-    The p-value exchanges the two models' answers by whole speakers (approximate randomisation, Noreen 1989; (1 + hits) / (1 + resamples),
-    Phipson & Smyth 2010); with S speakers it cannot fall below about 2 / 2**S. Raises `ShapeError`, `DataError`, `ConfigError` (metric)."""
+def compare(
+    a,
+    b,
+    target,
+    speakers: Speakers,
+    metric: str = "rmse",
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Comparison:
+    """Paired comparison of two models' predictions `a` and `b`: all three intervals from the same
+    resampled speakers.
+
+    The p-value exchanges the two models' answers by whole speakers (approximate randomisation,
+    Noreen 1989; (1 + hits) / (1 + resamples), Phipson & Smyth 2010); with S speakers it cannot
+    fall below about 2 / 2**S. Raises `ShapeError`, `DataError`, `ConfigError` (metric).
+    """
     classes = max(_terms(v, target, speakers)[0].shape[1] for v in (a, b))
-    (ta, who, metrics), (tb, _, _) = (_terms(v, target, speakers, round(classes ** 0.5)) for v in (a, b))
+    (ta, who, metrics), (tb, _, _) = (
+        _terms(v, target, speakers, round(classes**0.5)) for v in (a, b)
+    )
     K, names = ta.shape[1], metrics(ta.sum(0))
-    if metric not in names: raise ConfigError(f"unknown metric {metric!r} for this target; choose from {', '.join(names)}")
+    if metric not in names:
+        raise ConfigError(
+            f"unknown metric {metric!r} for this target; choose from {', '.join(names)}"
+        )
     score, sums = lambda v: metrics(v)[metric], sum_by_speaker(np.concatenate([ta, tb], 1), who)
     drawn, total = resample_speakers(sums, resamples, seed), sums.sum(0)
-    ends, difference = (score(drawn[:, :K]), score(drawn[:, K:])), score(total[:K]) - score(total[K:])
-    moved = np.random.default_rng([seed, 1]).integers(2, size=(resamples, len(sums))) @ (sums[:, K:] - sums[:, :K])
+    ends, difference = (
+        (score(drawn[:, :K]), score(drawn[:, K:])),
+        score(total[:K]) - score(total[K:]),
+    )
+    moved = np.random.default_rng([seed, 1]).integers(2, size=(resamples, len(sums))) @ (
+        sums[:, K:] - sums[:, :K]
+    )
     chance = score(total[:K] + moved) - score(total[K:] - moved)
     p = (1 + (np.abs(chance) >= abs(difference) - 1e-12).sum()) / (1 + resamples)
-    return Comparison(metric, Interval.of(score(total[:K]), ends[0], level), Interval.of(score(total[K:]), ends[1], level),
-                      Interval.of(difference, ends[0] - ends[1], level), float(p))
+    return Comparison(
+        metric,
+        Interval.of(score(total[:K]), ends[0], level),
+        Interval.of(score(total[K:]), ends[1], level),
+        Interval.of(difference, ends[0] - ends[1], level),
+        float(p),
+    )
+
 
 # %% ../../nbs/course/05_scores.ipynb #0000001c
-def linear_probe(train: Float[Tensor, "N H"], labels: Int[Tensor, " N"], test: Float[Tensor, "M H"], truth: Int[Tensor, " M"], C: float = 1.0) -> dict[str, float]:
-    """What a linear classifier can read from a frozen embedding: `class_metrics` on `test` of a logistic regression fitted on `train`.
+def linear_probe(
+    train: Float[Tensor, "N H"],
+    labels: Int[Tensor, " N"],
+    test: Float[Tensor, "M H"],
+    truth: Int[Tensor, " M"],
+    C: float = 1.0,
+) -> dict[str, float]:
+    """What a linear classifier can read from a frozen embedding: `class_metrics` on `test` of a
+    logistic regression fitted on `train`.
 
-    Features are standardised with training statistics, so that an embedding's scale does not act as its regularisation; unknown labels (-100)
-    do not count (Alain & Bengio 2017). `C` is scikit-learn's inverse regularisation. Raises `DataError` where fewer than two classes are known."""
+    Features are standardised with training statistics, so that an embedding's scale does not act
+    as its regularisation; unknown labels (-100) do not count (Alain & Bengio 2017). `C` is
+    scikit-learn's inverse regularisation. Raises `DataError` where fewer than two classes are
+    known.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+
     known, asked = labels != -100, truth != -100
-    if len(labels[known].unique()) < 2: raise DataError("a probe needs labels of at least two classes to learn from")
-    if not asked.any(): raise DataError(f"none of the {len(truth)} test labels is known")
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=1000)).fit(train[known].cpu().numpy(), labels[known].cpu().numpy())
+    if len(labels[known].unique()) < 2:
+        raise DataError("a probe needs labels of at least two classes to learn from")
+    if not asked.any():
+        raise DataError(f"none of the {len(truth)} test labels is known")
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=1000)).fit(
+        train[known].cpu().numpy(), labels[known].cpu().numpy()
+    )
     return class_metrics(probe.predict(test[asked].cpu().numpy()), truth[asked].cpu().numpy())

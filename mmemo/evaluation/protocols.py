@@ -2,72 +2,134 @@
 
 # %% ../../nbs/electives/25_protocols.ipynb #00000003
 from __future__ import annotations
-import torch
-import numpy as np
-from collections.abc import Iterable, Mapping, Iterator
-from typing import NamedTuple, Any
-from dataclasses import replace, dataclass
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import combinations
-from torch import nn
 from types import SimpleNamespace
-from ..core.batch import Batch, row_numbers, Rows
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..core.batch import Batch, Rows, row_numbers
 from ..core.errors import ConfigError, DataError, some_names
 from ..data.splits import check_split, leave_one_out_rows, speaker_split
 from ..models.base import precompute, static_front
 
 # %% auto #0
-__all__ = ['MEASURED_MISTAKES', 'PROTOCOL_PARTS', 'normalise_by_speaker', 'Mistake', 'Protocol', 'make_protocols',
-           'leave_one_speaker_out', 'leave_one_session_out', 'published_folds']
+__all__ = [
+    "MEASURED_MISTAKES",
+    "PROTOCOL_PARTS",
+    "normalise_by_speaker",
+    "Mistake",
+    "Protocol",
+    "make_protocols",
+    "leave_one_speaker_out",
+    "leave_one_session_out",
+    "published_folds",
+]
+
 
 # %% ../../nbs/electives/25_protocols.ipynb #0000000d
 def normalise_by_speaker(data: Batch, names: Iterable[str], by: str = "speaker") -> Batch:
-    """Each feature of the streams `names` to mean 0 and spread 1 over the speaker's own real steps; what never varies becomes 0.
+    """Each feature of the streams `names` to mean 0 and spread 1 over the speaker's own real
+    steps; what never varies becomes 0.
 
-    TRANSDUCTIVE: a test speaker's items are seen, all of them and before the first prediction, if without labels. meta "normalised" says
-    so, and a `Protocol` refuses such data unless it is `transductive`. Raises `ConfigError` for an unknown stream or field."""
-    if by not in data.meta: raise ConfigError(f"no meta field {by!r} to normalise by; the data has {', '.join(data.meta)}")
-    if unknown := [n for n in names if n not in data.streams]: raise ConfigError(f"no stream {unknown[0]!r}; the data has {', '.join(data.streams)}")
+    TRANSDUCTIVE: a test speaker's items are seen, all of them and before the first prediction, if
+    without labels. meta "normalised" says so, and a `Protocol` refuses such data unless it is
+    `transductive`. Raises `ConfigError` for an unknown stream or field.
+    """
+    if by not in data.meta:
+        raise ConfigError(
+            f"no meta field {by!r} to normalise by; the data has {', '.join(data.meta)}"
+        )
+    if unknown := [n for n in names if n not in data.streams]:
+        raise ConfigError(f"no stream {unknown[0]!r}; the data has {', '.join(data.streams)}")
     who, done = torch.from_numpy(np.unique(np.asarray(data.meta[by]), return_inverse=True)[1]), {}
     for name in names:
         s = data.streams[name]
         real, of = s.x[s.mask].double(), who.unsqueeze(1).expand(s.mask.shape)[s.mask]
         count = torch.bincount(of, minlength=int(who.max()) + 1).clamp(min=1).unsqueeze(1)
-        over = lambda v: torch.zeros(len(count), *v.shape[1:], dtype=v.dtype).index_add_(0, of, v) / count
+
+        def over(v):
+            return torch.zeros(len(count), *v.shape[1:], dtype=v.dtype).index_add_(0, of, v) / count
+
         centred = real - over(real)[of]
         var = over(centred.square())
         scale = torch.where(var > 1e-12 * over(real.square()), var, torch.inf).rsqrt()
-        x = torch.zeros_like(s.x); x[s.mask] = (centred * scale[of]).to(s.x.dtype)
+        x = torch.zeros_like(s.x)
+        x[s.mask] = (centred * scale[of]).to(s.x.dtype)
         done[name] = s.with_x(x)
-    return Batch({**data.streams, **done}, data.targets, {**data.meta, "normalised": [by] * len(data)})
+    return Batch(
+        {**data.streams, **done}, data.targets, {**data.meta, "normalised": [by] * len(data)}
+    )
+
 
 # %% ../../nbs/electives/25_protocols.ipynb #00000400
 class Mistake(NamedTuple):
-    "What a mistake of protocol does to a score: the score with it, the honest one, and where this was measured."
+    """What a mistake of protocol does to a score: the score with it, the honest one, and where
+    this was measured.
+    """
+
     claimed: float
     honest: float
     where: str
 
     def __str__(self) -> str:
-        return f"this mistake inflates: {self.claimed:.2f} instead of {self.honest:.2f} ({self.where})"
+        return (
+            f"this mistake inflates: {self.claimed:.2f} instead of {self.honest:.2f} ({self.where})"
+        )
 
-MEASURED_MISTAKES = {                                                               # measured in lesson 14, and again by tests/test_speakers.py
-    "speaker": Mistake(.890, .693, "RAVDESS, accuracy of an SVM on voice and face, random clips against actor folds"),
-    "recording": Mistake(.684, .602, "RAVDESS, an SVM on voice, frames of a clip on both sides against whole clips, both at random"),
-    "validation": Mistake(.713, .689, "RAVDESS, the best of 12 SVMs, chosen on the test actors against on other ones"),
-    "statistics": Mistake(.839, .693, "RAVDESS, actor folds, an SVM on features normalised by each actor's own statistics"),
-    "labels": Mistake(.982, .757, "CMU-MOSI, text vectors fitted on the training labels, people held out of train against the test")}
+
+MEASURED_MISTAKES = {  # measured in lesson 14, and again by tests/test_speakers.py
+    "speaker": Mistake(
+        0.890,
+        0.693,
+        "RAVDESS, accuracy of an SVM on voice and face, random clips against actor folds",
+    ),
+    "recording": Mistake(
+        0.684,
+        0.602,
+        "RAVDESS, an SVM on voice, frames of a clip on both sides against whole clips, both at"
+        " random",
+    ),
+    "validation": Mistake(
+        0.713,
+        0.689,
+        "RAVDESS, the best of 12 SVMs, chosen on the test actors against on other ones",
+    ),
+    "statistics": Mistake(
+        0.839,
+        0.693,
+        "RAVDESS, actor folds, an SVM on features normalised by each actor's own statistics",
+    ),
+    "labels": Mistake(
+        0.982,
+        0.757,
+        "CMU-MOSI, text vectors fitted on the training labels, people held out of train against the"
+        " test",
+    ),
+}
 
 # %% ../../nbs/electives/25_protocols.ipynb #00000401
 PROTOCOL_PARTS = ("train", "valid", "test")
 
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Protocol:
-    """Who is learned from, chosen on and tested on; a split that would inflate the score is refused when it is made.
+    """Who is learned from, chosen on and tested on; a split that would inflate the score is
+    refused when it is made.
 
-    No value of a meta field in `apart` (or of "id") may stand in two parts; `valid` may be empty. `fitted`: the rows whose labels the features
-    were fitted on, if they were. Data of `normalise_by_speaker` need `transductive=True`, and every report then says so.
-    Raises `DataError` that says what, who, and by how much that mistake was measured to inflate a score; `ConfigError` for an unknown field."""
-    data: Any                                                              # a Batch or a Corpus
+    No value of a meta field in `apart` (or of "id") may stand in two parts; `valid` may be empty.
+    `fitted`: the rows whose labels the features were fitted on, if they were. Data of
+    `normalise_by_speaker` need `transductive=True`, and every report then says so. Raises
+    `DataError` that says what, who, and by how much that mistake was measured to inflate a score;
+    `ConfigError` for an unknown field.
+    """
+
+    data: Any  # a Batch or a Corpus
     train: Rows
     valid: Rows
     test: Rows
@@ -77,70 +139,150 @@ class Protocol:
     name: str = "split"
 
     def __post_init__(self):
-        for part in (*PROTOCOL_PARTS, "fitted"): object.__setattr__(self, part, row_numbers(getattr(self, part), part, len(self.data)))
+        for part in (*PROTOCOL_PARTS, "fitted"):
+            object.__setattr__(self, part, row_numbers(getattr(self, part), part, len(self.data)))
         for part in ("train", "test"):
-            if not len(getattr(self, part)): raise DataError(f"{self.name}: no item is in {part}")
+            if not len(getattr(self, part)):
+                raise DataError(f"{self.name}: no item is in {part}")
         if len(both := np.intersect1d(self.valid, self.test)):
-            raise DataError(f"{self.name}: the test set is used for validation ({len(both)} items: {self._who(both)}); {MEASURED_MISTAKES['validation']}")
+            raise DataError(
+                f"{self.name}: the test set is used for validation ({len(both)} items:"
+                f" {self._who(both)}); {MEASURED_MISTAKES['validation']}"
+            )
         for field in dict.fromkeys((*self.apart, *({"id"} & set(self.data.meta)))):
-            try: check_split(self.data, self.train, self.valid, self.test, by=field)
-            except DataError: raise DataError(self._blame(field)) from None
+            try:
+                check_split(self.data, self.train, self.valid, self.test, by=field)
+            except DataError:
+                raise DataError(self._blame(field)) from None
         for part in ("valid", "test"):
             if len(both := np.intersect1d(self.fitted, getattr(self, part))):
-                raise DataError(f"{self.name}: the features were fitted on the labels of {len(both)} items of {part} ({self._who(both)}); {MEASURED_MISTAKES['labels']}")
+                raise DataError(
+                    f"{self.name}: the features were fitted on the labels of {len(both)} items of"
+                    f" {part} ({self._who(both)}); {MEASURED_MISTAKES['labels']}"
+                )
         if "normalised" in self.data.meta and not self.transductive:
-            raise DataError(f"{self.name}: the features were normalised with statistics of each {self.data.meta['normalised'][0]}, also of those in test "
-                            f"({self._who(self.test)}); {MEASURED_MISTAKES['statistics']}; if that is meant, transductive=True, and every report says it")
+            raise DataError(
+                f"{self.name}: the features were normalised with statistics of each"
+                f" {self.data.meta['normalised'][0]}, also of those in test"
+                f" ({self._who(self.test)}); {MEASURED_MISTAKES['statistics']}; if that is meant,"
+                " transductive=True, and every report says it"
+            )
 
     def __getitem__(self, part: str) -> Batch:
         "The items of train, valid or test."
-        if part not in PROTOCOL_PARTS: raise ConfigError(f"unknown part {part!r}; choose from {', '.join(PROTOCOL_PARTS)}")
+        if part not in PROTOCOL_PARTS:
+            raise ConfigError(f"unknown part {part!r}; choose from {', '.join(PROTOCOL_PARTS)}")
         return self.data[getattr(self, part)]
 
     def __str__(self) -> str:
-        sizes = [f"{part} {len(rows)} items of {len(set(self._of(rows)))}" for part in PROTOCOL_PARTS if len(rows := getattr(self, part))]
-        return f"{self.name}: {', '.join(sizes)} {self.apart[0]}s" + (", TRANSDUCTIVE: statistics of the test speakers are used" if self.transductive else "")
+        sizes = [
+            f"{part} {len(rows)} items of {len(set(self._of(rows)))}"
+            for part in PROTOCOL_PARTS
+            if len(rows := getattr(self, part))
+        ]
+        return f"{self.name}: {', '.join(sizes)} {self.apart[0]}s" + (
+            ", TRANSDUCTIVE: statistics of the test speakers are used" if self.transductive else ""
+        )
 
     __repr__ = __str__
 
     def report(self, scores: Mapping[str, float]) -> dict[str, float]:
         "The scores under the names that they may be published by."
-        return {f"{name} (transductive)" if self.transductive else name: value for name, value in scores.items()}
+        return {
+            f"{name} (transductive)" if self.transductive else name: value
+            for name, value in scores.items()
+        }
 
     def pooled(self, **embed: nn.Module) -> Protocol:
-        "The same split of features pooled over time, with statistics of the training items only (`static_front`); `embed`: a module for a stream of tokens."
+        """The same split of features pooled over time, with statistics of the training items only
+        (`static_front`); `embed`: a module for a stream of tokens.
+        """
         train, data = self["train"], self.data
-        for name in data.streams: data = precompute(static_front(train, name, embed.get(name)), data, name)
+        for name in data.streams:
+            data = precompute(static_front(train, name, embed.get(name)), data, name)
         return replace(self, data=data)
 
-    def _of(self, rows: np.ndarray, field: str | None = None) -> list: return np.unique(np.asarray(self.data.meta[field or self.apart[0]])[rows]).tolist()
-    def _who(self, rows: np.ndarray) -> str: return f"{self.apart[0]} {some_names(self._of(rows))}"
+    def _of(self, rows: np.ndarray, field: str | None = None) -> list:
+        return np.unique(np.asarray(self.data.meta[field or self.apart[0]])[rows]).tolist()
+
+    def _who(self, rows: np.ndarray) -> str:
+        return f"{self.apart[0]} {some_names(self._of(rows))}"
 
     def _blame(self, field: str) -> str:
         "What is wrong where a value of `field` stands in two parts."
-        one, other, both = next((a, b, s) for a, b in combinations(PROTOCOL_PARTS, 2) if (s := np.intersect1d(self._of(getattr(self, a), field), self._of(getattr(self, b), field)).tolist()))
-        kind = "validation" if one == "valid" else "speaker" if field in ("speaker", "session") else "recording"
-        return f"{self.name}: {field} {some_names(both)} {'stands' if len(both) == 1 else 'stand'} in {one} and in {other}; {MEASURED_MISTAKES[kind]}"
+        one, other, both = next(
+            (a, b, s)
+            for a, b in combinations(PROTOCOL_PARTS, 2)
+            if (
+                s := np.intersect1d(
+                    self._of(getattr(self, a), field), self._of(getattr(self, b), field)
+                ).tolist()
+            )
+        )
+        kind = (
+            "validation"
+            if one == "valid"
+            else "speaker"
+            if field in ("speaker", "session")
+            else "recording"
+        )
+        return (
+            f"{self.name}: {field} {some_names(both)} {'stands' if len(both) == 1 else 'stand'} in"
+            f" {one} and in {other}; {MEASURED_MISTAKES[kind]}"
+        )
+
 
 # %% ../../nbs/electives/25_protocols.ipynb #0000001e
-def make_protocols(data, by: str = "speaker", inner: str | None = None, share: float = 0.15, seed: int = 0, **options) -> Iterator[Protocol]:
-    """A `Protocol` for each value of the meta field `by`: its items are the test; of the others, whole values of `inner` (default: `by`), about
-    a `share` of the items, are for validation. With share=0 nobody is. `options` go to `Protocol`. Raises `ConfigError` for an unknown field."""
+def make_protocols(
+    data,
+    by: str = "speaker",
+    inner: str | None = None,
+    share: float = 0.15,
+    seed: int = 0,
+    **options,
+) -> Iterator[Protocol]:
+    """A `Protocol` for each value of the meta field `by`: its items are the test; of the others,
+    whole values of `inner` (default: `by`), about a `share` of the items, are for validation.
+    With share=0 nobody is. `options` go to `Protocol`. Raises `ConfigError` for an unknown
+    field.
+    """
     inner = inner or by
-    if inner not in data.meta: raise ConfigError(f"no meta field {inner!r} to choose validation items by; the data has {', '.join(data.meta)}")
+    if inner not in data.meta:
+        raise ConfigError(
+            f"no meta field {inner!r} to choose validation items by; the data has"
+            f" {', '.join(data.meta)}"
+        )
     groups, options = np.asarray(data.meta[inner]), {"apart": (inner,), **options}
     for value, rest, test in leave_one_out_rows(data, by):
-        learn, look = speaker_split(SimpleNamespace(meta={inner: groups[rest]}), (1 - share, share), inner, seed) if share else (slice(None), [])
-        yield Protocol(data, rest[learn], rest[look], test, name=f"{by} {value} left out", **options)
+        learn, look = (
+            speaker_split(
+                SimpleNamespace(meta={inner: groups[rest]}), (1 - share, share), inner, seed
+            )
+            if share
+            else (slice(None), [])
+        )
+        yield Protocol(
+            data, rest[learn], rest[look], test, name=f"{by} {value} left out", **options
+        )
+
 
 def leave_one_speaker_out(data, **options) -> Iterator[Protocol]:
-    "Each speaker is the test once; validation speakers come from the others. Options: see `make_protocols`."
+    """Each speaker is the test once; validation speakers come from the others.
+
+    Options: see `make_protocols`.
+    """
     return make_protocols(data, "speaker", **options)
 
+
 def leave_one_session_out(data, **options) -> Iterator[Protocol]:
-    "Each session is the test once, so that nobody is tested whose partner was learned from (the habit of IEMOCAP). Options: see `make_protocols`."
+    """Each session is the test once, so that nobody is tested whose partner was learned from (the
+    habit of IEMOCAP). Options: see `make_protocols`.
+    """
     return make_protocols(data, "session", **{"apart": ("session", "speaker"), **options})
 
+
 def published_folds(data, **options) -> Iterator[Protocol]:
-    "Each published fold (meta `fold`) is the test once; whole speakers of the other folds are for validation. Options: see `make_protocols`."
+    """Each published fold (meta `fold`) is the test once; whole speakers of the other folds are
+    for validation. Options: see `make_protocols`.
+    """
     return make_protocols(data, "fold", **{"inner": "speaker", **options})

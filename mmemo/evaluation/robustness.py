@@ -4,99 +4,210 @@
 
 # %% ../../nbs/electives/21_robustness.ipynb #00000004
 from __future__ import annotations
-import numpy as np
-import torch
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
+import torch
 from torch import Tensor, nn
+
 from ..core.batch import Batch, Stream
 from ..core.errors import ConfigError
 from ..core.state import seed_of
 from ..core.style import COLOURS
 from ..models.base import predict
-from .metrics import bootstrap, Interval
+from .metrics import Interval, bootstrap
 
 # %% auto #0
-__all__ = ['DAMAGE_KINDS', 'without_modality', 'without_frames', 'with_noise', 'feature_spreads', 'Point', 'measure_robustness',
-           'draw_robustness']
+__all__ = [
+    "DAMAGE_KINDS",
+    "without_modality",
+    "without_frames",
+    "with_noise",
+    "feature_spreads",
+    "Point",
+    "measure_robustness",
+    "draw_robustness",
+]
+
 
 # %% ../../nbs/electives/21_robustness.ipynb #0000000c
-def _named(data: Batch, names: Iterable[str] | None, share: float, what: str = "share", top: float = 1.0) -> list[str]:
-    "The streams that may be damaged. Raises `ConfigError` for a name that is not there and a share that cannot be."
-    if not 0 <= share <= top: raise ConfigError(f"{what}={share} cannot be: choose a number from 0 to {top:g}")
+def _named(
+    data: Batch, names: Iterable[str] | None, share: float, what: str = "share", top: float = 1.0
+) -> list[str]:
+    """The streams that may be damaged.
+
+    Raises `ConfigError` for a name that is not there and a share that cannot be.
+    """
+    if not 0 <= share <= top:
+        raise ConfigError(f"{what}={share} cannot be: choose a number from 0 to {top:g}")
     names = list(data.streams if names is None else [names] if isinstance(names, str) else names)
-    if unknown := set(names) - set(data.streams): raise ConfigError(f"no stream named {sorted(unknown)}; this batch has {', '.join(data.streams)}")
+    if unknown := set(names) - set(data.streams):
+        raise ConfigError(
+            f"no stream named {sorted(unknown)}; this batch has {', '.join(data.streams)}"
+        )
     return names
 
+
 def _noise(name: str, seed: int) -> torch.Generator:
-    "A generator of each stream's own, so that what happens to one does not depend on which others there are."
+    """A generator of each stream's own, so that what happens to one does not depend on which
+    others there are.
+    """
     return torch.Generator().manual_seed(seed_of(seed, *name.encode()))
+
 
 def _only(stream: Stream, keep: Tensor) -> Stream:
     "The stream without the steps [B, T] that `keep` denies: mask False and value 0."
     mask = stream.mask & keep.to(stream.device)
-    return Stream(stream.x.masked_fill(~mask.reshape(mask.shape + (1,) * (stream.x.ndim - 2)), 0), mask, stream.t)
+    return Stream(
+        stream.x.masked_fill(~mask.reshape(mask.shape + (1,) * (stream.x.ndim - 2)), 0),
+        mask,
+        stream.t,
+    )
 
-def without_modality(data: Batch, share: float, seed: int = 0, names: Iterable[str] | None = None) -> Batch:
-    """Each item loses each of its modalities (or of those in `names`) with probability `share`; the last that it has always stays.
 
-    The law of `Knobs(missing_modality=share)`. A pure function of data, share and seed; what is lost at one share is lost at every larger one.
-    Raises `ConfigError`."""
+def without_modality(
+    data: Batch, share: float, seed: int = 0, names: Iterable[str] | None = None
+) -> Batch:
+    """Each item loses each of its modalities (or of those in `names`) with probability `share`;
+    the last that it has always stays.
+
+    The law of `Knobs(missing_modality=share)`. A pure function of data, share and seed; what is
+    lost at one share is lost at every larger one. Raises `ConfigError`.
+    """
     names = _named(data, names, share)
     present = torch.stack([s.mask.any(1).cpu() for s in data.streams.values()], 1)
     drawn = torch.stack([torch.rand(len(data), generator=_noise(n, seed)) for n in data.streams], 1)
     at_risk = present & torch.tensor([n in names for n in data.streams])
     last = drawn.masked_fill(~present, -1).argmax(1, keepdim=True) == torch.arange(present.shape[1])
-    alone = (at_risk == present).all(1, keepdim=True)                            # an item that has something safe needs no reprieve
+    # an item that has something safe needs no reprieve
+    alone = (at_risk == present).all(1, keepdim=True)
     lost = at_risk & (drawn < share) & ~(last & alone)
-    return data.replace(**{n: _only(s, ~lost[:, [i]]) for i, (n, s) in enumerate(data.streams.items())})
+    return data.replace(
+        **{n: _only(s, ~lost[:, [i]]) for i, (n, s) in enumerate(data.streams.items())}
+    )
+
 
 # %% ../../nbs/electives/21_robustness.ipynb #0000000e
-def without_frames(data: Batch, share: float, seed: int = 0, names: Iterable[str] | None = None, run: int = 1) -> Batch:
-    """Each step of every stream (or of those in `names`) is lost with probability `share`, in runs of `run` steps; an item may lose all of them.
+def without_frames(
+    data: Batch, share: float, seed: int = 0, names: Iterable[str] | None = None, run: int = 1
+) -> Batch:
+    """Each step of every stream (or of those in `names`) is lost with probability `share`, in runs
+    of `run` steps; an item may lose all of them.
 
-    A pure function of data, share and seed; what is lost at one share is lost at every larger one. Raises `ConfigError`."""
+    A pure function of data, share and seed; what is lost at one share is lost at every larger one.
+    Raises `ConfigError`.
+    """
     names = _named(data, names, share)
-    if run < 1: raise ConfigError(f"{run=} cannot be: frames are lost in runs of at least one")
-    drawn = lambda n, B, T: torch.rand(B, -(-T // run), generator=_noise(n, seed)).repeat_interleave(run, 1)[:, :T]
-    return data.replace(**{n: _only(s, drawn(n, *s.mask.shape) >= share) for n, s in data.streams.items() if n in names})
+    if run < 1:
+        raise ConfigError(f"{run=} cannot be: frames are lost in runs of at least one")
+
+    def drawn(n, B, T):
+        return torch.rand(B, -(-T // run), generator=_noise(n, seed)).repeat_interleave(run, 1)[
+            :, :T
+        ]
+
+    return data.replace(
+        **{
+            n: _only(s, drawn(n, *s.mask.shape) >= share)
+            for n, s in data.streams.items()
+            if n in names
+        }
+    )
+
 
 # %% ../../nbs/electives/21_robustness.ipynb #00000010
-def with_noise(data: Batch, sd: float, seed: int = 0, names: Iterable[str] | None = None, spread: Mapping[str, Tensor] | None = None) -> Batch:
-    """White noise on every real step of every stream of numbers (or of those in `names`): `sd` times each feature's `spread`, which is 1 for standardised data.
+def with_noise(
+    data: Batch,
+    sd: float,
+    seed: int = 0,
+    names: Iterable[str] | None = None,
+    spread: Mapping[str, Tensor] | None = None,
+) -> Batch:
+    """White noise on every real step of every stream of numbers (or of those in `names`): `sd`
+    times each feature's `spread`, which is 1 for standardised data.
 
-    A pure function of data, sd and seed: the same noise, louder. Take `spread` from the training items (`feature_spreads`). Raises `ConfigError`."""
-    names = [n for n in _named(data, names, sd, "sd", float("inf")) if names is not None or data.streams[n].x.is_floating_point()]
-    if ids := [n for n in names if not data.streams[n].x.is_floating_point()]: raise ConfigError(f"{ids[0]} holds token ids; noise is for numbers")
+    A pure function of data, sd and seed: the same noise, louder. Take `spread` from the training
+    items (`feature_spreads`). Raises `ConfigError`.
+    """
+    names = [
+        n
+        for n in _named(data, names, sd, "sd", float("inf"))
+        if names is not None or data.streams[n].x.is_floating_point()
+    ]
+    if ids := [n for n in names if not data.streams[n].x.is_floating_point()]:
+        raise ConfigError(f"{ids[0]} holds token ids; noise is for numbers")
+
     def louder(n: str, s: Stream) -> Stream:
-        noise = torch.randn(s.x.shape, generator=_noise(n, seed)).to(s.x) * sd * (1.0 if spread is None else spread[n].to(s.x))
-        return s.with_x(torch.where(s.mask.reshape(s.mask.shape + (1,) * (s.x.ndim - 2)), s.x + noise, s.x))
+        noise = (
+            torch.randn(s.x.shape, generator=_noise(n, seed)).to(s.x)
+            * sd
+            * (1.0 if spread is None else spread[n].to(s.x))
+        )
+        return s.with_x(
+            torch.where(s.mask.reshape(s.mask.shape + (1,) * (s.x.ndim - 2)), s.x + noise, s.x)
+        )
+
     return data.replace(**{n: louder(n, data.streams[n]) for n in names})
 
+
 def feature_spreads(train: Batch) -> dict[str, Tensor]:
-    "The spread of each feature over the real steps of the training items, {name: [F]}, for every stream of numbers."
-    return {n: s.x[s.mask].std(0, correction=0) for n, s in train.streams.items() if s.x.is_floating_point()}
+    """The spread of each feature over the real steps of the training items, {name: [F]}, for every
+    stream of numbers.
+    """
+    return {
+        n: s.x[s.mask].std(0, correction=0)
+        for n, s in train.streams.items()
+        if s.x.is_floating_point()
+    }
+
 
 # %% ../../nbs/electives/21_robustness.ipynb #00000016
-DAMAGE_KINDS: dict[str, Callable[[Batch, float, int], Batch]] = {"missing modalities": without_modality, "missing frames": without_frames, "noise": with_noise}
+DAMAGE_KINDS: dict[str, Callable[[Batch, float, int], Batch]] = {
+    "missing modalities": without_modality,
+    "missing frames": without_frames,
+    "noise": with_noise,
+}
+
 
 class Point(NamedTuple):
-    "One point of a robustness curve: what was done (`kind`, `share`), to which `model`, and its score with an interval over speakers."
+    """One point of a robustness curve: what was done (`kind`, `share`), to which `model`, and its
+    score with an interval over speakers.
+    """
+
     kind: str
     share: float
     model: str
     score: Interval
 
-def measure_robustness(models: Mapping[str, nn.Module | Sequence[nn.Module]], data: Batch, metric: str, shares: Sequence[float] | Mapping[str, Sequence[float]],
-               kinds: Mapping[str, Callable[[Batch, float, int], Batch]] | None = None, task: str | None = None, seed: int = 0, resamples: int = 1000) -> list[Point]:
-    """Score against damage: every model on `data` damaged by every kind at every share; the same damage for all models.
 
-    A model may be several (seeds of one): their predictions are scored together. `shares` may differ by kind; `task` is the only target where there is one.
-    Raises `ConfigError` for a metric, task or kind that there is not."""
+def measure_robustness(
+    models: Mapping[str, nn.Module | Sequence[nn.Module]],
+    data: Batch,
+    metric: str,
+    shares: Sequence[float] | Mapping[str, Sequence[float]],
+    kinds: Mapping[str, Callable[[Batch, float, int], Batch]] | None = None,
+    task: str | None = None,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> list[Point]:
+    """Score against damage: every model on `data` damaged by every kind at every share; the same
+    damage for all models.
+
+    A model may be several (seeds of one): their predictions are scored together. `shares` may
+    differ by kind; `task` is the only target where there is one. Raises `ConfigError` for a
+    metric, task or kind that there is not.
+    """
     kinds = DAMAGE_KINDS if kinds is None else kinds
-    if task is None and len(data.targets) == 1: task, = data.targets
-    if task not in data.targets: raise ConfigError(f"{task=} is no target of these items; choose from {', '.join(data.targets)}")
-    if isinstance(shares, Mapping) and (gone := set(kinds) - set(shares)): raise ConfigError(f"there are no shares for {sorted(gone)}")
+    if task is None and len(data.targets) == 1:
+        (task,) = data.targets
+    if task not in data.targets:
+        raise ConfigError(
+            f"{task=} is no target of these items; choose from {', '.join(data.targets)}"
+        )
+    if isinstance(shares, Mapping) and (gone := set(kinds) - set(shares)):
+        raise ConfigError(f"there are no shares for {sorted(gone)}")
     points = []
     for kind, damage in kinds.items():
         for share in shares[kind] if isinstance(shares, Mapping) else shares:
@@ -104,30 +215,80 @@ def measure_robustness(models: Mapping[str, nn.Module | Sequence[nn.Module]], da
             for name, model in models.items():
                 runs = [model] if isinstance(model, nn.Module) else list(model)
                 said = torch.cat([predict(m, damaged)[task] for m in runs])
-                found = bootstrap(said, data.targets[task].repeat(len(runs)), list(data.meta["speaker"]) * len(runs), resamples)
-                if metric not in found: raise ConfigError(f"unknown metric {metric!r} for {task}; choose from {', '.join(found)}")
+                found = bootstrap(
+                    said,
+                    data.targets[task].repeat(len(runs)),
+                    list(data.meta["speaker"]) * len(runs),
+                    resamples,
+                )
+                if metric not in found:
+                    raise ConfigError(
+                        f"unknown metric {metric!r} for {task}; choose from {', '.join(found)}"
+                    )
                 points.append(Point(kind, float(share), name, found[metric]))
     return points
 
-# %% ../../nbs/electives/21_robustness.ipynb #00000017
-_INKS = (*(COLOURS[k] for k in ("fusion", "text", "video", "audio")), "#CCBB44", "#66CCEE", "#000000", "#BB7733", "#777777", "#9988CC")
 
-def draw_robustness(points: Sequence[Point], ceilings: Mapping[str, Mapping[float, float]] | None = None, metric: str = "score", axes=None,
-                    colours: Mapping[str, str] | None = None):
-    "One panel a kind of damage, one line a model with its interval; `ceilings` {kind: {share: best possible}} dashed. Returns the axes."
+# %% ../../nbs/electives/21_robustness.ipynb #00000017
+_INKS = (
+    *(COLOURS[k] for k in ("fusion", "text", "video", "audio")),
+    "#CCBB44",
+    "#66CCEE",
+    "#000000",
+    "#BB7733",
+    "#777777",
+    "#9988CC",
+)
+
+
+def draw_robustness(
+    points: Sequence[Point],
+    ceilings: Mapping[str, Mapping[float, float]] | None = None,
+    metric: str = "score",
+    axes=None,
+    colours: Mapping[str, str] | None = None,
+):
+    """One panel a kind of damage, one line a model with its interval; `ceilings` {kind: {share:
+    best possible}} dashed. Returns the axes.
+    """
     import matplotlib.pyplot as plt
-    kinds, models = list(dict.fromkeys(p.kind for p in points)), list(dict.fromkeys(p.model for p in points))
-    if not kinds: raise ConfigError("nothing to draw: there is no point")
-    if axes is None: axes = plt.subplots(1, len(kinds), figsize=(min(7.5, 1 + 2.6 * len(kinds)), 2.9), sharey=True, squeeze=False, constrained_layout=True)[1]
+
+    kinds, models = (
+        list(dict.fromkeys(p.kind for p in points)),
+        list(dict.fromkeys(p.model for p in points)),
+    )
+    if not kinds:
+        raise ConfigError("nothing to draw: there is no point")
+    if axes is None:
+        axes = plt.subplots(
+            1,
+            len(kinds),
+            figsize=(min(7.5, 1 + 2.6 * len(kinds)), 2.9),
+            sharey=True,
+            squeeze=False,
+            constrained_layout=True,
+        )[1]
     axes = np.ravel(axes)
     inks = dict(zip(models, _INKS * (len(models) // len(_INKS) + 1))) | dict(colours or {})
     for ax, kind in zip(axes, kinds):
         for name in models:
-            at, value, low, high = zip(*((p.share, *p.score) for p in points if p.kind == kind and p.model == name))
-            ax.fill_between(at, low, high, color=inks[name], alpha=.12, lw=0)
+            at, value, low, high = zip(
+                *((p.share, *p.score) for p in points if p.kind == kind and p.model == name)
+            )
+            ax.fill_between(at, low, high, color=inks[name], alpha=0.12, lw=0)
             ax.plot(at, value, "o-", ms=3.5, lw=1.5, color=inks[name], label=name)
-        if best := (ceilings or {}).get(kind): ax.plot(list(best), list(best.values()), ls="--", lw=1.4, color=COLOURS["ceiling"], label="best possible")
-        ax.set(title=kind, xlabel="spreads of noise" if kind == "noise" else "share lost"); ax.title.set(fontsize=9.5, fontweight="bold")
+        if best := (ceilings or {}).get(kind):
+            ax.plot(
+                list(best),
+                list(best.values()),
+                ls="--",
+                lw=1.4,
+                color=COLOURS["ceiling"],
+                label="best possible",
+            )
+        ax.set(title=kind, xlabel="spreads of noise" if kind == "noise" else "share lost")
+        ax.title.set(fontsize=9.5, fontweight="bold")
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel(metric); axes[0].legend(fontsize=8, frameon=False)
+    axes[0].set_ylabel(metric)
+    axes[0].legend(fontsize=8, frameon=False)
     return axes

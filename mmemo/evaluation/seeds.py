@@ -2,73 +2,111 @@
 
 # %% ../../nbs/electives/29_seeds.ipynb #00000003
 from __future__ import annotations
-import numpy as np
+
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
+
 from ..core.errors import ConfigError
 from ..training.checkpoint import History
 from .metrics import Interval, share_of
 
 # %% auto #0
-__all__ = ['mean_and_sd', 'Stability', 'measure_stability', 'less_spread', 'diverged']
+__all__ = ["mean_and_sd", "Stability", "measure_stability", "less_spread", "diverged"]
+
 
 # %% ../../nbs/electives/29_seeds.ipynb #00000004
 def mean_and_sd(values: Sequence[float]) -> list[float]:
     "Mean and standard deviation over seeds; the deviation of a single value is 0."
     return [float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0]
 
+
 # %% ../../nbs/electives/29_seeds.ipynb #00000005
 class Stability(NamedTuple):
     "How alike the runs of several seeds are, see `measure_stability`."
+
     runs: int
-    mean: float               # of the scores, in the monitor's unit
-    spread: Interval          # their standard deviation over seeds, same unit
-    diverged: Interval        # share of the runs
-    epochs: Interval          # median number of epochs to the threshold; infinite where half of the runs or more never got there
-    reached: float            # share of the runs that got there
+    mean: float  # of the scores, in the monitor's unit
+    spread: Interval  # their standard deviation over seeds, same unit
+    diverged: Interval  # share of the runs
+    # median number of epochs to the threshold; infinite where half of the runs or more never got there
+    epochs: Interval
+    reached: float  # share of the runs that got there
 
-def measure_stability(histories: Sequence[History | None], threshold: float, constant: float, last: bool = False) -> Stability:
-    """Stability of one training recipe from its runs with different seeds, a history each; None stands for a run that ended in `NonFiniteError`.
 
-    A run's score is its best (or `last`) monitored validation value. It **diverged** if it ended in NaN or its best value is
-    not at least 1 % better than `constant`, the value of a constant prediction; a run without a finite score counts with `constant`. Epochs are
-    counted from 1 until the monitor first is at least as good as `threshold`.
-    95 % intervals: of the spread from the chi-square law (scores taken as normal), of the share Wilson's, of the epochs by bootstrap.
-    Raises `ConfigError` for fewer than two runs, or where nothing was monitored."""
+def measure_stability(
+    histories: Sequence[History | None], threshold: float, constant: float, last: bool = False
+) -> Stability:
+    """Stability of one training recipe from its runs with different seeds, a history each; None
+    stands for a run that ended in `NonFiniteError`.
+
+    A run's score is its best (or `last`) monitored validation value. It **diverged** if it ended
+    in NaN or its best value is not at least 1 % better than `constant`, the value of a constant
+    prediction; a run without a finite score counts with `constant`. Epochs are counted from 1
+    until the monitor first is at least as good as `threshold`. 95 % intervals: of the spread from
+    the chi-square law (scores taken as normal), of the share Wilson's, of the epochs by bootstrap.
+    Raises `ConfigError` for fewer than two runs, or where nothing was monitored.
+    """
     from scipy.stats import chi2
+
     known, n = [h for h in histories if h is not None], len(histories)
-    if n < 2: raise ConfigError(f"{n} run{'s' * (n != 1)}: the spread over seeds needs at least two")
-    if any(not h.values() for h in known): raise ConfigError("a run has no validated epoch: give `fit` a valid set")
-    if len({(h.monitor, h.direction) for h in known}) > 1: raise ConfigError("the runs monitor different quantities; stability compares like with like")
-    sign = -1 if known and known[0].direction == "max" else 1                   # History.values() are to be minimised
+    if n < 2:
+        raise ConfigError(f"{n} run{'s' * (n != 1)}: the spread over seeds needs at least two")
+    if any(not h.values() for h in known):
+        raise ConfigError("a run has no validated epoch: give `fit` a valid set")
+    if len({(h.monitor, h.direction) for h in known}) > 1:
+        raise ConfigError(
+            "the runs monitor different quantities; stability compares like with like"
+        )
+    # History.values() are to be minimised
+    sign = -1 if known and known[0].direction == "max" else 1
     curves = [[] if h is None else h.values() for h in histories]
     best = np.array([min(c, default=math.inf) for c in curves])
     score = np.array([c[-1] if c else math.inf for c in curves]) if last else best
     score = sign * np.where(np.isfinite(score), score, sign * constant)
-    epochs = np.array([next((i for i, v in enumerate(c, 1) if v <= sign * threshold), math.inf) for c in curves])
+    epochs = np.array(
+        [next((i for i, v in enumerate(c, 1) if v <= sign * threshold), math.inf) for c in curves]
+    )
     bad, sd = int((best > sign * constant - 0.01 * abs(constant)).sum()), float(score.std(ddof=1))
     low, high = (sd * math.sqrt((n - 1) / q) for q in chi2.ppf([0.975, 0.025], n - 1))
     draws = np.sort(np.median(np.random.default_rng(0).choice(epochs, (2000, n)), axis=1))
-    return Stability(n, float(score.mean()), Interval(sd, low, high), share_of(bad, n),
-                     Interval(float(np.median(epochs)), float(draws[49]), float(draws[1949])), float(np.isfinite(epochs).mean()))
+    return Stability(
+        n,
+        float(score.mean()),
+        Interval(sd, low, high),
+        share_of(bad, n),
+        Interval(float(np.median(epochs)), float(draws[49]), float(draws[1949])),
+        float(np.isfinite(epochs).mean()),
+    )
+
 
 # %% ../../nbs/electives/29_seeds.ipynb #00000006
 def less_spread(plain: Stability, other: Stability) -> Interval:
-    """By what share the spread of `other` is smaller than that of `plain` (negative: larger); NaN where `plain` has none.
+    """By what share the spread of `other` is smaller than that of `plain` (negative: larger); NaN
+    where `plain` has none.
 
-    The 95 % interval is that of the F law (scores taken as normal, seeds as independent)."""
+    The 95 % interval is that of the F law (scores taken as normal, seeds as independent).
+    """
     from scipy.stats import f
+
     ratio = other.spread.value / plain.spread.value if plain.spread.value else math.nan
     low, high = np.sqrt(f.ppf([0.025, 0.975], other.runs - 1, plain.runs - 1))
     return Interval(1 - ratio, float(1 - ratio / low), float(1 - ratio / high))
 
+
 # %% ../../nbs/electives/29_seeds.ipynb #00000007
 def diverged(losses: Sequence[float], constant: float, updates: int | None = None) -> bool:
-    """Did a run go wrong? It stopped before `updates`, met a value that is not finite, or ends (mean of its last tenth) not 1 % better than `constant`,
+    """Did a run go wrong? It stopped before `updates`, met a value that is not finite, or ends
+    (mean of its last tenth) not 1 % better than `constant`,
 
-    the loss of the best constant prediction. A run that stands still counts as well as one that flies away. Raises `ConfigError` without a loss."""
-    if not len(losses) and not updates: raise ConfigError("a run without an update can neither converge nor diverge")
-    if len(losses) < (updates or 0) or not all(map(math.isfinite, losses)): return True
-    last = losses[-max(1, len(losses) // 10):]
+    the loss of the best constant prediction. A run that stands still counts as well as one that
+    flies away. Raises `ConfigError` without a loss.
+    """
+    if not len(losses) and not updates:
+        raise ConfigError("a run without an update can neither converge nor diverge")
+    if len(losses) < (updates or 0) or not all(map(math.isfinite, losses)):
+        return True
+    last = losses[-max(1, len(losses) // 10) :]
     return sum(last) / len(last) > 0.99 * constant

@@ -4,13 +4,16 @@
 
 # %% ../../nbs/electives/26_speakers.ipynb #00000004
 from __future__ import annotations
+
 import warnings
-import numpy as np
-import torch
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
+
+import numpy as np
+import torch
 from torch import Tensor, nn
+
 from ..core.batch import Batch
 from ..core.errors import ConfigError, DataError, some_names
 from ..core.style import COLOURS
@@ -20,78 +23,172 @@ from .metrics import Interval, linear_probe, share_of
 from .protocols import MEASURED_MISTAKES, Protocol
 
 # %% auto #0
-__all__ = ['Probe', 'speaker_probe', 'CrossCorpus', 'cross_corpus', 'draw_cross_corpus']
+__all__ = ["Probe", "speaker_probe", "CrossCorpus", "cross_corpus", "draw_cross_corpus"]
+
 
 # %% ../../nbs/electives/26_speakers.ipynb #0000000a
 class Probe(NamedTuple):
-    "How often a linear probe names the right speaker: accuracy with a 95 % interval, the score of always naming the commonest, number of speakers."
+    """How often a linear probe names the right speaker: accuracy with a 95 % interval, the score
+    of always naming the commonest, number of speakers.
+    """
+
     accuracy: Interval
     chance: float
     speakers: int
 
-def speaker_probe(model: nn.Module | Tensor, data: Batch, by: str = "speaker", folds: int = 5, C: float = 0.1, seed: int = 0) -> Probe:
-    """How well a linear classifier names the speaker from a frozen embedding: each speaker's items are dealt into `speaker_folds`, and each is named
-    by a probe that was fitted on the speaker's others (`linear_probe`; Alain & Bengio 2017).
 
-    `model` is a model or its embedding [N, H] of `data`. Speakers with one item do not count. The interval (Wilson 1927) is over items: it holds
-    for these speakers. Raises `DataError` where fewer than two speakers have two items, `ConfigError` for an unknown field or fewer than two folds."""
-    if by not in data.meta: raise ConfigError(f"no meta field {by!r} to name; the data has {', '.join(data.meta)}")
-    if folds < 2: raise ConfigError(f"{folds=}: a probe needs at least 2, to learn from one and to be asked on another")
+def speaker_probe(
+    model: nn.Module | Tensor,
+    data: Batch,
+    by: str = "speaker",
+    folds: int = 5,
+    C: float = 0.1,
+    seed: int = 0,
+) -> Probe:
+    """How well a linear classifier names the speaker from a frozen embedding: each speaker's items
+    are dealt into `speaker_folds`, and each is named by a probe that was fitted on the
+    speaker's others (`linear_probe`; Alain & Bengio 2017).
+
+    `model` is a model or its embedding [N, H] of `data`. Speakers with one item do not count. The
+    interval (Wilson 1927) is over items: it holds for these speakers. Raises `DataError` where
+    fewer than two speakers have two items, `ConfigError` for an unknown field or fewer than two
+    folds.
+    """
+    if by not in data.meta:
+        raise ConfigError(f"no meta field {by!r} to name; the data has {', '.join(data.meta)}")
+    if folds < 2:
+        raise ConfigError(
+            f"{folds=}: a probe needs at least 2, to learn from one and to be asked on another"
+        )
     x = model if isinstance(model, Tensor) else predict(model, data)["embedding"]
-    if len(x) != len(data): raise DataError(f"{len(x)} embeddings for {len(data)} items")
+    if len(x) != len(data):
+        raise DataError(f"{len(x)} embeddings for {len(data)} items")
     code, count = np.unique(np.asarray(data.meta[by]), return_inverse=True, return_counts=True)[1:]
     rng, fold = np.random.default_rng(seed), np.full(len(code), -1)
-    for k in np.flatnonzero(count > 1): fold[np.flatnonzero(code == k)] = rng.permutation(count[k]) % folds
-    if (S := int((count > 1).sum())) < 2: raise DataError(f"{S} of the {by}s have two items or more; a probe needs at least two such")
+    for k in np.flatnonzero(count > 1):
+        fold[np.flatnonzero(code == k)] = rng.permutation(count[k]) % folds
+    if (S := int((count > 1).sum())) < 2:
+        raise DataError(f"{S} of the {by}s have two items or more; a probe needs at least two such")
     code, right, asked = torch.from_numpy(code), 0.0, int((fold >= 0).sum())
     for k in range(min(folds, int(count.max()))):
         a, b = torch.from_numpy((fold >= 0) & (fold != k)), torch.from_numpy(fold == k)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)                       # many classes of few items are no mistake here
+            # many classes of few items are no mistake here
+            warnings.simplefilter("ignore", UserWarning)
             right += linear_probe(x[a], code[a], x[b], code[b], C)["accuracy"] * int(b.sum())
     return Probe(share_of(round(right), asked), float(count.max() / asked), S)
 
+
 # %% ../../nbs/electives/26_speakers.ipynb #0000002f
 class CrossCorpus(NamedTuple):
-    "Scores [S, n, n] of models trained on one corpus (rows) and tested on each (columns), once a seed."
+    """Scores [S, n, n] of models trained on one corpus (rows) and tested on each (columns), once a
+    seed.
+    """
+
     names: tuple[str, ...]
     scores: np.ndarray
     transductive: bool = False
 
-def cross_corpus(parts: Mapping[str, Batch], learn: Callable[[Batch, int], Callable[[Batch], float]], seeds: Sequence[int] = (0, 1, 2),
-                 share: float = 0.3, items: int | None = None, by: str = "speaker", transductive: bool = False) -> CrossCorpus:
-    """Train on each corpus, test on each. `learn(train, seed)` gives a function from a test set to its score.
 
-    Each corpus is split by speakers anew for each seed, a `share` of it for the test; a column's scores are of the same test items, the diagonal's
-    too, so that they can be compared. `items`: cut every training set to as many. Raises `DataError` where somebody is in two corpora."""
+def cross_corpus(
+    parts: Mapping[str, Batch],
+    learn: Callable[[Batch, int], Callable[[Batch], float]],
+    seeds: Sequence[int] = (0, 1, 2),
+    share: float = 0.3,
+    items: int | None = None,
+    by: str = "speaker",
+    transductive: bool = False,
+) -> CrossCorpus:
+    """Train on each corpus, test on each.
+
+    `learn(train, seed)` gives a function from a test set to its score.
+
+    Each corpus is split by speakers anew for each seed, a `share` of it for the test; a column's
+    scores are of the same test items, the diagonal's too, so that they can be compared. `items`:
+    cut every training set to as many. Raises `DataError` where somebody is in two corpora.
+    """
     for a, b in combinations(parts, 2):
-        if both := sorted(set(parts[a].meta[by]) & set(parts[b].meta[by])): raise DataError(f"{by} {some_names(both)} in {a} and in {b}; {MEASURED_MISTAKES['speaker']}")
+        if both := sorted(set(parts[a].meta[by]) & set(parts[b].meta[by])):
+            raise DataError(
+                f"{by} {some_names(both)} in {a} and in {b}; {MEASURED_MISTAKES['speaker']}"
+            )
     scores = np.zeros((len(seeds), len(parts), len(parts)))
     for s, seed in enumerate(seeds):
         split = {}
         for name, data in parts.items():
             train, test = speaker_split(data, (1 - share, share), by, seed)
-            split[name] = Protocol(data, np.random.default_rng(seed).permutation(train)[:items], [], test, (by,), transductive, name=name)
+            split[name] = Protocol(
+                data,
+                np.random.default_rng(seed).permutation(train)[:items],
+                [],
+                test,
+                (by,),
+                transductive,
+                name=name,
+            )
         tests = [p["test"] for p in split.values()]
         for i, p in enumerate(split.values()):
             score = learn(p["train"], seed)
             scores[s, i] = [score(test) for test in tests]
     return CrossCorpus(tuple(parts), scores, transductive)
 
-def draw_cross_corpus(found: CrossCorpus, ceilings: CrossCorpus | None = None, ax=None, darkest: float | None = None, digits: int = 2):
-    "Heat map: mean ± sd of each cell, its ceiling below; the darker a cell, the further (up to `darkest`) from the model that was trained at home."
+
+def draw_cross_corpus(
+    found: CrossCorpus,
+    ceilings: CrossCorpus | None = None,
+    ax=None,
+    darkest: float | None = None,
+    digits: int = 2,
+):
+    """Heat map: mean ± sd of each cell, its ceiling below; the darker a cell, the further (up to
+    `darkest`) from the model that was trained at home.
+    """
     import matplotlib.pyplot as plt
     from matplotlib.colors import LinearSegmentedColormap
-    if ax is None: ax = plt.subplots(figsize=(4.2, 3.4), constrained_layout=True)[1]
-    mean, sd = found.scores.mean(0), found.scores.std(0, ddof=1) if len(found.scores) > 1 else found.scores[0] * 0
+
+    if ax is None:
+        ax = plt.subplots(figsize=(4.2, 3.4), constrained_layout=True)[1]
+    mean, sd = (
+        found.scores.mean(0),
+        found.scores.std(0, ddof=1) if len(found.scores) > 1 else found.scores[0] * 0,
+    )
     far = np.abs(mean - np.diag(mean))
     shade = far / max(darkest or far.max(), 1e-9)
-    ax.imshow(shade, cmap=LinearSegmentedColormap.from_list("far", ["white", COLOURS["fusion"]]), vmin=0, vmax=1)
+    ax.imshow(
+        shade,
+        cmap=LinearSegmentedColormap.from_list("far", ["white", COLOURS["fusion"]]),
+        vmin=0,
+        vmax=1,
+    )
     for i, j in np.ndindex(shade.shape):
-        colour = "white" if shade[i, j] > .55 else "black"
-        ax.text(j, i - .1 * (ceilings is not None), f"{mean[i, j]:.{digits}f} ± {sd[i, j]:.{digits}f}", ha="center", va="center", fontsize=9, color=colour)
-        if ceilings is not None: ax.text(j, i + .22, f"ceiling {ceilings.scores[:, i, j].mean():.{digits}f}", ha="center", va="center", fontsize=7.5, color=colour)
-    ax.set(xticks=range(len(shade)), yticks=range(len(shade)), xticklabels=found.names, yticklabels=found.names, ylabel="trained on",
-           xlabel="tested on" + ", transductive" * found.transductive)
-    ax.spines[:].set_visible(False); ax.tick_params(length=0)
+        colour = "white" if shade[i, j] > 0.55 else "black"
+        ax.text(
+            j,
+            i - 0.1 * (ceilings is not None),
+            f"{mean[i, j]:.{digits}f} ± {sd[i, j]:.{digits}f}",
+            ha="center",
+            va="center",
+            fontsize=9,
+            color=colour,
+        )
+        if ceilings is not None:
+            ax.text(
+                j,
+                i + 0.22,
+                f"ceiling {ceilings.scores[:, i, j].mean():.{digits}f}",
+                ha="center",
+                va="center",
+                fontsize=7.5,
+                color=colour,
+            )
+    ax.set(
+        xticks=range(len(shade)),
+        yticks=range(len(shade)),
+        xticklabels=found.names,
+        yticklabels=found.names,
+        ylabel="trained on",
+        xlabel="tested on" + ", transductive" * found.transductive,
+    )
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
     return ax

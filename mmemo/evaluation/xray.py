@@ -2,79 +2,161 @@
 
 # %% ../../nbs/course/06_xray.ipynb #00000003
 from __future__ import annotations
-import torch
-import numpy as np
+
 from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
 from torch import Tensor, nn
+
 from ..core.batch import Batch
 from ..core.errors import ConfigError, ShapeError
-from ..synthetic.factors import bayes_prediction, FACTORS, Knobs, LATENTS, NEEDS
 from ..models.base import predict
+from ..synthetic.factors import FACTORS, LATENTS, NEEDS, Knobs, bayes_prediction
 from .metrics import Interval, known_pairs, resample_speakers, sum_by_speaker
 
 # %% auto #0
-__all__ = ['best_prediction', 'xray', 'explained_share']
+__all__ = ["best_prediction", "xray", "explained_share"]
+
 
 # %% ../../nbs/course/06_xray.ipynb #00000007
 def _audible(data: Batch) -> np.ndarray:
-    "Which of the seven latent factors each item carries evidence of, [N, 7]: those whose modalities are all present."
+    """Which of the seven latent factors each item carries evidence of, [N, 7]: those whose
+    modalities are all present.
+    """
     here = {name: stream.mask.any(1) for name, stream in data.streams.items()}
     gone = torch.zeros(len(data), dtype=torch.bool)
-    return torch.stack([torch.stack([here.get(m, gone) for m in NEEDS[k]]).all(0) for k in LATENTS], 1).cpu().numpy()
+    return (
+        torch.stack([torch.stack([here.get(m, gone) for m in NEEDS[k]]).all(0) for k in LATENTS], 1)
+        .cpu()
+        .numpy()
+    )
+
 
 def best_prediction(data: Batch, hears: Iterable[str], knobs: Knobs = Knobs()) -> Tensor:
-    "The Bayes-optimal PHQ-8 [N] of each item for a model that hears `hears`, as far as the item's modalities are present; its corpus is known."
+    """The Bayes-optimal PHQ-8 [N] of each item for a model that hears `hears`, as far as the
+    item's modalities are present; its corpus is known.
+    """
     hears = set(hears)
-    if unknown := hears - set(LATENTS): raise ConfigError(f"unknown factors {sorted(unknown)}; choose from {', '.join(LATENTS)}")
-    if "factors" not in data.meta: raise ConfigError(f"only the known-answer corpus has factors; meta holds {', '.join(data.meta) or 'nothing'}")
-    corpus = [int(c.removeprefix("corpus")) for c in data.meta["corpus"]] if knobs.corpora > 1 else [0] * len(data)
-    kinds, kind = np.unique(np.c_[corpus, _audible(data) & np.isin(LATENTS, list(hears))], axis=0, return_inverse=True)
+    if unknown := hears - set(LATENTS):
+        raise ConfigError(f"unknown factors {sorted(unknown)}; choose from {', '.join(LATENTS)}")
+    if "factors" not in data.meta:
+        raise ConfigError(
+            "only the known-answer corpus has factors; meta holds"
+            f" {', '.join(data.meta) or 'nothing'}"
+        )
+    corpus = (
+        [int(c.removeprefix("corpus")) for c in data.meta["corpus"]]
+        if knobs.corpora > 1
+        else [0] * len(data)
+    )
+    kinds, kind = np.unique(
+        np.c_[corpus, _audible(data) & np.isin(LATENTS, list(hears))], axis=0, return_inverse=True
+    )
     out = torch.zeros(len(data))
     for k, (where, *heard) in enumerate(kinds.tolist()):
         rows = torch.from_numpy(np.flatnonzero(kind == k))
-        out[rows] = bayes_prediction(data.meta["factors"][rows].cpu(), [f for f, h in zip(LATENTS, heard) if h], knobs=knobs, corpus=where).cpu()
+        out[rows] = bayes_prediction(
+            data.meta["factors"][rows].cpu(),
+            [f for f, h in zip(LATENTS, heard) if h],
+            knobs=knobs,
+            corpus=where,
+        ).cpu()
     return out
+
 
 def _phq8(model, data: Batch) -> np.ndarray:
     "PHQ-8 predictions [N] of a model, of what `predict` returned, or as they are."
-    if isinstance(model, nn.Module): model = predict(model, data)
-    if isinstance(model, Mapping): model = model["phq8"]
+    if isinstance(model, nn.Module):
+        model = predict(model, data)
+    if isinstance(model, Mapping):
+        model = model["phq8"]
     return known_pairs(model, np.zeros(len(data)), floating=True)[0].astype(float)
 
-# %% ../../nbs/course/06_xray.ipynb #00000008
-def xray(model, data: Batch, knobs: Knobs = Knobs(), resamples: int = 2000, level: float = 0.95, seed: int = 0) -> dict[str, Interval]:
-    """How much of each factor a model hears: {factor: Interval}, 0 = deaf, 1 = all that can be heard, intervals by speaker.
 
-    The PHQ-8 predictions (`model` is a module, what `predict` returned, or the predictions [N]) are regressed on the eight factors of the
-    known-answer corpus `data`; each coefficient is divided by that of the full-information Bayes prediction on the same items. NaN for a factor
-    that no item carries evidence of. Raises `ConfigError` (no factors), `ShapeError` (too few items to tell the factors apart)."""
+# %% ../../nbs/course/06_xray.ipynb #00000008
+def xray(
+    model,
+    data: Batch,
+    knobs: Knobs = Knobs(),
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """How much of each factor a model hears: {factor: Interval}, 0 = deaf, 1 = all that can be
+    heard, intervals by speaker.
+
+    The PHQ-8 predictions (`model` is a module, what `predict` returned, or the predictions [N])
+    are regressed on the eight factors of the known-answer corpus `data`; each coefficient is
+    divided by that of the full-information Bayes prediction on the same items. NaN for a factor
+    that no item carries evidence of. Raises `ConfigError` (no factors), `ShapeError` (too few
+    items to tell the factors apart).
+    """
     y, best = _phq8(model, data), best_prediction(data, LATENTS, knobs).numpy().astype(float)
     X = np.c_[np.ones(len(y)), data.meta["factors"].cpu().numpy()].astype(float)
-    if np.linalg.matrix_rank(X) < 9: raise ShapeError(f"these {len(y)} items do not tell the eight factors apart; a larger corpus is needed")
-    sums = sum_by_speaker(np.c_[(X[:, :, None] * X[:, None]).reshape(len(X), 81), X * y[:, None], X * best[:, None]], data.meta["speaker"])
+    if np.linalg.matrix_rank(X) < 9:
+        raise ShapeError(
+            f"these {len(y)} items do not tell the eight factors apart; a larger corpus is needed"
+        )
+    sums = sum_by_speaker(
+        np.c_[(X[:, :, None] * X[:, None]).reshape(len(X), 81), X * y[:, None], X * best[:, None]],
+        data.meta["speaker"],
+    )
 
     def heard(s: np.ndarray) -> np.ndarray:
-        own, full = np.moveaxis(np.linalg.pinv(s[:, :81].reshape(-1, 9, 9), hermitian=True) @ np.stack([s[:, 81:90], s[:, 90:]], -1), -1, 0)
+        own, full = np.moveaxis(
+            np.linalg.pinv(s[:, :81].reshape(-1, 9, 9), hermitian=True)
+            @ np.stack([s[:, 81:90], s[:, 90:]], -1),
+            -1,
+            0,
+        )
         return own[:, 1:] / np.where(np.abs(full[:, 1:]) > 1e-6, full[:, 1:], np.nan)
 
     value, draws = heard(sums.sum(0)[None])[0], heard(resample_speakers(sums, resamples, seed))
-    can = _audible(data); can = np.c_[can, can[:, 2] & can[:, 4]].any(0)                 # sarcasm = words x contour
-    return {k: Interval.of(value[i], draws[:, i], level) if can[i] else Interval(np.nan, np.nan, np.nan) for i, k in enumerate(FACTORS)}
+    # sarcasm = words x contour
+    can = _audible(data)
+    can = np.c_[can, can[:, 2] & can[:, 4]].any(0)
+    return {
+        k: Interval.of(value[i], draws[:, i], level) if can[i] else Interval(np.nan, np.nan, np.nan)
+        for i, k in enumerate(FACTORS)
+    }
+
 
 # %% ../../nbs/course/06_xray.ipynb #0000000f
-def explained_share(model, data: Batch, hears: Iterable[str], knobs: Knobs = Knobs(), resamples: int = 2000, level: float = 0.95,
-                    seed: int = 0) -> Interval:
-    """Explained variance as a share of the best possible on the same items: (MSE constant - MSE model) / (MSE constant - MSE Bayes(hears)).
+def explained_share(
+    model,
+    data: Batch,
+    hears: Iterable[str],
+    knobs: Knobs = Knobs(),
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Explained variance as a share of the best possible on the same items: (MSE constant - MSE
+    model) / (MSE constant - MSE Bayes(hears)).
 
-    0 = no better than the constant Bayes prediction, 1 = at the ceiling of its information set; above 1 by chance, or because the model
-    hears more. Interval by speaker. Raises `ConfigError` where `hears` is empty or improves nothing: there is no ceiling to share in."""
+    0 = no better than the constant Bayes prediction, 1 = at the ceiling of its information set;
+    above 1 by chance, or because the model hears more. Interval by speaker. Raises `ConfigError`
+    where `hears` is empty or improves nothing: there is no ceiling to share in.
+    """
     y, target = _phq8(model, data), data.targets["phq8"].cpu().numpy().astype(float)
     known, hears = np.isfinite(target), list(hears)
-    guesses = (best_prediction(data, (), knobs).numpy(), y, best_prediction(data, hears, knobs).numpy())
-    if not known.any(): raise ShapeError(f"none of the {len(target)} items has a known PHQ-8")
+    guesses = (
+        best_prediction(data, (), knobs).numpy(),
+        y,
+        best_prediction(data, hears, knobs).numpy(),
+    )
+    if not known.any():
+        raise ShapeError(f"none of the {len(target)} items has a known PHQ-8")
     errors = np.stack([(g - target)[known] ** 2 for g in guesses], 1)
-    share = lambda s: (s[..., 0] - s[..., 1]) / (s[..., 0] - s[..., 2])
+
+    def share(s):
+        return (s[..., 0] - s[..., 1]) / (s[..., 0] - s[..., 2])
+
     total = errors.sum(0)
-    if not hears or total[0] <= total[2]: raise ConfigError(f"hearing {hears or 'nothing'} explains nothing here; there is no ceiling to share in")
+    if not hears or total[0] <= total[2]:
+        raise ConfigError(
+            f"hearing {hears or 'nothing'} explains nothing here; there is no ceiling to share in"
+        )
     sums = sum_by_speaker(errors, np.asarray(data.meta["speaker"])[known])
     return Interval.of(share(total), share(resample_speakers(sums, resamples, seed)), level)

@@ -4,94 +4,189 @@
 
 # %% ../../nbs/course/16_real_people.ipynb #4add38fe
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import torch
-from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
+
 from ..core.batch import Batch
 from ..core.errors import ConfigError
 from ..data.meld import read_meld
 from ..data.ravdess import read_ravdess
 from ..data.splits import check_split, leave_one_out_rows
+from ..evaluation.metrics import class_metrics
+from ..evaluation.seeds import mean_and_sd
 from ..models.base import ClassHead, MeanPool, precompute, predict, static_front, static_model
 from ..models.text import TextEncoder, Tokenizer
 from ..training.loop import fit
 from ..training.objectives import cross_entropy
 from ..training.plan import Plan
-from ..evaluation.metrics import class_metrics
-from ..evaluation.seeds import mean_and_sd
 
 # %% auto #0
-__all__ = ['select_streams', 'static_classes', 'ravdess_static', 'meld_static']
+__all__ = ["select_streams", "static_classes", "ravdess_static", "meld_static"]
+
 
 # %% ../../nbs/course/16_real_people.ipynb #578e1758
 def select_streams(data: Batch, names: Iterable[str]) -> Batch:
     "The batch with the streams `names` only."
     return Batch({n: data.streams[n] for n in names}, data.targets, data.meta)
 
-def static_classes(train: Batch, test: Batch, task: str, classes: int, plan: Plan, width: int = 128, dropout: float = 0.5) -> tuple[Tensor, int]:
-    "The static baseline as a classifier: class scores [N, C] of the test items, and its training steps. All statistics come from `train`."
+
+def static_classes(
+    train: Batch,
+    test: Batch,
+    task: str,
+    classes: int,
+    plan: Plan,
+    width: int = 128,
+    dropout: float = 0.5,
+) -> tuple[Tensor, int]:
+    """The static baseline as a classifier: class scores [N, C] of the test items, and its training
+    steps. All statistics come from `train`.
+    """
     for name in train.streams:
         front = static_front(train, name)
         train, test = precompute(front, train, name), precompute(front, test, name)
     torch.manual_seed(plan.seed)
     model = static_model(train, {task: ClassHead(width, classes)}, width, dropout)
-    history = fit(model, cross_entropy(task, label_smoothing=0.1), train, None, plan, progress=False)
+    history = fit(
+        model, cross_entropy(task, label_smoothing=0.1), train, None, plan, progress=False
+    )
     return predict(model, test)[task], len(history.steps)
+
 
 # %% ../../nbs/course/16_real_people.ipynb #2b0ee8ae
 def ravdess_static(folder, seeds: Sequence[int] = (0, 1, 2), smoke: bool = False) -> dict:
-    """Accuracy on the five published actor folds of RAVDESS (mean over folds; mean and sd over seeds): eGeMAPS functionals, OpenFace AU means, both.
+    """Accuracy on the five published actor folds of RAVDESS (mean over folds; mean and sd over
+    seeds): eGeMAPS functionals, OpenFace AU means, both.
 
-    Beside it the majority class and an SVM under the same folds. No statistic is taken from a test actor; there is no validation set and no early stopping."""
+    Beside it the majority class and an SVM under the same folds. No statistic is taken from a test
+    actor; there is no validation set and no early stopping.
+    """
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
+
     data, steps = read_ravdess(folder, progress=False).to_batch(), 0
-    y, parts = data.targets["emotion"], {"audio": ("audio",), "video": ("video",), "audio + video": ("audio", "video")}
-    hits = {name: np.zeros((len(seeds), 5)) for name in parts}; svm, majority = np.zeros(5), np.zeros(5)
+    y, parts = (
+        data.targets["emotion"],
+        {"audio": ("audio",), "video": ("video",), "audio + video": ("audio", "video")},
+    )
+    hits = {name: np.zeros((len(seeds), 5)) for name in parts}
+    svm, majority = np.zeros(5), np.zeros(5)
     for fold, train, test in leave_one_out_rows(data, by="fold"):
         check_split(data, train, test)
         truth = y[test]
         x = np.concatenate([data.streams[n].x[:, 0].numpy() for n in ("audio", "video")], 1)
-        svm[fold] = make_pipeline(StandardScaler(), SVC(C=10)).fit(x[train], y[train]).score(x[test], truth)
+        svm[fold] = (
+            make_pipeline(StandardScaler(), SVC(C=10)).fit(x[train], y[train]).score(x[test], truth)
+        )
         majority[fold] = float((truth == y[train].bincount().argmax()).float().mean())
         for name, streams in parts.items():
             for i, seed in enumerate(seeds):
-                plan = Plan(epochs=2 if smoke else 40, batch_size=32, lr=1e-3, schedule="onecycle", weight_decay=0.1, seed=seed)
-                scores, n = static_classes(select_streams(data[train], streams), select_streams(data[test], streams), "emotion", 8, plan)
-                hits[name][i, fold] = class_metrics(scores, truth)["accuracy"]; steps += n
-    scores = {"majority": [float(majority.mean()), 0.0], "SVM, audio + video": [float(svm.mean()), 0.0]} | {f"static, {k}": mean_and_sd(v.mean(1).tolist()) for k, v in hits.items()}
-    return dict(title="RAVDESS, 8 emotions, five actor folds, no statistic of a test actor", metric="accuracy ± sd over seeds", scores=scores, steps=steps, seeds=len(seeds))
+                plan = Plan(
+                    epochs=2 if smoke else 40,
+                    batch_size=32,
+                    lr=1e-3,
+                    schedule="onecycle",
+                    weight_decay=0.1,
+                    seed=seed,
+                )
+                scores, n = static_classes(
+                    select_streams(data[train], streams),
+                    select_streams(data[test], streams),
+                    "emotion",
+                    8,
+                    plan,
+                )
+                hits[name][i, fold] = class_metrics(scores, truth)["accuracy"]
+                steps += n
+    scores = {
+        "majority": [float(majority.mean()), 0.0],
+        "SVM, audio + video": [float(svm.mean()), 0.0],
+    } | {f"static, {k}": mean_and_sd(v.mean(1).tolist()) for k, v in hits.items()}
+    return dict(
+        title="RAVDESS, 8 emotions, five actor folds, no statistic of a test actor",
+        metric="accuracy ± sd over seeds",
+        scores=scores,
+        steps=steps,
+        seeds=len(seeds),
+    )
+
 
 # %% ../../nbs/course/16_real_people.ipynb #2a68c9a8
-def meld_static(folder, seeds: Sequence[int] = (0, 1, 2), smoke: bool = False, weights: Sequence[str] = ("mmemo-tiny",), task: str = "emotion") -> dict:
-    """Weighted F1 of `task` (emotion or sentiment) on MELD's official test split (mean and sd over seeds): a frozen text encoder, mean over tokens, a small
-    network, for each name in `weights`.
+def meld_static(
+    folder,
+    seeds: Sequence[int] = (0, 1, 2),
+    smoke: bool = False,
+    weights: Sequence[str] = ("mmemo-tiny",),
+    task: str = "emotion",
+) -> dict:
+    """Weighted F1 of `task` (emotion or sentiment) on MELD's official test split (mean and sd over
+    seeds): a frozen text encoder, mean over tokens, a small network, for each name in
+    `weights`.
 
-    Beside it the majority class and TF-IDF with logistic regression, whose strength is chosen on the development split. Raises `WeightsError`."""
+    Beside it the majority class and TF-IDF with logistic regression, whose strength is chosen on
+    the development split. Raises `WeightsError`.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline, make_union
+
     corpus, steps = read_meld(folder, progress=False), 0
     data, classes = corpus.to_batch(), corpus.classes[task]
-    where = {s: np.flatnonzero(np.asarray(data.meta["split"]) == s) for s in ("train", "dev", "test")}
-    if gone := [s for s, rows in where.items() if not len(rows)]: raise ConfigError(f"{folder} has no {gone[0]} split; MELD's three csv files are needed")
+    where = {
+        s: np.flatnonzero(np.asarray(data.meta["split"]) == s) for s in ("train", "dev", "test")
+    }
+    if gone := [s for s, rows in where.items() if not len(rows)]:
+        raise ConfigError(f"{folder} has no {gone[0]} split; MELD's three csv files are needed")
     text, y = np.asarray(data.meta["text"]), data.targets[task]
-    f1 = lambda scores, part: class_metrics(scores, y[where[part]])["weighted_f1"]
+
+    def f1(scores, part):
+        return class_metrics(scores, y[where[part]])["weighted_f1"]
+
     best, classical = -1.0, 0.0
     for C in (1.0,) if smoke else (1.0, 3.0, 10.0):
-        counts = make_union(TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2)), TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True))
-        model = make_pipeline(counts, LogisticRegression(C=C, max_iter=200, tol=1e-3, class_weight="balanced")).fit(text[where["train"]], y[where["train"]])
-        if (dev := f1(torch.tensor(model.predict(text[where["dev"]])), "dev")) > best: best, classical = dev, f1(torch.tensor(model.predict(text[where["test"]])), "test")
-    majority = f1(torch.full((len(where["test"]),), int(y[where["train"]].bincount().argmax())), "test")
+        counts = make_union(
+            TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2)),
+            TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True),
+        )
+        model = make_pipeline(
+            counts, LogisticRegression(C=C, max_iter=200, tol=1e-3, class_weight="balanced")
+        ).fit(text[where["train"]], y[where["train"]])
+        if (dev := f1(torch.tensor(model.predict(text[where["dev"]])), "dev")) > best:
+            best, classical = dev, f1(torch.tensor(model.predict(text[where["test"]])), "test")
+    majority = f1(
+        torch.full((len(where["test"]),), int(y[where["train"]].bincount().argmax())), "test"
+    )
     scores = {"majority": [majority, 0.0], "TF-IDF": [classical, 0.0]}
     for name in weights:
         told = data.replace(text=Tokenizer(name).stream(data.meta["words"], data.meta["spans"]))
-        told, found = precompute(nn.Sequential(TextEncoder.pretrained(name), MeanPool()), told, "text"), []
+        told, found = (
+            precompute(nn.Sequential(TextEncoder.pretrained(name), MeanPool()), told, "text"),
+            [],
+        )
         for seed in seeds:
-            plan = Plan(epochs=1 if smoke else 12, batch_size=64, lr=1e-3, schedule="onecycle", weight_decay=0.1, seed=seed)
-            guess, n = static_classes(told[where["train"]], told[where["test"]], task, len(classes), plan, width=256)
-            found.append(f1(guess, "test")); steps += n
+            plan = Plan(
+                epochs=1 if smoke else 12,
+                batch_size=64,
+                lr=1e-3,
+                schedule="onecycle",
+                weight_decay=0.1,
+                seed=seed,
+            )
+            guess, n = static_classes(
+                told[where["train"]], told[where["test"]], task, len(classes), plan, width=256
+            )
+            found.append(f1(guess, "test"))
+            steps += n
         scores[f"static, frozen {name}"] = mean_and_sd(found)
-    return dict(title=f"MELD, {len(classes)} classes of {task}, text, official test split", metric="weighted F1 ± sd over seeds", scores=scores, steps=steps, seeds=len(seeds))
+    return dict(
+        title=f"MELD, {len(classes)} classes of {task}, text, official test split",
+        metric="weighted F1 ± sd over seeds",
+        scores=scores,
+        steps=steps,
+        seeds=len(seeds),
+    )

@@ -4,196 +4,452 @@
 
 # %% ../../nbs/workshop/80_build.ipynb #00000004
 from __future__ import annotations
-import torch
+
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+
+import torch
 from torch import nn
-from ..core.batch import Batch, masked_mean, Stream
+
+from mmemo.models.base import (
+    ClassHead,
+    Frozen,
+    MeanPool,
+    Multimodal,
+    Project,
+    ProjectionHead,
+    RegressionHead,
+    Standardize,
+    precompute,
+)
+from mmemo.training.curriculum import (
+    Curriculum,
+    cross_fit,
+    difficulty_by_class,
+    difficulty_by_confidence,
+    difficulty_by_label,
+    dropout_after,
+    rank_shares,
+    scaled_cross_entropy,
+)
+
+from ..core.batch import Batch, Stream, masked_mean
 from ..core.errors import DataError
 from ..data.standards import SOUND_RATE
+from ..diagnostics.walk import Walk, walk
 from ..models.adversary import AdversaryHead, ramp_strength, speaker_targets
-from ..models.audiovisual import Centre, LogMel, R3D, WaveCNN
+from ..models.audiovisual import R3D, Centre, LogMel, WaveCNN
 from ..models.backbones import ImageEncoder, SpeechEncoder
-from ..models.base import ClassHead, Frozen, MeanPool, Multimodal, precompute, Project, ProjectionHead, RegressionHead, Standardize
-from ..models.fusion import ConcatNorm, get_fusion, ModalityAttention, ModalityDropout
+from ..models.fusion import ConcatNorm, ModalityAttention, ModalityDropout, get_fusion
 from ..models.lfm2 import Lfm2Fusion
 from ..models.lora import add_lora
 from ..models.normalized import NormalizedProject
 from ..models.temporal import TCN
 from ..models.text import text_encoder
 from ..training.contrastive import contrastive
-from ..training.curriculum import cross_fit, Curriculum, difficulty_by_class, difficulty_by_confidence, difficulty_by_label, dropout_after, rank_shares, scaled_cross_entropy
-from ..training.finetune import checkpoint_gradients, Thaw
+from ..training.finetune import Thaw, checkpoint_gradients
 from ..training.multitask import class_weights, multitask
 from ..training.objectives import cross_entropy, mse, rmse
 from ..training.plan import Plan
-from ..diagnostics.walk import walk, Walk
 from .recipe import Recipe
-from .sources import column_places, PICTURE_ENCODERS, SOUND_ENCODERS
+from .sources import PICTURE_ENCODERS, SOUND_ENCODERS, column_places
 
 # %% auto #0
-__all__ = ['UNTRAINED', 'NOT_LEARNING', 'build_model', 'walk_recipe', 'split_frozen', 'recipe_plan', 'recipe_objective',
-           'with_speaker_targets', 'training_course']
+__all__ = [
+    "UNTRAINED",
+    "NOT_LEARNING",
+    "build_model",
+    "walk_recipe",
+    "split_frozen",
+    "recipe_plan",
+    "recipe_objective",
+    "with_speaker_targets",
+    "training_course",
+]
+
 
 # %% ../../nbs/workshop/80_build.ipynb #00000007
 def _text(part, pretrained: bool) -> tuple[nn.Module, int]:
     "The text encoder and its width."
     encoder = text_encoder(part.weights, pretrained)
     width = encoder.width
-    if part.checkpointing: checkpoint_gradients(encoder)
-    if part.lora: encoder = add_lora(encoder, part.lora.rank, part.lora.alpha, part.lora.dropout, part.lora.targets)
-    if part.tuning == "frozen": encoder = Frozen(encoder)
-    stages = {"transformer": encoder} | ({"pool": MeanPool()} if part.pool == "mean" else {}) | _project(part, width)
+    if part.checkpointing:
+        checkpoint_gradients(encoder)
+    if part.lora:
+        encoder = add_lora(
+            encoder, part.lora.rank, part.lora.alpha, part.lora.dropout, part.lora.targets
+        )
+    if part.tuning == "frozen":
+        encoder = Frozen(encoder)
+    stages = (
+        {"transformer": encoder}
+        | ({"pool": MeanPool()} if part.pool == "mean" else {})
+        | _project(part, width)
+    )
     return nn.Sequential(OrderedDict(stages)), part.width or width
 
+
 def _project(part, features: int) -> dict[str, nn.Module]:
-    if part.width is None: return {}
-    return {"project": NormalizedProject(features, part.width, part.dropout) if part.norm else Project(features, part.width)}
+    if part.width is None:
+        return {}
+    return {
+        "project": (
+            NormalizedProject(features, part.width, part.dropout)
+            if part.norm
+            else Project(features, part.width)
+        )
+    }
+
 
 def _features(part, name: str, F: int, train: Batch | None) -> nn.Module:
     "The encoder of features of audio or video."
-    front = {"standardize": Standardize(torch.zeros(F), torch.ones(F)) if train is None else Standardize.fit(train, name)} if part.standardize else {}
-    rest = {"tcn": TCN(F, part.width, part.kernel, part.dilations, dropout=part.dropout)} if part.kind == "tcn" else {"pool": MeanPool()} | _project(part, F)
+    front = (
+        {
+            "standardize": (
+                Standardize(torch.zeros(F), torch.ones(F))
+                if train is None
+                else Standardize.fit(train, name)
+            )
+        }
+        if part.standardize
+        else {}
+    )
+    rest = (
+        {"tcn": TCN(F, part.width, part.kernel, part.dilations, dropout=part.dropout)}
+        if part.kind == "tcn"
+        else {"pool": MeanPool()} | _project(part, F)
+    )
     return nn.Sequential(OrderedDict(front | rest))
 
-UNTRAINED = ("wav2vec2-tiny", "vit-tiny")                              # small models of the published classes that nobody has trained
+
+# small models of the published classes that nobody has trained
+UNTRAINED = ("wav2vec2-tiny", "vit-tiny")
+
 
 def _raw(part, pretrained: bool) -> nn.Module:
     "The encoder of frames or of a waveform."
     if part.kind in ("speech", "image"):
-        kind, seed = {"speech": SpeechEncoder, "image": ImageEncoder}[part.kind], torch.randint(2 ** 31, (), device="cpu").item()
-        stages = {part.kind: kind.pretrained(part.weights) if pretrained and part.weights not in UNTRAINED else kind.blank(part.weights, seed)}
-        if part.checkpointing: checkpoint_gradients(stages[part.kind])
-    elif part.kind == "r3d": stages = {"r3d": R3D(part.weights)}
-    else: stages = {"mel": LogMel(part.mels)} | ({"centre": Centre()} if part.centre else {}) | {"cnn": WaveCNN(part.mels, part.channels)}
-    last = list(stages)[-1]; width = stages[last].width
-    if part.tuning == "frozen": stages[last] = Frozen(stages[last])
-    return nn.Sequential(OrderedDict(stages | {"pool": MeanPool(), "project": Project(width, part.width)}))
+        kind, seed = (
+            {"speech": SpeechEncoder, "image": ImageEncoder}[part.kind],
+            torch.randint(2**31, (), device="cpu").item(),
+        )
+        stages = {
+            part.kind: (
+                kind.pretrained(part.weights)
+                if pretrained and part.weights not in UNTRAINED
+                else kind.blank(part.weights, seed)
+            )
+        }
+        if part.checkpointing:
+            checkpoint_gradients(stages[part.kind])
+    elif part.kind == "r3d":
+        stages = {"r3d": R3D(part.weights)}
+    else:
+        stages = (
+            {"mel": LogMel(part.mels)}
+            | ({"centre": Centre()} if part.centre else {})
+            | {"cnn": WaveCNN(part.mels, part.channels)}
+        )
+    last = list(stages)[-1]
+    width = stages[last].width
+    if part.tuning == "frozen":
+        stages[last] = Frozen(stages[last])
+    return nn.Sequential(
+        OrderedDict(stages | {"pool": MeanPool(), "project": Project(width, part.width)})
+    )
+
 
 def _fuse(part, widths: Mapping[str, int]) -> nn.Module:
     options = part.model_dump(exclude={"kind", "modality_dropout", "residual"})
-    if part.kind == "batchnorm_concat": fusion = ConcatNorm(widths, **options)
-    elif part.kind == "modality_attention": fusion = ModalityAttention(widths, **options)
-    elif part.kind == "lfm2": fusion = Lfm2Fusion(widths, **options).reset(residual=part.residual)
-    else: fusion = get_fusion(part.kind, widths, **options)
+    if part.kind == "batchnorm_concat":
+        fusion = ConcatNorm(widths, **options)
+    elif part.kind == "modality_attention":
+        fusion = ModalityAttention(widths, **options)
+    elif part.kind == "lfm2":
+        fusion = Lfm2Fusion(widths, **options).reset(residual=part.residual)
+    else:
+        fusion = get_fusion(part.kind, widths, **options)
     return ModalityDropout(fusion, part.modality_dropout) if part.modality_dropout else fusion
+
 
 def _numbers(train: Batch, task: str) -> tuple[float, float]:
     "Mean and spread of a target's known labels."
     known = train.targets[task][torch.isfinite(train.targets[task])].double()
-    if not len(known): raise DataError(f"none of the {len(train)} training items has a known {task}")
+    if not len(known):
+        raise DataError(f"none of the {len(train)} training items has a known {task}")
     return float(known.mean()), float(known.std(correction=0)) or 1.0
+
 
 def _head(part, H: int, numbers: tuple) -> nn.Module:
     "A head of a task; with `hidden`, a layer before its last one."
-    last = lambda width: ClassHead(width, part.classes) if part.kind == "classes" else RegressionHead(width, *numbers)
-    if part.hidden is None: return last(H)
-    return nn.Sequential(OrderedDict(hidden=nn.Linear(H, part.hidden), bend=nn.ReLU(), dropout=nn.Dropout(part.dropout), last=last(part.hidden)))
 
-def build_model(recipe: Recipe, train: Batch | None = None, pretrained: bool = True, sizes: Mapping[str, int] = {}) -> Multimodal:
-    """The model of a recipe: statistics (features, labels) and speakers from `train`, text weights `pretrained` or random.
+    def last(width):
+        return (
+            ClassHead(width, part.classes)
+            if part.kind == "classes"
+            else RegressionHead(width, *numbers)
+        )
 
-    Without `train` the statistics are blanks: for looking at shapes, or to be loaded; `sizes` {stream or "speaker": number} are then what the
-    data had. Raises `WeightsError`, `DataError`, `ConfigError`."""
+    if part.hidden is None:
+        return last(H)
+    return nn.Sequential(
+        OrderedDict(
+            hidden=nn.Linear(H, part.hidden),
+            bend=nn.ReLU(),
+            dropout=nn.Dropout(part.dropout),
+            last=last(part.hidden),
+        )
+    )
+
+
+def build_model(
+    recipe: Recipe,
+    train: Batch | None = None,
+    pretrained: bool = True,
+    sizes: Mapping[str, int] = {},
+) -> Multimodal:
+    """The model of a recipe: statistics (features, labels) and speakers from `train`, text weights
+    `pretrained` or random.
+
+    Without `train` the statistics are blanks: for looking at shapes, or to be loaded; `sizes`
+    {stream or "speaker": number} are then what the data had. Raises `WeightsError`, `DataError`,
+    `ConfigError`.
+    """
     encoders, widths = {}, {}
     for name in recipe.encoders.names:
         part = getattr(recipe.encoders, name)
-        if name == "text": encoders[name], widths[name] = _text(part, pretrained); continue
+        if name == "text":
+            encoders[name], widths[name] = _text(part, pretrained)
+            continue
         widths[name] = part.width
-        if part.kind in SOUND_ENCODERS + PICTURE_ENCODERS: encoders[name] = _raw(part, pretrained); continue
-        F = train.streams[name].x.shape[-1] if train is not None else sizes.get(name, part.size if part.kind == "utterance" else len(column_places(recipe, name)))
+        if part.kind in SOUND_ENCODERS + PICTURE_ENCODERS:
+            encoders[name] = _raw(part, pretrained)
+            continue
+        F = (
+            train.streams[name].x.shape[-1]
+            if train is not None
+            else sizes.get(
+                name, part.size if part.kind == "utterance" else len(column_places(recipe, name))
+            )
+        )
         encoders[name] = _features(part, name, F, train)
     H = recipe.fusion.width
-    heads = {task: _head(head, H, _numbers(train, task) if train is not None and head.kind == "regression" else ()) for task, head in recipe.heads.items()}
-    heads |= {name: ProjectionHead(H, loss.width) for name, loss in recipe.objective.items() if loss.kind == "contrastive"}
+    heads = {
+        task: _head(
+            head,
+            H,
+            _numbers(train, task) if train is not None and head.kind == "regression" else (),
+        )
+        for task, head in recipe.heads.items()
+    }
+    heads |= {
+        name: ProjectionHead(H, loss.width)
+        for name, loss in recipe.objective.items()
+        if loss.kind == "contrastive"
+    }
     if recipe.adversary:
         people = len(set(train.meta["speaker"])) if train is not None else sizes.get("speaker", 2)
-        heads["speaker"] = AdversaryHead(H, people, recipe.speakers.strength, recipe.speakers.hidden)
+        heads["speaker"] = AdversaryHead(
+            H, people, recipe.speakers.strength, recipe.speakers.hidden
+        )
     return Multimodal(encoders, _fuse(recipe.fusion, widths), heads)
 
-def walk_recipe(recipe: Recipe, items: int = 2, tokens: int = 64, steps: int = 100, depth: int = 1) -> Walk:
-    "The walk of a recipe's model at its true size, on the meta device: nothing is downloaded and nothing is computed. The last item is shorter."
-    with torch.device("meta"): model = build_model(recipe, pretrained=False)
+
+def walk_recipe(
+    recipe: Recipe, items: int = 2, tokens: int = 64, steps: int = 100, depth: int = 1
+) -> Walk:
+    """The walk of a recipe's model at its true size, on the meta device: nothing is downloaded and
+    nothing is computed. The last item is shorter.
+    """
+    with torch.device("meta"):
+        model = build_model(recipe, pretrained=False)
+
     def stream(T: int, *tail: int, dtype=torch.float32, seconds: float = 5.0) -> Stream:
-        mask = torch.ones(items, T, dtype=torch.bool); mask[-1, T - T // 4:] = False
-        return Stream(torch.zeros(items, T, *tail, dtype=dtype), mask, ((torch.arange(T) + .5) * seconds / T).expand(items, T).contiguous())
+        mask = torch.ones(items, T, dtype=torch.bool)
+        mask[-1, T - T // 4 :] = False
+        return Stream(
+            torch.zeros(items, T, *tail, dtype=dtype),
+            mask,
+            ((torch.arange(T) + 0.5) * seconds / T).expand(items, T).contiguous(),
+        )
+
     def blank_of(name: str) -> Stream:
         part = getattr(recipe.encoders, name)
-        if name == "text": return stream(min(tokens, part.max_length), dtype=torch.long)
-        if part.kind in PICTURE_ENCODERS: return stream(part.frames, 3, part.size, part.size, dtype=torch.uint8)
-        if part.kind in SOUND_ENCODERS: return stream(round(part.seconds * SOUND_RATE), seconds=part.seconds)
-        if part.kind == "utterance": return stream(1, part.size)
+        if name == "text":
+            return stream(min(tokens, part.max_length), dtype=torch.long)
+        if part.kind in PICTURE_ENCODERS:
+            return stream(part.frames, 3, part.size, part.size, dtype=torch.uint8)
+        if part.kind in SOUND_ENCODERS:
+            return stream(round(part.seconds * SOUND_RATE), seconds=part.seconds)
+        if part.kind == "utterance":
+            return stream(1, part.size)
         return stream(steps, len(column_places(recipe, name)))
+
     return walk(model, Batch({n: blank_of(n) for n in recipe.encoders.names}), depth)
 
+
 # %% ../../nbs/workshop/80_build.ipynb #a000048d
-NOT_LEARNING = (Frozen, Standardize, MeanPool, LogMel, Centre)                     # neither learns nor draws
+NOT_LEARNING = (Frozen, Standardize, MeanPool, LogMel, Centre)  # neither learns nor draws
 
-def split_frozen(model: Multimodal, parts: Mapping[str, Batch], compute: Callable[[nn.Module, Batch, str], Batch] = precompute) -> tuple[Multimodal, dict[str, Batch]]:
-    """The part of a model that learns, and the data as it arrives there: the frozen beginning of each encoder is computed once.
 
-    The modules are shared: training the lean model trains `model`. `compute`: `precompute`, or a `FeatureCache` that remembers."""
+def split_frozen(
+    model: Multimodal,
+    parts: Mapping[str, Batch],
+    compute: Callable[[nn.Module, Batch, str], Batch] = precompute,
+) -> tuple[Multimodal, dict[str, Batch]]:
+    """The part of a model that learns, and the data as it arrives there: the frozen beginning of
+    each encoder is computed once.
+
+    The modules are shared: training the lean model trains `model`. `compute`: `precompute`, or a
+    `FeatureCache` that remembers.
+    """
     encoders, parts = {}, dict(parts)
     for name, encoder in model.encoders.items():
         stages = list(encoder.named_children())
-        still = next((i for i, (_, stage) in enumerate(stages) if not isinstance(stage, NOT_LEARNING)), len(stages))
-        if not any(isinstance(stage, (Frozen, LogMel)) for _, stage in stages[:still]): encoders[name] = encoder; continue
-        first, encoders[name] = (nn.Sequential(OrderedDict(part)) for part in (stages[:still], stages[still:]))
+        still = next(
+            (i for i, (_, stage) in enumerate(stages) if not isinstance(stage, NOT_LEARNING)),
+            len(stages),
+        )
+        if not any(isinstance(stage, (Frozen, LogMel)) for _, stage in stages[:still]):
+            encoders[name] = encoder
+            continue
+        first, encoders[name] = (
+            nn.Sequential(OrderedDict(part)) for part in (stages[:still], stages[still:])
+        )
         parts = {split: _computed(compute, first, part, name) for split, part in parts.items()}
     return Multimodal(encoders, model.fusion, dict(model.heads.items())), parts
 
+
 def _computed(compute: Callable, first: nn.Module, part: Batch, name: str) -> Batch:
-    "A sentence is the same whenever it was said: text is computed without its times, which it gets back."
-    if name != "text": return compute(first, part, name)
+    """A sentence is the same whenever it was said: text is computed without its times, which it
+    gets back.
+    """
+    if name != "text":
+        return compute(first, part, name)
     s = part.streams["text"]
-    done = compute(first, Batch({"text": Stream(s.x, s.mask, torch.zeros_like(s.t))}), "text").streams["text"]
+    done = compute(
+        first, Batch({"text": Stream(s.x, s.mask, torch.zeros_like(s.t))}), "text"
+    ).streams["text"]
     pooled = any(isinstance(stage, MeanPool) for stage in first)
-    return part.replace(text=Stream(done.x, done.mask, masked_mean(s.t, s.mask).unsqueeze(1) if pooled else s.t[:, :done.steps]))
+    return part.replace(
+        text=Stream(
+            done.x,
+            done.mask,
+            masked_mean(s.t, s.mask).unsqueeze(1) if pooled else s.t[:, : done.steps],
+        )
+    )
+
 
 # %% ../../nbs/workshop/80_build.ipynb #00000010
-def recipe_plan(recipe: Recipe, seed: int = 0) -> Plan: return Plan(**recipe.plan.model_dump(), seed=seed)
+def recipe_plan(recipe: Recipe, seed: int = 0) -> Plan:
+    return Plan(**recipe.plan.model_dump(), seed=seed)
+
 
 def recipe_objective(recipe: Recipe, train: Batch) -> Callable:
     "What a recipe's training makes small; class weights from the labels of `train`."
+
     def one(name: str, loss) -> Callable:
-        if loss.kind == "contrastive": return contrastive(name, loss.task, loss.temperature)
-        if loss.kind != "cross_entropy": return {"mse": mse, "rmse": rmse}[loss.kind](loss.task)
+        if loss.kind == "contrastive":
+            return contrastive(name, loss.task, loss.temperature)
+        if loss.kind != "cross_entropy":
+            return {"mse": mse, "rmse": rmse}[loss.kind](loss.task)
         options = {"label_smoothing": loss.label_smoothing} if loss.label_smoothing else {}
-        if loss.class_weights: options["weight"] = class_weights(train.targets[loss.task], recipe.classes(loss.task))
+        if loss.class_weights:
+            options["weight"] = class_weights(train.targets[loss.task], recipe.classes(loss.task))
         scaling = recipe.curriculum.scaling if recipe.curriculum else 0
-        return scaled_cross_entropy(loss.task, "difficulty", scaling, **options) if scaling else cross_entropy(loss.task, **options)
+        return (
+            scaled_cross_entropy(loss.task, "difficulty", scaling, **options)
+            if scaling
+            else cross_entropy(loss.task, **options)
+        )
+
     made = {name: (one(name, loss), loss.weight) for name, loss in recipe.objective.items()}
-    if recipe.adversary: made["speaker"] = (cross_entropy("speaker"), recipe.speakers.weight)
+    if recipe.adversary:
+        made["speaker"] = (cross_entropy("speaker"), recipe.speakers.weight)
     (first, weight), *others = made.values()
     return multitask(made) if others or weight != 1 else first
 
+
 def with_speaker_targets(recipe: Recipe, parts: Mapping[str, Batch]) -> dict[str, Batch]:
-    "The parts with what a recipe's training looks at besides labels: who speaks (known for training speakers only)."
-    if not recipe.adversary: return dict(parts)
+    """The parts with what a recipe's training looks at besides labels: who speaks (known for
+    training speakers only).
+    """
+    if not recipe.adversary:
+        return dict(parts)
     known = list(parts["train"].meta["speaker"])
-    return {k: _with(b, speaker=speaker_targets([*known, *b.meta["speaker"]], range(len(known)))[len(known):]) for k, b in parts.items()}
+    return {
+        k: _with(
+            b,
+            speaker=speaker_targets([*known, *b.meta["speaker"]], range(len(known)))[len(known) :],
+        )
+        for k, b in parts.items()
+    }
 
-def _with(batch: Batch, **targets: torch.Tensor) -> Batch: return Batch(batch.streams, batch.targets | targets, batch.meta)
 
-def training_course(recipe: Recipe, parts: Mapping[str, Batch], train: Callable[[list[int]], nn.Module], seed: int = 0) -> tuple[dict[str, Batch], dict]:
-    """The parts with every item's difficulty, and what `fit` takes for a curriculum and an adversary: `sampler`, `at_epoch`.
+def _with(batch: Batch, **targets: torch.Tensor) -> Batch:
+    return Batch(batch.streams, batch.targets | targets, batch.meta)
 
-    `train(rows)` gives a model trained on these rows only; it is called where difficulty is a model's confidence. Raises `DataError`."""
-    before = [ramp_strength(recipe.plan.epochs, recipe.speakers.strength)] if recipe.adversary else []
-    if recipe.thaw: before.append(Thaw(recipe.thaw.stages, at=recipe.thaw.at))
+
+def training_course(
+    recipe: Recipe,
+    parts: Mapping[str, Batch],
+    train: Callable[[list[int]], nn.Module],
+    seed: int = 0,
+) -> tuple[dict[str, Batch], dict]:
+    """The parts with every item's difficulty, and what `fit` takes for a curriculum and an
+    adversary: `sampler`, `at_epoch`.
+
+    `train(rows)` gives a model trained on these rows only; it is called where difficulty is a
+    model's confidence. Raises `DataError`.
+    """
+    before = (
+        [ramp_strength(recipe.plan.epochs, recipe.speakers.strength)] if recipe.adversary else []
+    )
+    if recipe.thaw:
+        before.append(Thaw(recipe.thaw.stages, at=recipe.thaw.at))
+
     def at_epoch(model: nn.Module, epoch: int) -> None:
-        for change in before: change(model, epoch)
+        for change in before:
+            change(model, epoch)
+
     options = {"at_epoch": at_epoch}
-    if (part := recipe.curriculum) is None: return dict(parts), options
-    items, task = parts["train"], next((loss.task for loss in recipe.objective.values() if loss.kind == "cross_entropy"), None)
+    if (part := recipe.curriculum) is None:
+        return dict(parts), options
+    items, task = (
+        parts["train"],
+        next(
+            (loss.task for loss in recipe.objective.values() if loss.kind == "cross_entropy"), None
+        ),
+    )
     labels = items.targets[task] if task else torch.zeros(len(items), dtype=torch.long)
-    if part.difficulty in (needs := {"true": "difficulty", "label": "score"}) and (lack := needs[part.difficulty]) not in items.meta:
-        raise DataError(f"curriculum.difficulty: {part.difficulty} needs the items' {lack}, which this corpus has not; choose class or confidence")
-    if part.difficulty == "true": d = rank_shares(items.meta["difficulty"])
-    elif part.difficulty == "label": d = difficulty_by_label(items.meta["score"], labels)
-    elif part.difficulty == "class": d = difficulty_by_class(labels)
-    else: d = difficulty_by_confidence(cross_fit(train, items, task, by=items.meta["speaker"], seed=seed), labels)
-    options["sampler"] = Curriculum(d, part.epochs, part.pacing, part.start, labels if part.balance else None, seed)
-    if part.dropout: before.append(dropout_after(part.epochs, *part.dropout, where="[fh][ue]*"))                   # of fusion and heads
-    middle = lambda b: torch.full((len(b),), 0.5)
-    return {k: _with(b, difficulty=d if k == "train" else middle(b)) for k, b in parts.items()}, options
+    if (
+        part.difficulty in (needs := {"true": "difficulty", "label": "score"})
+        and (lack := needs[part.difficulty]) not in items.meta
+    ):
+        raise DataError(
+            f"curriculum.difficulty: {part.difficulty} needs the items' {lack}, which this corpus"
+            " has not; choose class or confidence"
+        )
+    if part.difficulty == "true":
+        d = rank_shares(items.meta["difficulty"])
+    elif part.difficulty == "label":
+        d = difficulty_by_label(items.meta["score"], labels)
+    elif part.difficulty == "class":
+        d = difficulty_by_class(labels)
+    else:
+        d = difficulty_by_confidence(
+            cross_fit(train, items, task, by=items.meta["speaker"], seed=seed), labels
+        )
+    options["sampler"] = Curriculum(
+        d, part.epochs, part.pacing, part.start, labels if part.balance else None, seed
+    )
+    # of fusion and heads
+    if part.dropout:
+        before.append(dropout_after(part.epochs, *part.dropout, where="[fh][ue]*"))
+
+    def middle(b):
+        return torch.full((len(b),), 0.5)
+
+    return {
+        k: _with(b, difficulty=d if k == "train" else middle(b)) for k, b in parts.items()
+    }, options

@@ -4,21 +4,37 @@
 
 # %% ../../nbs/course/15_ladder.ipynb #00000004
 from __future__ import annotations
+
 import copy
-import torch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import torch
 from torch import nn
+
+from mmemo.models.base import (
+    ClassHead,
+    ConcatFusion,
+    Frozen,
+    Multimodal,
+    Project,
+    ProjectionHead,
+    RegressionHead,
+    Standardize,
+    precompute,
+    static_front,
+    static_model,
+)
+
 from ..core.batch import Batch, Stream
 from ..core.errors import ConfigError
 from ..data.standards import EMOTIONS, SENTIMENTS
-from ..synthetic.factors import INFORMATION
-from ..models.base import ClassHead, ConcatFusion, Frozen, Multimodal, precompute, Project, ProjectionHead, RegressionHead, Standardize, static_front, static_model
 from ..models.crossmodal import CrossModalFusion
 from ..models.lora import add_lora, merge_adapter
-from ..models.normalized import normalized_model, NormalizedConcat, NormalizedProject
-from ..models.temporal import Resample, TCN
+from ..models.normalized import NormalizedConcat, NormalizedProject, normalized_model
+from ..models.temporal import TCN, Resample
 from ..models.text import TextEncoder, WordEmbeddings
+from ..synthetic.factors import INFORMATION
 from ..training.checkpoint import History
 from ..training.contrastive import contrastive
 from ..training.loop import fit
@@ -27,16 +43,36 @@ from ..training.objectives import cross_entropy, mse, rmse
 from ..training.plan import Plan
 
 # %% auto #0
-__all__ = ['VIEWS', 'RUNGS', 'Beside', 'ladder_front', 'prepare_view', 'Rung', 'Bend', 'climb_rung', 'tuned_text']
+__all__ = [
+    "VIEWS",
+    "RUNGS",
+    "Beside",
+    "ladder_front",
+    "prepare_view",
+    "Rung",
+    "Bend",
+    "climb_rung",
+    "tuned_text",
+]
 
 # %% ../../nbs/course/15_ladder.ipynb #00000008
-VIEWS = {"pooled": "a bag of frozen word embeddings; means of voice and face",
-         "ids": "token ids, for a text encoder that learns; means of voice and face",
-         "tuned": "token vectors of the tuned encoder, frozen by now; means of voice and face",
-         "sequence": "each token's tuned vector beside its plain word embedding; voice and face as sequences of equal windows"}
+VIEWS = {
+    "pooled": "a bag of frozen word embeddings; means of voice and face",
+    "ids": "token ids, for a text encoder that learns; means of voice and face",
+    "tuned": "token vectors of the tuned encoder, frozen by now; means of voice and face",
+    "sequence": (
+        "each token's tuned vector beside its plain word embedding; voice and face as sequences of"
+        " equal windows"
+    ),
+}
+
 
 class Beside(nn.Module):
-    "Two encoders of the same steps, side by side. Stream -> Stream [B, T, H of one + H of the other]."
+    """Two encoders of the same steps, side by side.
+
+    Stream -> Stream [B, T, H of one + H of the other].
+    """
+
     def __init__(self, one: nn.Module, other: nn.Module):
         super().__init__()
         self.one, self.other = one, other
@@ -45,29 +81,55 @@ class Beside(nn.Module):
         first = self.one(stream)
         return first.with_x(torch.cat([first.x, self.other(stream).x], -1))
 
-def ladder_front(view: str, name: str, train: Batch, text: TextEncoder, steps: int = 50) -> Frozen | None:
-    "The frozen beginning of stream `name` in a `view`, with statistics of the training items; None where there is none. `text` is left as it is."
-    if view not in VIEWS: raise ConfigError(f"there is no view {view!r}; choose {', '.join(VIEWS)}")
-    if name == "text" and view == "ids": return None
-    if view == "pooled" or name != "text" and view != "sequence": return static_front(train, name, WordEmbeddings(text) if name == "text" else None)
-    if name != "text": first = Resample(steps)
+
+def ladder_front(
+    view: str, name: str, train: Batch, text: TextEncoder, steps: int = 50
+) -> Frozen | None:
+    """The frozen beginning of stream `name` in a `view`, with statistics of the training items;
+    None where there is none. `text` is left as it is.
+    """
+    if view not in VIEWS:
+        raise ConfigError(f"there is no view {view!r}; choose {', '.join(VIEWS)}")
+    if name == "text" and view == "ids":
+        return None
+    if view == "pooled" or name != "text" and view != "sequence":
+        return static_front(train, name, WordEmbeddings(text) if name == "text" else None)
+    if name != "text":
+        first = Resample(steps)
     else:
-        first = Frozen(copy.deepcopy(text))                                  # freezing must not reach the caller's encoder
-        if view == "sequence": first = Beside(first, WordEmbeddings(text))
+        first = Frozen(copy.deepcopy(text))  # freezing must not reach the caller's encoder
+        if view == "sequence":
+            first = Beside(first, WordEmbeddings(text))
     return Frozen(nn.Sequential(first, Standardize.fit(train, name, first)))
 
-def prepare_view(parts: Mapping[str, Batch], view: str, text: TextEncoder, names: Sequence[str] = ("text", "audio", "video"), steps: int = 50) -> dict[str, Batch]:
-    "The `parts` of a corpus (train, valid, test) with the streams `names` brought into a `view`; all statistics come from `train`."
-    parts, device = dict(parts), torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+
+def prepare_view(
+    parts: Mapping[str, Batch],
+    view: str,
+    text: TextEncoder,
+    names: Sequence[str] = ("text", "audio", "video"),
+    steps: int = 50,
+) -> dict[str, Batch]:
+    """The `parts` of a corpus (train, valid, test) with the streams `names` brought into a `view`;
+    all statistics come from `train`.
+    """
+    parts, device = (
+        dict(parts),
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu",
+    )
     for name in names:
         if (first := ladder_front(view, name, parts["train"], text.to(device), steps)) is not None:
             parts = {key: precompute(first.to(device), part, name) for key, part in parts.items()}
     return parts
 
+
 # %% ../../nbs/course/15_ladder.ipynb #0000000b
 @dataclass(frozen=True)
 class Rung:
-    "One model of the ladder: what it `adds`, which factors it can hear, its view of the data, how it is built, and how it is trained."
+    """One model of the ladder: what it `adds`, which factors it can hear, its view of the data,
+    how it is built, and how it is trained.
+    """
+
     name: str
     adds: str
     hears: tuple[str, ...]
@@ -77,64 +139,187 @@ class Rung:
     objective: Callable[[Batch], Callable]
     plan: Plan
 
+
 def _points(train: Batch, width: int) -> dict[str, nn.Module]:
     "The head of the PHQ-8, which begins at the labels' mean and spread."
     y = train.targets["phq8"]
     return {"phq8": RegressionHead(width, float(y.mean()), float(y.std()))}
 
-def _sizes(train: Batch) -> dict[str, int]: return {name: s.x.shape[-1] for name, s in train.streams.items()}
 
-def _static(train, text, width): return static_model(train, _points(train, width), width)
+def _sizes(train: Batch) -> dict[str, int]:
+    return {name: s.x.shape[-1] for name, s in train.streams.items()}
+
+
+def _static(train, text, width):
+    return static_model(train, _points(train, width), width)
+
 
 class Bend(nn.Module):
-    "ReLU at every step. Stream -> Stream. A mean of bent values tells what single tokens say; a mean of straight ones only what their mean says."
-    def forward(self, stream: Stream) -> Stream: return stream.with_x(stream.x.relu())
+    """ReLU at every step. Stream -> Stream.
+
+    A mean of bent values tells what single tokens say; a mean of straight ones only what their
+    mean says.
+    """
+
+    def forward(self, stream: Stream) -> Stream:
+        return stream.with_x(stream.x.relu())
+
 
 def _lora(train, text, width):
-    encoders = {"text": nn.Sequential(add_lora(text, r=8, alpha=32), Project(text.width, width), Bend()), **{n: Project(F, width) for n, F in _sizes(train).items() if n != "text"}}
-    return Multimodal(encoders, ConcatFusion(dict.fromkeys(encoders, width), width), _points(train, width))
+    encoders = {
+        "text": nn.Sequential(add_lora(text, r=8, alpha=32), Project(text.width, width), Bend()),
+        **{n: Project(F, width) for n, F in _sizes(train).items() if n != "text"},
+    }
+    return Multimodal(
+        encoders, ConcatFusion(dict.fromkeys(encoders, width), width), _points(train, width)
+    )
 
-def _normalized(train, text, width): return normalized_model(train, _points(train, width), width, dropout=0.5)
+
+def _normalized(train, text, width):
+    return normalized_model(train, _points(train, width), width, dropout=0.5)
+
 
 def _temporal(train, text, width, step=NormalizedProject, join=NormalizedConcat):
-    encoders = {n: step(F, width) if n == "text" else TCN(F, width, dilations=(1, 2, 4, 8, 16)) for n, F in _sizes(train).items()}
+    encoders = {
+        n: step(F, width) if n == "text" else TCN(F, width, dilations=(1, 2, 4, 8, 16))
+        for n, F in _sizes(train).items()
+    }
     return Multimodal(encoders, join(dict.fromkeys(encoders, width), width), _points(train, width))
 
-def _attention(train, text, width): return _temporal(train, text, width, Project, CrossModalFusion)
+
+def _attention(train, text, width):
+    return _temporal(train, text, width, Project, CrossModalFusion)
+
 
 def _multitask(train, text, width):
     model = _attention(train, text, width)
-    model.heads.update({"emotion": ClassHead(width, len(EMOTIONS)), "sentiment": ClassHead(width, len(SENTIMENTS)), "contrast": ProjectionHead(width, width)})
+    model.heads.update(
+        {
+            "emotion": ClassHead(width, len(EMOTIONS)),
+            "sentiment": ClassHead(width, len(SENTIMENTS)),
+            "contrast": ProjectionHead(width, width),
+        }
+    )
     return model
+
 
 def _tasks(train: Batch) -> Callable:
     "PHQ-8, emotion, sentiment and the supervised contrastive loss, weighted."
-    weigh = lambda task, names: cross_entropy(task, weight=class_weights(train.targets[task], len(names)), label_smoothing=0.1)
-    return multitask({"phq8": (rmse("phq8"), 1.0), "emotion": (weigh("emotion", EMOTIONS), 0.3), "sentiment": (weigh("sentiment", SENTIMENTS), 0.3),
-                      "contrast": (contrastive(labels="emotion"), 0.1)})
+
+    def weigh(task, names):
+        return cross_entropy(
+            task, weight=class_weights(train.targets[task], len(names)), label_smoothing=0.1
+        )
+
+    return multitask(
+        {
+            "phq8": (rmse("phq8"), 1.0),
+            "emotion": (weigh("emotion", EMOTIONS), 0.3),
+            "sentiment": (weigh("sentiment", SENTIMENTS), 0.3),
+            "contrast": (contrastive(labels="emotion"), 0.1),
+        }
+    )
+
 
 _low = Plan(epochs=8, batch_size=64, lr=3e-4, schedule="onecycle", weight_decay=0.1)
 _tune = Plan(epochs=5, batch_size=32, lr=3e-3, schedule="onecycle", beta2=0.98)
 _high = Plan(epochs=5, batch_size=32, lr=3e-3, schedule="onecycle", weight_decay=0.1, beta2=0.98)
 
-RUNGS = {rung.name: rung for rung in (
-    Rung("static", "means and a bag of words", INFORMATION["static"], "pooled", 128, _static, lambda train: mse("phq8"), _low),
-    Rung("lora", "a text encoder that is tuned", INFORMATION["lora"], "ids", 128, _lora, lambda train: mse("phq8"), _tune),
-    Rung("normalized", "LayerNorm, RMSE, early stopping", INFORMATION["lora"], "tuned", 128, _normalized, lambda train: rmse("phq8"),
-         replace(_low, epochs=6, lr=3e-3, patience=3, monitor="mse", direction="min")),
-    Rung("temporal", "convolutions over time", INFORMATION["temporal"], "sequence", 32, _temporal, lambda train: rmse("phq8"), replace(_high, epochs=4)),
-    Rung("attention", "words ask the voice, on one clock", INFORMATION["attention"], "sequence", 32, _attention, lambda train: rmse("phq8"), _high),
-    Rung("multitask", "emotion, sentiment, contrast", INFORMATION["attention"], "sequence", 32, _multitask, _tasks, _high))}
+RUNGS = {
+    rung.name: rung
+    for rung in (
+        Rung(
+            "static",
+            "means and a bag of words",
+            INFORMATION["static"],
+            "pooled",
+            128,
+            _static,
+            lambda train: mse("phq8"),
+            _low,
+        ),
+        Rung(
+            "lora",
+            "a text encoder that is tuned",
+            INFORMATION["lora"],
+            "ids",
+            128,
+            _lora,
+            lambda train: mse("phq8"),
+            _tune,
+        ),
+        Rung(
+            "normalized",
+            "LayerNorm, RMSE, early stopping",
+            INFORMATION["lora"],
+            "tuned",
+            128,
+            _normalized,
+            lambda train: rmse("phq8"),
+            replace(_low, epochs=6, lr=3e-3, patience=3, monitor="mse", direction="min"),
+        ),
+        Rung(
+            "temporal",
+            "convolutions over time",
+            INFORMATION["temporal"],
+            "sequence",
+            32,
+            _temporal,
+            lambda train: rmse("phq8"),
+            replace(_high, epochs=4),
+        ),
+        Rung(
+            "attention",
+            "words ask the voice, on one clock",
+            INFORMATION["attention"],
+            "sequence",
+            32,
+            _attention,
+            lambda train: rmse("phq8"),
+            _high,
+        ),
+        Rung(
+            "multitask",
+            "emotion, sentiment, contrast",
+            INFORMATION["attention"],
+            "sequence",
+            32,
+            _multitask,
+            _tasks,
+            _high,
+        ),
+    )
+}
+
 
 # %% ../../nbs/course/15_ladder.ipynb #00000010
-def climb_rung(rung: Rung, parts: Mapping[str, Batch], text: TextEncoder, seed: int = 0, width: int | None = None,
-          progress: bool = False, **changes) -> tuple[Multimodal, History]:
-    "Train one rung on the `parts` of its view, as wide as it is unless told otherwise, with its plan (and `changes` to it); the model and its history."
+def climb_rung(
+    rung: Rung,
+    parts: Mapping[str, Batch],
+    text: TextEncoder,
+    seed: int = 0,
+    width: int | None = None,
+    progress: bool = False,
+    **changes,
+) -> tuple[Multimodal, History]:
+    """Train one rung on the `parts` of its view, as wide as it is unless told otherwise, with its
+    plan (and `changes` to it); the model and its history.
+    """
     torch.manual_seed(seed)
     model = rung.build(parts["train"], text, width or rung.width)
-    history = fit(model, rung.objective(parts["train"]), parts["train"], parts["valid"], replace(rung.plan, seed=seed, **changes), progress=progress)
+    history = fit(
+        model,
+        rung.objective(parts["train"]),
+        parts["train"],
+        parts["valid"],
+        replace(rung.plan, seed=seed, **changes),
+        progress=progress,
+    )
     return model, history
 
+
 def tuned_text(model: Multimodal) -> TextEncoder:
-    "The text encoder that the LoRA rung has tuned, its adapter merged: what the rungs above begin with."
+    """The text encoder that the LoRA rung has tuned, its adapter merged: what the rungs above
+    begin with.
+    """
     return merge_adapter(model.encoders["text"][0])

@@ -4,67 +4,141 @@
 
 # %% ../../nbs/workshop/78_recipe.ipynb #00000004
 from __future__ import annotations
+
 import importlib.util
 import os
-import yaml
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
+
+import yaml
 from pydantic import Field, ValidationError, model_validator
-from ..core.errors import check_choice, ConfigError
+
+from mmemo.experiments.schema import (
+    CorpusPart,
+    CurriculumPart,
+    EncodersPart,
+    EvaluationPart,
+    FusionPart,
+    HeadPart,
+    LossPart,
+    Part,
+    PlanPart,
+    SpeakersPart,
+    ThawPart,
+)
+
+from ..core.errors import ConfigError, check_choice
 from ..data.standards import EMOTIONS, SENTIMENTS
 from ..training.plan import Plan
-from .schema import CorpusPart, CurriculumPart, EncodersPart, EvaluationPart, FusionPart, HeadPart, LossPart, Part, PlanPart, SpeakersPart, ThawPart
 
 # %% auto #0
-__all__ = ['YAML_LIMIT', 'TASK_CLASSES', 'RECORDED_TERMS', 'KIND_TAGS', 'SIZE_KEYS', 'RECIPE_FOLDER', 'read_yaml', 'Recipe',
-           'explain_error', 'resize_form', 'Suite', 'merge_forms', 'load_suite', 'load_recipe', 'list_recipes']
+__all__ = [
+    "YAML_LIMIT",
+    "TASK_CLASSES",
+    "RECORDED_TERMS",
+    "KIND_TAGS",
+    "SIZE_KEYS",
+    "RECIPE_FOLDER",
+    "read_yaml",
+    "Recipe",
+    "explain_error",
+    "resize_form",
+    "Suite",
+    "merge_forms",
+    "load_suite",
+    "load_recipe",
+    "list_recipes",
+]
 
 # %% ../../nbs/workshop/78_recipe.ipynb #0000000a
-YAML_LIMIT = 64_000                                             # bytes; a recipe is a page of text
+YAML_LIMIT = 64_000  # bytes; a recipe is a page of text
+
 
 class _Loader(yaml.SafeLoader):
-    "safe_load without what a recipe never needs: a key given twice, a key that is not text, aliases (a few lines of them fill a memory)."
+    """safe_load without what a recipe never needs: a key given twice, a key that is not text,
+    aliases (a few lines of them fill a memory).
+    """
+
     def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent): raise _at("an alias (*name) cannot be used; write the value out", self.peek_event().start_mark)
+        if self.check_event(yaml.AliasEvent):
+            raise _at(
+                "an alias (*name) cannot be used; write the value out", self.peek_event().start_mark
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
             name = self.construct_object(key)
-            if not isinstance(name, str): raise _at(f"the key is read as {name!r:.40}; keys are plain words: put it in quotes", key.start_mark)
-            if name in seen: raise _at(f"the key {name!r} is given twice; keep one", key.start_mark)
+            if not isinstance(name, str):
+                raise _at(
+                    f"the key is read as {name!r:.40}; keys are plain words: put it in quotes",
+                    key.start_mark,
+                )
+            if name in seen:
+                raise _at(f"the key {name!r} is given twice; keep one", key.start_mark)
             seen.add(name)
         return super().construct_mapping(node, deep)
 
-def _at(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError: return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+def _at(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+
 def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
-    "The mapping in a YAML file. Raises `ConfigError`, one line: file, line and column, what is wrong and what would be right."
+    """The mapping in a YAML file.
+
+    Raises `ConfigError`, one line: file, line and column, what is wrong and what would be right.
+    """
     try:
-        with open(path, "rb") as file: data = file.read(YAML_LIMIT + 1)
-        if len(data) > YAML_LIMIT: raise yaml.YAMLError(f"more than {YAML_LIMIT:,} bytes; a recipe is a page of text")
+        with open(path, "rb") as file:
+            data = file.read(YAML_LIMIT + 1)
+        if len(data) > YAML_LIMIT:
+            raise yaml.YAMLError(f"more than {YAML_LIMIT:,} bytes; a recipe is a page of text")
         found = yaml.load(data.decode("utf-8"), _Loader)
-    except OSError as error: raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error: raise ConfigError(f"{path}: byte {error.start} is not UTF-8; a recipe is plain text") from None
-    except RecursionError: raise ConfigError(f"{path}: nested too deeply; a recipe is a few levels of keys") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: byte {error.start} is not UTF-8; a recipe is plain text"
+        ) from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply; a recipe is a few levels of keys") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        raise ConfigError(f"{path}{f', line {mark.line + 1}, column {mark.column + 1}' if mark else ''}: {error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error: raise ConfigError(f"{path}: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(found, dict): raise ConfigError(f"{path}: holds {'nothing' if found is None else type(found).__name__}; a recipe is keys and values")
+        raise ConfigError(
+            f"{path}{f', line {mark.line + 1}, column {mark.column + 1}' if mark else ''}:"
+            f" {error.problem}"
+        ) from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(
+            f"{path}: holds {'nothing' if found is None else type(found).__name__}; a recipe is"
+            " keys and values"
+        )
     return found
 
+
 # %% ../../nbs/workshop/78_recipe.ipynb #0000000b
-TASK_CLASSES = {"phq8": 1, "emotion": len(EMOTIONS), "sentiment": len(SENTIMENTS)}        # 1 is a number, more are classes
-RECORDED_TERMS = {"rmse": ("mse",), "cross_entropy": ("accuracy",), "contrastive": ("anchors",)}  # what a loss records besides itself
+# 1 is a number, more are classes
+TASK_CLASSES = {"phq8": 1, "emotion": len(EMOTIONS), "sentiment": len(SENTIMENTS)}
+# what a loss records besides itself
+RECORDED_TERMS = {"rmse": ("mse",), "cross_entropy": ("accuracy",), "contrastive": ("anchors",)}
+
 
 class Recipe(Part):
-    "The whole of one experiment, at one scale; the seed belongs to the run. Raises pydantic's `ValidationError`."
+    """The whole of one experiment, at one scale; the seed belongs to the run.
+
+    Raises pydantic's `ValidationError`.
+    """
+
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
     scale: str = "full"
-    about: str; source: str
+    about: str
+    source: str
     corpus: CorpusPart
     encoders: EncodersPart
     fusion: FusionPart
@@ -75,176 +149,424 @@ class Recipe(Part):
     speakers: SpeakersPart | None = None
     thaw: ThawPart | None = None
     evaluation: EvaluationPart
+
     def classes(self, task: str) -> int:
         "How many classes a task has here; 1 is a number."
-        return len(self.corpus.emotions) if task == "emotion" and self.corpus.emotions else TASK_CLASSES[check_choice(task, TASK_CLASSES, "task")]
+        return (
+            len(self.corpus.emotions)
+            if task == "emotion" and self.corpus.emotions
+            else TASK_CLASSES[check_choice(task, TASK_CLASSES, "task")]
+        )
 
     @model_validator(mode="after")
     def _together(self) -> Recipe:
         for task, head in self.heads.items():
             C = self.classes(task)
-            want = {"kind": "regression", "classes": None} if C == 1 else {"kind": "classes", "classes": C}
+            want = (
+                {"kind": "regression", "classes": None}
+                if C == 1
+                else {"kind": "classes", "classes": C}
+            )
             for key, right in want.items():
-                if getattr(head, key) != right: raise ConfigError(f"heads.{task}.{key}: {getattr(head, key)!r} cannot be: {'leave it out' if right is None else f'{task} needs {right}'}")
+                if getattr(head, key) != right:
+                    raise ConfigError(
+                        f"heads.{task}.{key}: {getattr(head, key)!r} cannot be:"
+                        f" {'leave it out' if right is None else f'{task} needs {right}'}"
+                    )
         for name, loss in self.objective.items():
-            where, C = f"objective.{name}", self.classes(loss.task) if loss.task in TASK_CLASSES else 0
-            if loss.kind == "contrastive" and (loss.task not in self.heads or C < 2): raise ConfigError(f"{where}.task: a contrastive loss needs a head of classes, such as emotion; {loss.task!r} is none")
-            if loss.task not in self.heads: raise ConfigError(f"{where}.task: there is no head {loss.task!r}; there are {', '.join(self.heads) or 'none'}")
-            if (C == 1) != (loss.kind in ("mse", "rmse")): raise ConfigError(f"{where}.kind: {loss.kind} cannot teach {loss.task}; choose {'mse or rmse' if C == 1 else 'cross_entropy'}")
-            if name == "loss" or loss.kind == "contrastive" and name in TASK_CLASSES: raise ConfigError(f"{where}: this name is taken; choose another, such as {loss.kind}")
+            where, C = (
+                f"objective.{name}",
+                self.classes(loss.task) if loss.task in TASK_CLASSES else 0,
+            )
+            if loss.kind == "contrastive" and (loss.task not in self.heads or C < 2):
+                raise ConfigError(
+                    f"{where}.task: a contrastive loss needs a head of classes, such as emotion;"
+                    f" {loss.task!r} is none"
+                )
+            if loss.task not in self.heads:
+                raise ConfigError(
+                    f"{where}.task: there is no head {loss.task!r}; there are"
+                    f" {', '.join(self.heads) or 'none'}"
+                )
+            if (C == 1) != (loss.kind in ("mse", "rmse")):
+                raise ConfigError(
+                    f"{where}.kind: {loss.kind} cannot teach {loss.task}; choose"
+                    f" {'mse or rmse' if C == 1 else 'cross_entropy'}"
+                )
+            if name == "loss" or loss.kind == "contrastive" and name in TASK_CLASSES:
+                raise ConfigError(
+                    f"{where}: this name is taken; choose another, such as {loss.kind}"
+                )
         taught = {loss.task for loss in self.objective.values() if loss.kind != "contrastive"}
-        if lost := [t for t in self.heads if t not in taught]: raise ConfigError(f"heads.{lost[0]}: nothing teaches it; add a loss to objective, or leave the head out")
-        if not taught: raise ConfigError("objective: there is no loss; give at least one, such as {phq8: {kind: mse, task: phq8}}")
-        if absent := {m for pair in getattr(self.fusion, "pairs", ()) for m in pair} - set(self.encoders.names):
-            raise ConfigError(f"fusion.pairs: {', '.join(sorted(absent))} has no encoder; there are {', '.join(self.encoders.names)}")
+        if lost := [t for t in self.heads if t not in taught]:
+            raise ConfigError(
+                f"heads.{lost[0]}: nothing teaches it; add a loss to objective, or leave the"
+                " head out"
+            )
+        if not taught:
+            raise ConfigError(
+                "objective: there is no loss; give at least one, such as {phq8: {kind: mse, task:"
+                " phq8}}"
+            )
+        if absent := {m for pair in getattr(self.fusion, "pairs", ()) for m in pair} - set(
+            self.encoders.names
+        ):
+            raise ConfigError(
+                f"fusion.pairs: {', '.join(sorted(absent))} has no encoder; there are"
+                f" {', '.join(self.encoders.names)}"
+            )
         return self._widened()._planned()
 
     def _widened(self) -> Recipe:
         "What part III adds fits to the rest."
         if self.curriculum:
-            if self.curriculum.epochs > self.plan.epochs: raise ConfigError(f"curriculum.epochs: {self.curriculum.epochs} cannot be: training has {self.plan.epochs}")
+            if self.curriculum.epochs > self.plan.epochs:
+                raise ConfigError(
+                    f"curriculum.epochs: {self.curriculum.epochs} cannot be: training has"
+                    f" {self.plan.epochs}"
+                )
             taught = [n for n, loss in self.objective.items() if loss.kind == "cross_entropy"]
-            if self.curriculum.scaling and not taught: raise ConfigError("curriculum.scaling: it weighs the items of a cross_entropy, and there is none")
-            if (self.curriculum.difficulty in ("class", "confidence") or self.curriculum.balance) and not taught:
-                raise ConfigError(f"curriculum: difficulty {self.curriculum.difficulty} and balance are about classes, and no cross_entropy teaches any")
-        if self.evaluation.protocol == "cross_corpus" and self.corpus.knobs.get("corpora", 2) < 2: raise ConfigError("evaluation.protocol: cross_corpus needs at least two corpora: set corpus.knobs.corpora")
+            if self.curriculum.scaling and not taught:
+                raise ConfigError(
+                    "curriculum.scaling: it weighs the items of a cross_entropy, and there is none"
+                )
+            if (
+                self.curriculum.difficulty in ("class", "confidence") or self.curriculum.balance
+            ) and not taught:
+                raise ConfigError(
+                    f"curriculum: difficulty {self.curriculum.difficulty} and balance are about"
+                    " classes, and no cross_entropy teaches any"
+                )
+        if self.evaluation.protocol == "cross_corpus" and self.corpus.knobs.get("corpora", 2) < 2:
+            raise ConfigError(
+                "evaluation.protocol: cross_corpus needs at least two corpora: set"
+                " corpus.knobs.corpora"
+            )
         return self
 
     def _planned(self) -> Recipe:
-        try: plan = Plan(**self.plan.model_dump())
-        except ConfigError as error: raise ConfigError(f"plan.{str(error).replace('=', ': ', 1)}") from None
-        if plan.monitor not in self.recorded: raise ConfigError(f"plan.monitor: {plan.monitor!r} is not recorded; choose {', '.join(self.recorded)}")
-        heads = [*self.heads, *(n for n, loss in self.objective.items() if loss.kind == "contrastive"), *["speaker"] * self.adversary]
-        stems = [*(f"encoders.{m}." for m in self.encoders.names), "fusion.", *(f"heads.{n}." for n in heads)]
+        try:
+            plan = Plan(**self.plan.model_dump())
+        except ConfigError as error:
+            raise ConfigError(f"plan.{str(error).replace('=', ': ', 1)}") from None
+        if plan.monitor not in self.recorded:
+            raise ConfigError(
+                f"plan.monitor: {plan.monitor!r} is not recorded; choose {', '.join(self.recorded)}"
+            )
+        heads = [
+            *self.heads,
+            *(n for n, loss in self.objective.items() if loss.kind == "contrastive"),
+            *["speaker"] * self.adversary,
+        ]
+        stems = [
+            *(f"encoders.{m}." for m in self.encoders.names),
+            "fusion.",
+            *(f"heads.{n}." for n in heads),
+        ]
         for pattern in plan.lr if isinstance(plan.lr, Mapping) else ():
             start = pattern.translate({ord(c): "*" for c in "?["}).split("*")[0]
             if not any(stem.startswith(start) or start.startswith(stem) for stem in stems):
-                raise ConfigError(f"plan.lr: {pattern!r} matches no parameter; their names begin with {', '.join(stems)}")
+                raise ConfigError(
+                    f"plan.lr: {pattern!r} matches no parameter; their names begin with"
+                    f" {', '.join(stems)}"
+                )
         return self
+
     @property
-    def adversary(self) -> bool: return self.speakers is not None and self.speakers.weight > 0
+    def adversary(self) -> bool:
+        return self.speakers is not None and self.speakers.weight > 0
+
     @property
     def recorded(self) -> list[str]:
         "What training records, and `monitor` can watch."
-        extra = [(name, entry) for name, loss in self.objective.items() for entry in (*RECORDED_TERMS.get(loss.kind, ()), *["plain"] * (loss.kind == "cross_entropy" and self._scaled))]
+        extra = [
+            (name, entry)
+            for name, loss in self.objective.items()
+            for entry in (
+                *RECORDED_TERMS.get(loss.kind, ()),
+                *["plain"] * (loss.kind == "cross_entropy" and self._scaled),
+            )
+        ]
         extra += [("speaker", "accuracy")] * self.adversary
-        single = list(self.objective.values())[0].weight == len(self.objective) == 1 and not self.adversary
-        return ["loss", *([e for _, e in extra] if single else [*self.objective, *["speaker"] * self.adversary, *(f"{n} {e}" for n, e in extra)])]
+        single = (
+            list(self.objective.values())[0].weight == len(self.objective) == 1
+            and not self.adversary
+        )
+        return [
+            "loss",
+            *(
+                [e for _, e in extra]
+                if single
+                else [
+                    *self.objective,
+                    *["speaker"] * self.adversary,
+                    *(f"{n} {e}" for n, e in extra),
+                ]
+            ),
+        ]
+
     @property
-    def _scaled(self) -> bool: return self.curriculum is not None and self.curriculum.scaling > 0
+    def _scaled(self) -> bool:
+        return self.curriculum is not None and self.curriculum.scaling > 0
 
     def text(self) -> str:
         "The recipe as YAML: a recipe file of its own."
         return yaml.safe_dump(self.model_dump(), sort_keys=False, width=110, allow_unicode=True)
 
+
 # %% ../../nbs/workshop/78_recipe.ipynb #a000048d
 def _hint(value: Any) -> str:
     "YAML's trap: 1e-3 is a text there, and 1.0e-3 a number."
     for text in value.values() if isinstance(value, Mapping) else [value]:
-        try: return f" (YAML takes {text} for a text: write {f'{float(text):.12f}'.rstrip('0')})" if isinstance(text, str) else ""
-        except ValueError: pass
+        try:
+            return (
+                f" (YAML takes {text} for a text: write {f'{float(text):.12f}'.rstrip('0')})"
+                if isinstance(text, str)
+                else ""
+            )
+        except ValueError:
+            pass
     return ""
 
-KIND_TAGS = {"audio": "mean, tcn, utterance, wave_cnn, speech", "video": "mean, tcn, utterance, r3d, image", "objective": "mse, rmse, cross_entropy, contrastive",
-        "fusion": "concat, normalized_concat, batchnorm_concat, dynamic, gated, adaptive, product, tensor, low_rank, bottleneck, cross_attention, modality_attention, lfm2"}
+
+KIND_TAGS = {
+    "audio": "mean, tcn, utterance, wave_cnn, speech",
+    "video": "mean, tcn, utterance, r3d, image",
+    "objective": "mse, rmse, cross_entropy, contrastive",
+    "fusion": (
+        "concat, normalized_concat, batchnorm_concat, dynamic, gated, adaptive, product, tensor,"
+        " low_rank, bottleneck, cross_attention, modality_attention, lfm2"
+    ),
+}
+
 
 def explain_error(error: ValidationError, raw: Any) -> str:
     "The first thing that is wrong with `raw`: key path, what, and what would be right."
     first, path, here = error.errors()[0], [], raw
-    for i, key in enumerate(first["loc"]):                     # pydantic also names the branch of a union, which is no key
-        if isinstance(here, dict) and key in here or isinstance(here, list): here = here[key]
-        elif first["type"] != "missing" or i + 1 < len(first["loc"]): continue
+    # pydantic also names the branch of a union, which is no key
+    for i, key in enumerate(first["loc"]):
+        if isinstance(here, dict) and key in here or isinstance(here, list):
+            here = here[key]
+        elif first["type"] != "missing" or i + 1 < len(first["loc"]):
+            continue
         path.append(str(key))
-    kind, given, where, context = first["type"], first["input"], ".".join(path), first.get("ctx", {})
-    if kind == "value_error": return (where + ("" if (what := str(context["error"])).startswith(".") else ": ") + what).removeprefix(": ")
-    if kind == "missing": return f"{where}: is missing; it must be given"
+    kind, given, where, context = (
+        first["type"],
+        first["input"],
+        ".".join(path),
+        first.get("ctx", {}),
+    )
+    if kind == "value_error":
+        return (
+            where + ("" if (what := str(context["error"])).startswith(".") else ": ") + what
+        ).removeprefix(": ")
+    if kind == "missing":
+        return f"{where}: is missing; it must be given"
     if kind.startswith("union_tag"):
         where, given, kind = f"{where}.kind", context.get("tag"), "literal_error"
-        context = {"expected": context.get("expected_tags", KIND_TAGS[path[-1] if path[0] == "encoders" else path[0]])}
-    if kind == "model_type": return f"{where}: {given!r:.60} cannot be: it must be keys and values"
-    if kind != "literal_error": return f"{where}: {given!r:.60} cannot be: it must{first['msg'].partition('should')[2]}{_hint(given)}"
-    near = get_close_matches(str(given), context["expected"].replace("'", "").replace(" or ", ", ").split(", "), 1)
+        context = {
+            "expected": context.get(
+                "expected_tags", KIND_TAGS[path[-1] if path[0] == "encoders" else path[0]]
+            )
+        }
+    if kind == "model_type":
+        return f"{where}: {given!r:.60} cannot be: it must be keys and values"
+    if kind != "literal_error":
+        return (
+            f"{where}: {given!r:.60} cannot be: it"
+            f" must{first['msg'].partition('should')[2]}{_hint(given)}"
+        )
+    near = get_close_matches(
+        str(given), context["expected"].replace("'", "").replace(" or ", ", ").split(", "), 1
+    )
     said = "is missing" if given is None else f"{given!r:.60} cannot be"
-    return f"{where}: {said}: choose {context['expected']}{' or a list of names' * where.endswith('columns')}" + (f"; did you mean {near[0]!r}?" if near else "")
+    return (
+        f"{where}: {said}: choose"
+        f" {context['expected']}{' or a list of names' * where.endswith('columns')}"
+        + (f"; did you mean {near[0]!r}?" if near else "")
+    )
+
 
 # %% ../../nbs/workshop/78_recipe.ipynb #a000054f
-SIZE_KEYS = ("weights", "max_length", "rank", "width", "hidden", "steps", "items", "items_per_speaker", "corpora", "epochs", "batch_size", "lr",      # a rate belongs to a width
-         "resamples", "size", "seconds", "frames", "mels", "channels", "layers", "heads", "accumulate", "warmup", "patience")
+# a rate belongs to a width
+SIZE_KEYS = (
+    "weights",
+    "max_length",
+    "rank",
+    "width",
+    "hidden",
+    "steps",
+    "items",
+    "items_per_speaker",
+    "corpora",
+    "epochs",
+    "batch_size",
+    "lr",
+    "resamples",
+    "size",
+    "seconds",
+    "frames",
+    "mels",
+    "channels",
+    "layers",
+    "heads",
+    "accumulate",
+    "warmup",
+    "patience",
+)
+
 
 def resize_form(form: Mapping, sizes: Any, at: str) -> dict:
     "`form` with other sizes. Raises `ConfigError` for a key that is no size or is not in `form`."
-    if not isinstance(sizes, Mapping): raise ConfigError(f"{at}: {sizes!r} cannot be: there are keys here ({', '.join(form)})")
+    if not isinstance(sizes, Mapping):
+        raise ConfigError(f"{at}: {sizes!r} cannot be: there are keys here ({', '.join(form)})")
     made = dict(form)
     for key, value in sizes.items():
-        try: check_choice(key, form)
-        except ConfigError as error: raise ConfigError(f"{at}: {error}") from None
-        if form[key] is None and isinstance(value, Mapping): continue                # an experiment has taken this part out
-        if isinstance(form[key], Mapping) and key != "lr": made[key] = resize_form(form[key], value, f"{at}.{key}")
-        elif key not in SIZE_KEYS: raise ConfigError(f"{at}.{key}: a scale may change sizes only ({', '.join(SIZE_KEYS)}), not {key!r}")
-        else: made[key] = value
+        try:
+            check_choice(key, form)
+        except ConfigError as error:
+            raise ConfigError(f"{at}: {error}") from None
+        # an experiment has taken this part out
+        if form[key] is None and isinstance(value, Mapping):
+            continue
+        if isinstance(form[key], Mapping) and key != "lr":
+            made[key] = resize_form(form[key], value, f"{at}.{key}")
+        elif key not in SIZE_KEYS:
+            raise ConfigError(
+                f"{at}.{key}: a scale may change sizes only ({', '.join(SIZE_KEYS)}), not {key!r}"
+            )
+        else:
+            made[key] = value
     return made
+
 
 RECIPE_FOLDER = Path(importlib.util.find_spec("mmemo").origin).parent / "recipes"
 
+
 class Suite(Part):
-    "Several experiments that are compared: {name: what is said about it}, and the `recipe` file with all of their scales."
-    name: str; about: str
-    seeds: int                                                   # runs of each experiment
+    """Several experiments that are compared: {name: what is said about it}, and the `recipe` file
+    with all of their scales.
+    """
+
+    name: str
+    about: str
+    seeds: int  # runs of each experiment
     experiments: dict[str, str]
 
-def _shipped() -> dict[str, Path]: return {p.stem: p for p in sorted(RECIPE_FOLDER.glob("*.yaml"))}
+
+def _shipped() -> dict[str, Path]:
+    return {p.stem: p for p in sorted(RECIPE_FOLDER.glob("*.yaml"))}
+
 
 def _open(name: str | os.PathLike) -> tuple[dict, str]:
-    "The raw keys of a recipe or suite by its name or path, and how errors call it. A file with `base` holds what differs from that recipe."
+    """The raw keys of a recipe or suite by its name or path, and how errors call it.
+
+    A file with `base` holds what differs from that recipe.
+    """
     shipped = _shipped()
     if Path(name).suffix not in (".yaml", ".yml"):
-        try: check_choice(str(name), shipped, "recipe")
-        except ConfigError as error: raise ConfigError(f"{error} (or give the path of a .yaml file)") from None
+        try:
+            check_choice(str(name), shipped, "recipe")
+        except ConfigError as error:
+            raise ConfigError(f"{error} (or give the path of a .yaml file)") from None
     path = shipped.get(str(name), Path(name))
     raw, shown = read_yaml(path), path.name if path in shipped.values() else str(path)
-    if "base" not in raw: return raw, shown
+    if "base" not in raw:
+        return raw, shown
     base, _ = _open(raw.pop("base"))
     return merge_forms(base, raw), shown
 
+
 def merge_forms(form: Mapping, changes: Mapping) -> dict:
-    "`form` with `changes`, key by key; a part of another `kind` replaces the old one, and null takes a part out."
+    """`form` with `changes`, key by key; a part of another `kind` replaces the old one, and null
+    takes a part out.
+    """
     made = dict(form)
     for key, value in changes.items():
         old = made.get(key)
-        inner = isinstance(old, Mapping) and isinstance(value, Mapping) and value.get("kind", old.get("kind")) == old.get("kind")
+        inner = (
+            isinstance(old, Mapping)
+            and isinstance(value, Mapping)
+            and value.get("kind", old.get("kind")) == old.get("kind")
+        )
         made[key] = merge_forms(old, value) if inner else value
     return made
 
+
 def load_suite(name: str | os.PathLike) -> Suite:
-    "The suite in a file whose `experiments` each say what they change; a plain recipe is a suite of one. Raises `ConfigError`."
+    """The suite in a file whose `experiments` each say what they change; a plain recipe is a suite
+    of one. Raises `ConfigError`.
+    """
     raw, shown = _open(name)
     found = raw.get("experiments", {str(raw.get("name")): {"about": raw.get("about", "")}})
-    if not isinstance(found, dict) or not found or not all(isinstance(v, dict) and isinstance(v.get("about"), str) for v in found.values()):
-        raise ConfigError(f"{shown}: experiments: must be {{name: {{about: what it asks, and what it changes}}}}")
-    if not isinstance(seeds := raw.get("seeds", 1), int) or isinstance(seeds, bool) or seeds < 1: raise ConfigError(f"{shown}: seeds: {seeds!r} cannot be: it must be a whole number from 1")
-    for experiment in found: load_recipe(name, str(raw.get("scale", "full")), experiment)
-    return Suite(name=str(raw.get("name")), about=str(raw.get("about")), seeds=seeds, experiments={str(k): v["about"] for k, v in found.items()})
+    if (
+        not isinstance(found, dict)
+        or not found
+        or not all(isinstance(v, dict) and isinstance(v.get("about"), str) for v in found.values())
+    ):
+        raise ConfigError(
+            f"{shown}: experiments: must be {{name: {{about: what it asks, and what it changes}}}}"
+        )
+    if not isinstance(seeds := raw.get("seeds", 1), int) or isinstance(seeds, bool) or seeds < 1:
+        raise ConfigError(f"{shown}: seeds: {seeds!r} cannot be: it must be a whole number from 1")
+    for experiment in found:
+        load_recipe(name, str(raw.get("scale", "full")), experiment)
+    return Suite(
+        name=str(raw.get("name")),
+        about=str(raw.get("about")),
+        seeds=seeds,
+        experiments={str(k): v["about"] for k, v in found.items()},
+    )
 
-def load_recipe(name: str | os.PathLike, scale: str = "full", experiment: str | None = None) -> Recipe:
-    """The recipe of this name (`list_recipes()`) or path, at a `scale`; all of its scales are checked. Of a suite, its `experiment` (the first, unless told).
 
-    Raises `ConfigError`, one line: file, key path, what is wrong, what would be right."""
+def load_recipe(
+    name: str | os.PathLike, scale: str = "full", experiment: str | None = None
+) -> Recipe:
+    """The recipe of this name (`list_recipes()`) or path, at a `scale`; all of its scales are
+    checked. Of a suite, its `experiment` (the first, unless told).
+
+    Raises `ConfigError`, one line: file, key path, what is wrong, what would be right.
+    """
     raw, shown = _open(name)
     made, experiments, _ = {}, raw.pop("experiments", None), raw.pop("seeds", None)
     try:
         if experiments is not None:
-            if not isinstance(experiments, dict) or not all(isinstance(v, dict) for v in experiments.values()): raise ConfigError("experiments: must be {name: what it changes}")
-            chosen = check_choice(experiment, experiments, "experiment") if experiment is not None else next(iter(experiments))
+            if not isinstance(experiments, dict) or not all(
+                isinstance(v, dict) for v in experiments.values()
+            ):
+                raise ConfigError("experiments: must be {name: what it changes}")
+            chosen = (
+                check_choice(experiment, experiments, "experiment")
+                if experiment is not None
+                else next(iter(experiments))
+            )
             raw = merge_forms(raw, experiments[chosen] | {"name": f"{raw.get('name')}-{chosen}"})
         scales = raw.pop("scales", None) or {}
-        forms = {raw.get("scale", "full"): raw} if isinstance(raw.get("scale", ""), str) else {"full": raw}
+        forms = (
+            {raw.get("scale", "full"): raw}
+            if isinstance(raw.get("scale", ""), str)
+            else {"full": raw}
+        )
         for form in [*forms, *scales] if isinstance(scales, dict) else [*forms, "scales"]:
-            values = forms[form] if form in forms else resize_form(raw, scales[form] if isinstance(scales, dict) else scales, f"scales.{form}") | {"scale": form}
-            try: made[form] = Recipe.model_validate(values)
-            except ValidationError as error: raise ConfigError((f"at scale {form}, " if made else "") + explain_error(error, values)) from None
+            values = (
+                forms[form]
+                if form in forms
+                else resize_form(
+                    raw, scales[form] if isinstance(scales, dict) else scales, f"scales.{form}"
+                )
+                | {"scale": form}
+            )
+            try:
+                made[form] = Recipe.model_validate(values)
+            except ValidationError as error:
+                raise ConfigError(
+                    (f"at scale {form}, " if made else "") + explain_error(error, values)
+                ) from None
         check_choice(scale, made, "scale")
-    except ConfigError as error: raise ConfigError(f"{shown}: {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{shown}: {error}") from None
     return made[scale]
+
 
 def list_recipes() -> dict[str, str]:
     "The recipes and suites that come with the package {name: about}."

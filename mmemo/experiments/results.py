@@ -4,141 +4,317 @@
 
 # %% ../../nbs/workshop/81_results.ipynb #00000004
 from __future__ import annotations
+
 import math
-import torch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 from torch import Tensor, nn
-from ..core.batch import Batch, collate, Stream
+
+from mmemo.evaluation.protocols import (
+    MEASURED_MISTAKES,
+    leave_one_session_out,
+    leave_one_speaker_out,
+    published_folds,
+)
+
+from ..core.batch import Batch, Stream, collate
 from ..core.errors import ConfigError, DataError
 from ..core.files import write_whole
 from ..data.splits import speaker_split
-from ..synthetic.factors import Knobs
-from ..models.base import Multimodal, predict, RegressionHead
 from ..evaluation.metrics import bootstrap
-from ..evaluation.protocols import leave_one_session_out, leave_one_speaker_out, MEASURED_MISTAKES, published_folds
 from ..evaluation.xray import xray
+from ..models.base import Multimodal, RegressionHead, predict
+from ..synthetic.factors import Knobs
 from .recipe import Recipe
 from .sources import by_split
 
 # %% auto #0
-__all__ = ['MOST_FOLDS', 'KEPT_META', 'Fold', 'measured_split', 'recipe_folds', 'is_transductive', 'shared_speakers',
-           'head_scales', 'last_layer', 'Said', 'by_modality', 'write_predictions', 'run_numbers']
+__all__ = [
+    "MOST_FOLDS",
+    "KEPT_META",
+    "Fold",
+    "measured_split",
+    "recipe_folds",
+    "is_transductive",
+    "shared_speakers",
+    "head_scales",
+    "last_layer",
+    "Said",
+    "by_modality",
+    "write_predictions",
+    "run_numbers",
+]
+
 
 # %% ../../nbs/workshop/81_results.ipynb #00000007
 @dataclass(frozen=True)
 class Fold:
-    "One model's data: whom it learns from (`train`, `valid`), and the `tests` {name: items} it is measured on."
+    """One model's data: whom it learns from (`train`, `valid`), and the `tests` {name: items} it
+    is measured on.
+    """
+
     train: Batch
-    valid: Batch                                             # may be empty: then nobody watches the training
+    valid: Batch  # may be empty: then nobody watches the training
     tests: dict[str, Batch]
 
+
 def measured_split(recipe: Recipe, parts: Mapping[str, Batch]) -> str:
-    "The split that is measured: test, or valid where nobody published the test labels. Raises `DataError` where neither has labels."
+    """The split that is measured: test, or valid where nobody published the test labels.
+
+    Raises `DataError` where neither has labels.
+    """
     for split in ("test", "valid"):
-        if any(_known(parts[split].targets[task]).any() for task in recipe.heads): return split
-    raise DataError(f"no label of {', '.join(recipe.heads)} is known in the test and the valid split: there is nothing to measure against")
+        if any(_known(parts[split].targets[task]).any() for task in recipe.heads):
+            return split
+    raise DataError(
+        f"no label of {', '.join(recipe.heads)} is known in the test and the valid split: there is"
+        " nothing to measure against"
+    )
 
-def _known(target: Tensor) -> Tensor: return torch.isfinite(target) if target.is_floating_point() else target >= 0
 
-MOST_FOLDS = 60                                                     # folds of a protocol: more would be a slip and not an experiment
+def _known(target: Tensor) -> Tensor:
+    return torch.isfinite(target) if target.is_floating_point() else target >= 0
+
+
+MOST_FOLDS = 60  # folds of a protocol: more would be a slip and not an experiment
+
 
 def recipe_folds(recipe: Recipe, whole: Batch) -> dict[str, Fold]:
-    "{name: Fold} of all items, by the recipe's protocol; no speaker is on two sides of a fold. Raises `DataError`, `ConfigError`."
+    """{name: Fold} of all items, by the recipe's protocol; no speaker is on two sides of a fold.
+
+    Raises `DataError`, `ConfigError`.
+    """
     kind = recipe.evaluation.protocol
     if kind == "split":
         parts = by_split(whole)
-        return {"split": Fold(parts["train"], parts["valid"], {split: parts[split] for split in [measured_split(recipe, parts)]})}
+        return {
+            "split": Fold(
+                parts["train"],
+                parts["valid"],
+                {split: parts[split] for split in [measured_split(recipe, parts)]},
+            )
+        }
     if kind == "cross_corpus":
-        corpora = {name: whole[[i for i, c in enumerate(whole.meta["corpus"]) if c == name]] for name in sorted(set(whole.meta["corpus"]))}
-        if len(corpora) < 2: raise DataError(f"cross_corpus needs at least two corpora, these items are all of {', '.join(corpora)}")
-        parts = {name: [c[rows] for rows in speaker_split(c, (.6, .15, .25))] for name, c in corpora.items()}
-        return {name: Fold(train, valid, {other: test for other, (*_, test) in parts.items()}) for name, (train, valid, _) in parts.items()}
-    by = "fold" if kind == "published_folds" else kind.removeprefix("leave_one_").removesuffix("_out")
-    if by not in whole.meta: raise DataError("published_folds: nobody has published folds of this corpus; choose leave_one_session_out, or leave_one_speaker_out")
-    if (many := len(set(whole.meta[by]))) > MOST_FOLDS: raise ConfigError(f"{kind} would train {many} models, one a {by}, and {MOST_FOLDS} are the most; choose the protocol split")
-    leave = {"fold": published_folds, "session": leave_one_session_out, "speaker": leave_one_speaker_out}[by]
-    return {p.name.split()[1]: Fold(p["train"], p["valid"], {"test": p["test"]}) for p in leave(whole, transductive=is_transductive(recipe), share=recipe.evaluation.validation)}
+        corpora = {
+            name: whole[[i for i, c in enumerate(whole.meta["corpus"]) if c == name]]
+            for name in sorted(set(whole.meta["corpus"]))
+        }
+        if len(corpora) < 2:
+            raise DataError(
+                "cross_corpus needs at least two corpora, these items are all of"
+                f" {', '.join(corpora)}"
+            )
+        parts = {
+            name: [c[rows] for rows in speaker_split(c, (0.6, 0.15, 0.25))]
+            for name, c in corpora.items()
+        }
+        return {
+            name: Fold(train, valid, {other: test for other, (*_, test) in parts.items()})
+            for name, (train, valid, _) in parts.items()
+        }
+    by = (
+        "fold"
+        if kind == "published_folds"
+        else kind.removeprefix("leave_one_").removesuffix("_out")
+    )
+    if by not in whole.meta:
+        raise DataError(
+            "published_folds: nobody has published folds of this corpus; choose"
+            " leave_one_session_out, or leave_one_speaker_out"
+        )
+    if (many := len(set(whole.meta[by]))) > MOST_FOLDS:
+        raise ConfigError(
+            f"{kind} would train {many} models, one a {by}, and {MOST_FOLDS} are the most; choose"
+            " the protocol split"
+        )
+    leave = {
+        "fold": published_folds,
+        "session": leave_one_session_out,
+        "speaker": leave_one_speaker_out,
+    }[by]
+    return {
+        p.name.split()[1]: Fold(p["train"], p["valid"], {"test": p["test"]})
+        for p in leave(
+            whole, transductive=is_transductive(recipe), share=recipe.evaluation.validation
+        )
+    }
 
-def is_transductive(recipe: Recipe) -> bool: return bool(recipe.speakers and recipe.speakers.normalise)
+
+def is_transductive(recipe: Recipe) -> bool:
+    return bool(recipe.speakers and recipe.speakers.normalise)
+
 
 def shared_speakers(made: Mapping[str, Fold]) -> list[str]:
-    "A remark for each fold whose published split has speakers on both sides, and what that mistake is known to do."
-    def both(fold: Fold) -> set[str]: return {s for t in fold.tests.values() for s in t.meta["speaker"]} & set(fold.train.meta["speaker"])
-    return [f"{len(same)} speakers of the test are learned from too, by the corpus' own split; {MEASURED_MISTAKES['speaker']}" for fold in made.values() if (same := both(fold))]
+    """A remark for each fold whose published split has speakers on both sides, and what that
+    mistake is known to do.
+    """
+
+    def both(fold: Fold) -> set[str]:
+        return {s for t in fold.tests.values() for s in t.meta["speaker"]} & set(
+            fold.train.meta["speaker"]
+        )
+
+    return [
+        f"{len(same)} speakers of the test are learned from too, by the corpus' own split;"
+        f" {MEASURED_MISTAKES['speaker']}"
+        for fold in made.values()
+        if (same := both(fold))
+    ]
+
 
 # %% ../../nbs/workshop/81_results.ipynb #0000000c
 def head_scales(model: Multimodal) -> dict[str, list[float]]:
     "{task: [mean, spread]} of the labels that a model's regression heads were built for."
-    return {k: [last.mean, last.scale] for k, h in model.heads.items() if isinstance(last := last_layer(h), RegressionHead)}
+    return {
+        k: [last.mean, last.scale]
+        for k, h in model.heads.items()
+        if isinstance(last := last_layer(h), RegressionHead)
+    }
+
 
 def last_layer(head: nn.Module) -> nn.Module:
     "The last layer of a head, behind its hidden one."
     return head[-1] if isinstance(head, nn.Sequential) else head
 
+
 @dataclass(frozen=True)
 class Said:
-    "What models said about `items` (their streams tell no more than who has which modality): `said` {task: [N] or [N, C]}."
+    """What models said about `items` (their streams tell no more than who has which modality):
+    `said` {task: [N] or [N, C]}.
+    """
+
     items: Batch
     said: dict[str, Tensor]
 
     @classmethod
     def by(cls, recipe: Recipe, model: Multimodal, batch: Batch) -> Said:
-        "What `model` says; beside each number, the training mean as \"TASK mean\"."
+        'What `model` says; beside each number, the training mean as "TASK mean".'
         said = predict(model, batch)
-        said = {k: said[k] for k in recipe.heads} | {f"{k} mean": torch.full_like(said[k], mean) for k, (mean, _) in head_scales(model).items()}
-        there = {n: Stream.of(torch.zeros(len(batch), 1, 1), s.mask.any(1, keepdim=True), rate=1) for n, s in batch.streams.items()}
-        return cls(Batch(there, {k: batch.targets[k] for k in recipe.heads}, {k: batch.meta[k] for k in KEPT_META if k in batch.meta}), said)
+        said = {k: said[k] for k in recipe.heads} | {
+            f"{k} mean": torch.full_like(said[k], mean)
+            for k, (mean, _) in head_scales(model).items()
+        }
+        there = {
+            n: Stream.of(torch.zeros(len(batch), 1, 1), s.mask.any(1, keepdim=True), rate=1)
+            for n, s in batch.streams.items()
+        }
+        return cls(
+            Batch(
+                there,
+                {k: batch.targets[k] for k in recipe.heads},
+                {k: batch.meta[k] for k in KEPT_META if k in batch.meta},
+            ),
+            said,
+        )
 
     @classmethod
     def together(cls, parts: Sequence[Said]) -> Said:
         "Those of several folds as one."
-        return cls(collate([p.items for p in parts]), {k: torch.cat([p.said[k] for p in parts]) for k in parts[0].said})
+        return cls(
+            collate([p.items for p in parts]),
+            {k: torch.cat([p.said[k] for p in parts]) for k in parts[0].said},
+        )
 
     def measure(self, recipe: Recipe) -> dict[str, dict]:
-        """{task: {metric: Interval}} with bootstrap intervals by speaker, for every task with known labels; for numbers also the RMSE of always
-        saying the training mean. `xray` {factor: Interval} where the items' factors are known."""
+        """{task: {metric: Interval}} with bootstrap intervals by speaker, for every task with
+        known labels; for numbers also the RMSE of always saying the training mean. `xray`
+        {factor: Interval} where the items' factors are known.
+        """
         items, said, found, times = self.items, self.said, {}, recipe.evaluation.resamples
         for task in recipe.heads:
-            if not _known(target := items.targets[task]).any(): continue
+            if not _known(target := items.targets[task]).any():
+                continue
             found[task] = bootstrap(said[task], target, items.meta["speaker"], times)
-            if (mean := said.get(f"{task} mean")) is not None: found[task] |= {"rmse of the mean": bootstrap(mean, target, items.meta["speaker"], times)["rmse"]}
+            if (mean := said.get(f"{task} mean")) is not None:
+                found[task] |= {
+                    "rmse of the mean": bootstrap(mean, target, items.meta["speaker"], times)[
+                        "rmse"
+                    ]
+                }
         if recipe.evaluation.xray and "factors" in items.meta and "phq8" in said:
             heard = xray(said, items, Knobs(**recipe.corpus.knobs), times)
             found["xray"] = {k: v for k, v in heard.items() if math.isfinite(v.value)}
         return found
 
+
 KEPT_META = ("id", "speaker", "session", "corpus", "factors")
 
+
 def by_modality(recipe: Recipe, model: Multimodal, batch: Batch) -> dict[str, Said]:
-    "What `model` says where it has one modality alone, and, of three or more, where it lacks one; nothing where the recipe does not ask for it."
+    """What `model` says where it has one modality alone, and, of three or more, where it lacks
+    one; nothing where the recipe does not ask for it.
+    """
     names = list(batch.streams)
-    if not recipe.evaluation.modalities or len(names) < 2: return {}
-    kept = {f"{n} alone": [n] for n in names} | ({f"without {n}": [m for m in names if m != n] for n in names} if len(names) > 2 else {})
-    lacking = lambda there: batch.replace(**{n: Stream(s.x, torch.zeros_like(s.mask), s.t) for n, s in batch.streams.items() if n not in there})
+    if not recipe.evaluation.modalities or len(names) < 2:
+        return {}
+    kept = {f"{n} alone": [n] for n in names} | (
+        {f"without {n}": [m for m in names if m != n] for n in names} if len(names) > 2 else {}
+    )
+
+    def lacking(there):
+        return batch.replace(
+            **{
+                n: Stream(s.x, torch.zeros_like(s.mask), s.t)
+                for n, s in batch.streams.items()
+                if n not in there
+            }
+        )
+
     return {name: Said.by(recipe, model, lacking(there)) for name, there in kept.items()}
+
 
 # %% ../../nbs/workshop/81_results.ipynb #0000000d
 def write_predictions(path: Path, said: Mapping[tuple[str, str], Said]) -> None:
-    "A parquet table, a row an item: fold, test, id, speaker, session, corpus, each task's label, and what was said (a score for each class)."
-    import pyarrow as pa, pyarrow.parquet as pq
+    """A parquet table, a row an item: fold, test, id, speaker, session, corpus, each task's label,
+    and what was said (a score for each class).
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     tables = []
     for (fold, test), one in said.items():
         n, meta = len(one.items), {k: v for k, v in one.items.meta.items() if isinstance(v, list)}
-        told = {k: v.tolist() for k, v in one.items.targets.items()} | {f"{k} said": v.tolist() for k, v in one.said.items()}
+        told = {k: v.tolist() for k, v in one.items.targets.items()} | {
+            f"{k} said": v.tolist() for k, v in one.said.items()
+        }
         tables.append(pa.table({"fold": [fold] * n, "test": [test] * n} | meta | told))
     pq.write_table(pa.concat_tables(tables), sink := pa.BufferOutputStream())
     write_whole(path, sink.getvalue().to_pybytes())
 
+
 def run_numbers(recipe: Recipe, said: Mapping[tuple[str, str], Said]) -> dict:
-    """The metrics of a run's predictions {(fold, test): Said}: of all of them together, and of every fold where there are several; for a cross-corpus
-    run those `within` a corpus and `across`, and the matrix {trained on: {tested on: metrics}}."""
+    """The metrics of a run's predictions {(fold, test): Said}: of all of them together, and of
+    every fold where there are several; for a cross-corpus run those `within` a corpus and
+    `across`, and the matrix {trained on: {tested on: metrics}}.
+    """
     if recipe.evaluation.protocol == "cross_corpus":
-        own, other = ([v for (a, b), v in said.items() if (a == b) == same] for same in (True, False))
-        matrix = {a: {b: v.measure(recipe) for (c, b), v in said.items() if c == a} for a in dict.fromkeys(a for a, _ in said)}
-        name = lambda found, where: {f"{k} {where}": v for k, v in found.items()}
-        return name(Said.together(own).measure(recipe), "within") | name(Said.together(other).measure(recipe), "across") | {"matrix": matrix}
+        own, other = (
+            [v for (a, b), v in said.items() if (a == b) == same] for same in (True, False)
+        )
+        matrix = {
+            a: {b: v.measure(recipe) for (c, b), v in said.items() if c == a}
+            for a in dict.fromkeys(a for a, _ in said)
+        }
+
+        def name(found, where):
+            return {f"{k} {where}": v for k, v in found.items()}
+
+        return (
+            name(Said.together(own).measure(recipe), "within")
+            | name(Said.together(other).measure(recipe), "across")
+            | {"matrix": matrix}
+        )
     found = Said.together(list(said.values())).measure(recipe)
-    if len(said) == 1: return found
-    return found | {"folds": {fold: {task: {m: i.value for m, i in v.items()} for task, v in one.measure(recipe).items()} for (fold, _), one in said.items()}}
+    if len(said) == 1:
+        return found
+    return found | {
+        "folds": {
+            fold: {
+                task: {m: i.value for m, i in v.items()} for task, v in one.measure(recipe).items()
+            }
+            for (fold, _), one in said.items()
+        }
+    }

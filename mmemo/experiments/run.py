@@ -4,6 +4,7 @@
 
 # %% ../../nbs/workshop/82_run.ipynb #00000004
 from __future__ import annotations
+
 import importlib.util
 import json
 import math
@@ -13,78 +14,164 @@ import resource
 import subprocess
 import sys
 import time
-import torch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+
+from mmemo.experiments.build import (
+    build_model,
+    recipe_objective,
+    recipe_plan,
+    split_frozen,
+    training_course,
+    with_speaker_targets,
+)
+from mmemo.experiments.results import (
+    Fold,
+    Said,
+    by_modality,
+    head_scales,
+    is_transductive,
+    last_layer,
+    recipe_folds,
+    run_numbers,
+    shared_speakers,
+    write_predictions,
+)
+from mmemo.experiments.sources import (
+    FEATURE_ENCODERS,
+    KNOWN_ANSWER,
+    kind_of,
+    recipe_items,
+    stand_ins,
+)
+
 from ..core.batch import Batch
 from ..core.errors import CheckpointError, ConfigError, DataError
 from ..core.files import fingerprint_tensors, write_whole
 from ..core.state import own_noise
+from ..diagnostics.component import branch_capacity, check_pieces
+from ..diagnostics.contracts import Checks
+from ..diagnostics.guard import Guard
+from ..evaluation.protocols import normalise_by_speaker
 from ..models.base import Multimodal
 from ..models.cache import FeatureCache
 from ..models.lora import count_trainable
 from ..training.checkpoint import History
 from ..training.loop import fit
 from ..training.plan import parameter_groups
-from ..evaluation.protocols import normalise_by_speaker
-from ..diagnostics.component import branch_capacity, check_pieces
-from ..diagnostics.contracts import Checks
-from ..diagnostics.guard import Guard
-from .build import build_model, recipe_objective, recipe_plan, split_frozen, training_course, with_speaker_targets
-from .recipe import explain_error, Recipe
-from .results import by_modality, Fold, head_scales, is_transductive, last_layer, recipe_folds, run_numbers, Said, shared_speakers, write_predictions
-from .sources import FEATURE_ENCODERS, kind_of, KNOWN_ANSWER, recipe_items, stand_ins
+from .recipe import Recipe, explain_error
 
 # %% auto #0
-__all__ = ['run_provenance', 'missing_numbers', 'write_json', 'write_metrics', 'train_recipe', 'protocol_words', 'fold_folder',
-           'run_facts', 'claim_folder', 'read_run', 'load_run', 'evaluate_run', 'check_recipe']
+__all__ = [
+    "run_provenance",
+    "missing_numbers",
+    "write_json",
+    "write_metrics",
+    "train_recipe",
+    "protocol_words",
+    "fold_folder",
+    "run_facts",
+    "claim_folder",
+    "read_run",
+    "load_run",
+    "evaluate_run",
+    "check_recipe",
+]
 
 # %% ../../nbs/workshop/82_run.ipynb #00000007
 _STARTED, _PACKAGE = time.time(), Path(importlib.util.find_spec("mmemo").origin).parent
 
+
 def run_provenance(**known) -> dict:
-    "What a run must say of itself: commit, versions, device, threads, wall time (s) and peak memory (GB) so far, and what is `known` besides (seed, scale, data fingerprint ...)."
+    """What a run must say of itself: commit, versions, device, threads, wall time (s) and peak
+    memory (GB) so far, and what is `known` besides (seed, scale, data fingerprint ...).
+    """
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=_PACKAGE)
     packages = ("mmemo", "torch", "transformers", "accelerate", "datasets", "numpy", "scikit-learn")
     here = dict(python=platform.python_version(), **{p: metadata.version(p) for p in packages})
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform != "darwin" else 1e9)
-    return dict(known, commit=git.stdout.strip() or "not a checkout", versions=here, device=device, threads=torch.get_num_threads(),
-                wall_seconds=round(time.time() - _STARTED, 1), peak_memory_gb=round(peak, 2))
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine()
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        1e6 if sys.platform != "darwin" else 1e9
+    )
+    return dict(
+        known,
+        commit=git.stdout.strip() or "not a checkout",
+        versions=here,
+        device=device,
+        threads=torch.get_num_threads(),
+        wall_seconds=round(time.time() - _STARTED, 1),
+        peak_memory_gb=round(peak, 2),
+    )
+
 
 def missing_numbers(value, where: str = "metrics") -> list[str]:
     "Paths of everything in nested dicts and lists that is None, NaN or infinite."
-    if isinstance(value, Mapping): return [p for k, v in value.items() for p in missing_numbers(v, f"{where}.{k}")]
-    if isinstance(value, (list, tuple)): return [p for i, v in enumerate(value) for p in missing_numbers(v, f"{where}[{i}]")]
-    return [where] if value is None or (isinstance(value, float) and not math.isfinite(value)) else []
+    if isinstance(value, Mapping):
+        return [p for k, v in value.items() for p in missing_numbers(v, f"{where}.{k}")]
+    if isinstance(value, (list, tuple)):
+        return [p for i, v in enumerate(value) for p in missing_numbers(v, f"{where}[{i}]")]
+    return (
+        [where] if value is None or (isinstance(value, float) and not math.isfinite(value)) else []
+    )
+
 
 def write_json(path: Path, value: Mapping) -> None:
     "A JSON file, whole or not at all."
-    write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_whole(
+        path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    )
+
 
 def write_metrics(out: str | os.PathLike, metrics: Mapping) -> Path:
-    "`metrics.json` in the folder `out`, whole or not at all. Raises `DataError` naming a number that is missing, and where no training step was taken."
-    if gone := missing_numbers(metrics): raise DataError(f"the run lost {len(gone)} of its numbers, the first is {gone[0]}")
-    if not metrics.get("steps", 0) > 0: raise DataError("the run took no training step (metrics.steps must be above 0): there is nothing to measure")
+    """`metrics.json` in the folder `out`, whole or not at all.
+
+    Raises `DataError` naming a number that is missing, and where no training step was taken.
+    """
+    if gone := missing_numbers(metrics):
+        raise DataError(f"the run lost {len(gone)} of its numbers, the first is {gone[0]}")
+    if not metrics.get("steps", 0) > 0:
+        raise DataError(
+            "the run took no training step (metrics.steps must be above 0): there is nothing to"
+            " measure"
+        )
     write_json(path := Path(out) / "metrics.json", metrics)
     return path
 
+
 # %% ../../nbs/workshop/82_run.ipynb #0000000d
-def train_recipe(recipe: Recipe, folder: str | os.PathLike, source: str | os.PathLike = KNOWN_ANSWER, seed: int = 0, progress: bool = False,
-                 track: Sequence[str] = ("tensorboard",), corpus_seed: int | None = None) -> tuple[dict[str, History], dict]:
-    """Data, models, training, measurement: the history of each fold, and the metrics. Called again after a crash, it goes on where it was.
+def train_recipe(
+    recipe: Recipe,
+    folder: str | os.PathLike,
+    source: str | os.PathLike = KNOWN_ANSWER,
+    seed: int = 0,
+    progress: bool = False,
+    track: Sequence[str] = ("tensorboard",),
+    corpus_seed: int | None = None,
+) -> tuple[dict[str, History], dict]:
+    """Data, models, training, measurement: the history of each fold, and the metrics.
 
-    `seed` is that of training and, unless there is a `corpus_seed`, also the one that writes the known-answer corpus.
+    Called again after a crash, it goes on where it was.
 
-    `folder` receives recipe.json, run.json (source, seeds, what the data had), predictions.parquet and metrics.json; and for each fold, in a folder
-    of its own where there are several, model.safetensors (weights, the features' statistics) and training/ (log, checkpoints).
-    Raises `ConfigError` where another run lives there, and what data and weights raise."""
+    `seed` is that of training and, unless there is a `corpus_seed`, also the one that writes the
+    known-answer corpus.
+
+    `folder` receives recipe.json, run.json (source, seeds, what the data had), predictions.parquet
+    and metrics.json; and for each fold, in a folder of its own where there are several,
+    model.safetensors (weights, the features' statistics) and training/ (log, checkpoints). Raises
+    `ConfigError` where another run lives there, and what data and weights raise.
+    """
     folder, run = Path(folder), run_facts(source, seed, corpus_seed)
     claim_folder(folder, recipe, run)
     whole = _read(recipe, source, run["corpus_seed"], progress)
@@ -93,133 +180,301 @@ def train_recipe(recipe: Recipe, folder: str | os.PathLike, source: str | os.Pat
         with own_noise():
             torch.manual_seed(seed)
             model = build_model(recipe, fold.train)
-        parameter_groups(model, recipe_plan(recipe, seed))                                    # a learning rate without parameters is known before the first file
-        facts[name] = {"labels": head_scales(model), "sizes": _sizes(recipe, fold.train), "tests": {k: len(v) for k, v in fold.tests.items()}}
-        for file, value in (("recipe.json", recipe.model_dump()), ("run.json", run | {"folds": facts})): write_json(folder / file, value)
-        histories[name], answers, lacking = _train(recipe, model, fold, fold_folder(folder, name), seed, progress, track)
+        # a learning rate without parameters is known before the first file
+        parameter_groups(model, recipe_plan(recipe, seed))
+        facts[name] = {
+            "labels": head_scales(model),
+            "sizes": _sizes(recipe, fold.train),
+            "tests": {k: len(v) for k, v in fold.tests.items()},
+        }
+        for file, value in (
+            ("recipe.json", recipe.model_dump()),
+            ("run.json", run | {"folds": facts}),
+        ):
+            write_json(folder / file, value)
+        histories[name], answers, lacking = _train(
+            recipe, model, fold, fold_folder(folder, name), seed, progress, track
+        )
         said |= {(name, test): answer for test, answer in answers.items()}
-        for way, answer in lacking.items(): partly.setdefault(way, []).append(answer)
+        for way, answer in lacking.items():
+            partly.setdefault(way, []).append(answer)
     write_predictions(folder / "predictions.parquet", said)
     count, (learns, every) = lambda parts: sum(map(len, parts)), count_trainable(model)
-    metrics = run_provenance(recipe=recipe.name, scale=recipe.scale, seed=seed, data=kind_of(source), fingerprint=_print_of(whole),
-                         items={"train": count(f.train for f in made.values()), "valid": count(f.valid for f in made.values()), "test": count(a.items for a in said.values())},
-                         trainable=learns, parameters=every, steps=sum(len(h.steps) for h in histories.values()), epochs=max(len(h.epochs) for h in histories.values()),
-                         protocol=protocol_words(recipe, said), notes=[*stand_ins(recipe, source).values(), *shared_speakers(made)])
+    metrics = run_provenance(
+        recipe=recipe.name,
+        scale=recipe.scale,
+        seed=seed,
+        data=kind_of(source),
+        fingerprint=_print_of(whole),
+        items={
+            "train": count(f.train for f in made.values()),
+            "valid": count(f.valid for f in made.values()),
+            "test": count(a.items for a in said.values()),
+        },
+        trainable=learns,
+        parameters=every,
+        steps=sum(len(h.steps) for h in histories.values()),
+        epochs=max(len(h.epochs) for h in histories.values()),
+        protocol=protocol_words(recipe, said),
+        notes=[*stand_ins(recipe, source).values(), *shared_speakers(made)],
+    )
     metrics |= run_numbers(recipe, said) | _lacking(recipe, partly)
     write_metrics(folder, metrics)
     return histories, metrics
 
+
 def _lacking(recipe: Recipe, partly: Mapping[str, list[Said]]) -> dict:
-    "{\"task, text alone\": {metric: Interval}} of what was said by a part of the modalities, over all folds."
+    """{"task, text alone": {metric: Interval}} of what was said by a part of the modalities, over
+    all folds.
+    """
     measured = {way: Said.together(parts).measure(recipe) for way, parts in partly.items()}
-    return {f"{task}, {way}": found[task] for way, found in measured.items() for task in recipe.heads if task in found}
+    return {
+        f"{task}, {way}": found[task]
+        for way, found in measured.items()
+        for task in recipe.heads
+        if task in found
+    }
+
 
 def _read(recipe: Recipe, source, seed: int, progress: bool = False) -> Batch:
     "All items; each speaker's features by the speaker's own statistics where the recipe says so."
     whole = recipe_items(recipe, source, seed, progress)
-    if not is_transductive(recipe): return whole
-    return normalise_by_speaker(whole, [n for n in recipe.encoders.names if getattr(recipe.encoders, n).kind in FEATURE_ENCODERS])
+    if not is_transductive(recipe):
+        return whole
+    return normalise_by_speaker(
+        whole,
+        [n for n in recipe.encoders.names if getattr(recipe.encoders, n).kind in FEATURE_ENCODERS],
+    )
+
 
 def protocol_words(recipe: Recipe, said: Mapping) -> str:
-    "The protocol in words: which items were measured, and whether test speakers lent their statistics."
+    """The protocol in words: which items were measured, and whether test speakers lent their
+    statistics.
+    """
     tests = list(dict.fromkeys(test for _, test in said))
-    way = tests[0] if recipe.evaluation.protocol == "split" else recipe.evaluation.protocol.replace("_", " ")
+    way = (
+        tests[0]
+        if recipe.evaluation.protocol == "split"
+        else recipe.evaluation.protocol.replace("_", " ")
+    )
     return way + ", transductive" * is_transductive(recipe)
 
-def fold_folder(folder: Path, fold: str) -> Path: return folder if fold == "split" else folder / "folds" / fold
 
-def _train(recipe: Recipe, model: Multimodal, fold: Fold, folder: Path, seed: int, progress: bool, track) -> tuple[History, dict[str, Said], dict[str, Said]]:
-    "One fold: its history, what its model says about each test, and what by a part of the modalities. Only what learns is trained; `model` is whole again afterwards."
+def fold_folder(folder: Path, fold: str) -> Path:
+    return folder if fold == "split" else folder / "folds" / fold
+
+
+def _train(
+    recipe: Recipe, model: Multimodal, fold: Fold, folder: Path, seed: int, progress: bool, track
+) -> tuple[History, dict[str, Said], dict[str, Said]]:
+    """One fold: its history, what its model says about each test, and what by a part of the
+    modalities. Only what learns is trained; `model` is whole again afterwards.
+    """
     tests = {f"test {k}": v for k, v in fold.tests.items()}
-    cache = FeatureCache(Path(os.environ.get("MMEMO_CACHE") or "_data/cache") / "features", progress=progress)
+    cache = FeatureCache(
+        Path(os.environ.get("MMEMO_CACHE") or "_data/cache") / "features", progress=progress
+    )
     watch = {"valid": fold.valid} if len(fold.valid) else {}
     small, parts = split_frozen(model, {"train": fold.train} | watch | tests, cache)
+
     def reference(rows: list[int]) -> Multimodal:
         "A model of this kind, trained on some rows without curriculum and adversary."
         plain = recipe.model_copy(update={"curriculum": None, "speakers": None})
         with own_noise():
             torch.manual_seed(seed)
             other = split_frozen(build_model(plain, fold.train), {})[0]
-        calm = replace(recipe_plan(plain, seed), patience=None, monitor="loss", direction=None, schedule="constant" if recipe.plan.schedule == "plateau" else recipe.plan.schedule)
-        fit(other, recipe_objective(plain, chosen := parts["train"][rows]), chosen, None, calm, progress=False)
+        calm = replace(
+            recipe_plan(plain, seed),
+            patience=None,
+            monitor="loss",
+            direction=None,
+            schedule="constant" if recipe.plan.schedule == "plateau" else recipe.plan.schedule,
+        )
+        fit(
+            other,
+            recipe_objective(plain, chosen := parts["train"][rows]),
+            chosen,
+            None,
+            calm,
+            progress=False,
+        )
         return other
+
     parts, options = training_course(recipe, with_speaker_targets(recipe, parts), reference, seed)
-    history = fit(small, recipe_objective(recipe, parts["train"]), parts["train"], parts.get("valid"), recipe_plan(recipe, seed), folder / "training", progress=progress, track=track, guard=Guard(folder / "training" / "nan"), **options)
-    write_whole(folder / "model.safetensors", save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}))
+    history = fit(
+        small,
+        recipe_objective(recipe, parts["train"]),
+        parts["train"],
+        parts.get("valid"),
+        recipe_plan(recipe, seed),
+        folder / "training",
+        progress=progress,
+        track=track,
+        guard=Guard(folder / "training" / "nan"),
+        **options,
+    )
+    write_whole(
+        folder / "model.safetensors",
+        save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}),
+    )
     first = next(iter(tests))
-    return history, {k.removeprefix("test "): Said.by(recipe, small, parts[k]) for k in tests}, by_modality(recipe, small, parts[first])
+    return (
+        history,
+        {k.removeprefix("test "): Said.by(recipe, small, parts[k]) for k in tests},
+        by_modality(recipe, small, parts[first]),
+    )
+
 
 def run_facts(source: str | os.PathLike, seed: int, corpus_seed: int | None = None) -> dict:
     "What a run.json says from the beginning."
-    return {"source": str(source), "seed": seed, "corpus_seed": seed if corpus_seed is None else corpus_seed}
+    return {
+        "source": str(source),
+        "seed": seed,
+        "corpus_seed": seed if corpus_seed is None else corpus_seed,
+    }
+
 
 def claim_folder(folder: Path, recipe: Recipe, run: Mapping) -> None:
     "Raises `ConfigError` where `folder` holds a run of another recipe, source or seed."
-    if not (folder / "recipe.json").exists(): return
+    if not (folder / "recipe.json").exists():
+        return
     other, facts = read_run(folder)
     then, now = other.model_dump() | {k: facts.get(k) for k in run}, recipe.model_dump() | dict(run)
     if changed := [k for k in now if then[k] != now[k]]:
-        raise ConfigError(f"{folder} holds another run ({', '.join(changed)} differ): give another folder, or delete it")
+        raise ConfigError(
+            f"{folder} holds another run ({', '.join(changed)} differ): give another folder, or"
+            " delete it"
+        )
+
 
 def read_run(folder: str | os.PathLike) -> tuple[Recipe, dict]:
     "The recipe and the facts of a run. Raises `DataError`."
     folder, kept = Path(folder), {}
     for name in ("recipe.json", "run.json"):
-        try: kept[name] = json.loads((folder / name).read_text())
-        except (OSError, ValueError) as error: raise DataError(f"{folder / name}: cannot be read ({error}); is this the folder of a run of `mmemo train`?") from None
-    try: return Recipe.model_validate(kept["recipe.json"]), kept["run.json"]
-    except ValidationError as error: raise DataError(f"{folder / 'recipe.json'}: {explain_error(error, kept['recipe.json'])}") from None
+        try:
+            kept[name] = json.loads((folder / name).read_text())
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{folder / name}: cannot be read ({error}); is this the folder of a run of `mmemo"
+                " train`?"
+            ) from None
+    try:
+        return Recipe.model_validate(kept["recipe.json"]), kept["run.json"]
+    except ValidationError as error:
+        raise DataError(
+            f"{folder / 'recipe.json'}: {explain_error(error, kept['recipe.json'])}"
+        ) from None
+
 
 def _sizes(recipe: Recipe, train: Batch) -> dict[str, int]:
     "What the data decides about a model: the width of given features, the number of speakers."
-    given = {n: train.streams[n].x.shape[-1] for n in recipe.encoders.names if getattr(recipe.encoders, n).kind in FEATURE_ENCODERS}
+    given = {
+        n: train.streams[n].x.shape[-1]
+        for n in recipe.encoders.names
+        if getattr(recipe.encoders, n).kind in FEATURE_ENCODERS
+    }
     return given | ({"speaker": len(set(train.meta["speaker"]))} if recipe.adversary else {})
+
 
 def _print_of(whole: Batch) -> str:
     "A fingerprint of ids, splits, labels and streams of all items."
-    return fingerprint_tensors({"id": " ".join(whole.meta["id"]), "split": " ".join(whole.meta["split"])} | whole.targets | {n: s.x for n, s in whole.streams.items()})
+    return fingerprint_tensors(
+        {"id": " ".join(whole.meta["id"]), "split": " ".join(whole.meta["split"])}
+        | whole.targets
+        | {n: s.x for n, s in whole.streams.items()}
+    )
+
 
 def load_run(folder: str | os.PathLike, fold: str = "split") -> Multimodal:
-    """The trained model of a run's fold, from recipe.json and model.safetensors; nothing is unpickled. Raises `DataError`, `CheckpointError`."""
+    """The trained model of a run's fold, from recipe.json and model.safetensors; nothing is
+    unpickled. Raises `DataError`, `CheckpointError`.
+    """
     recipe, run = read_run(folder := Path(folder))
-    if fold not in run["folds"]: raise DataError(f"{folder} has no fold {fold!r}; there are {', '.join(run['folds'])}")
+    if fold not in run["folds"]:
+        raise DataError(f"{folder} has no fold {fold!r}; there are {', '.join(run['folds'])}")
     facts, weights = run["folds"][fold], fold_folder(folder, fold) / "model.safetensors"
     model = build_model(recipe, pretrained=False, sizes=facts["sizes"])
-    try: model.load_state_dict(load_file(weights))
-    except FileNotFoundError: raise DataError(f"{weights.parent} has no model.safetensors: its training has not come to an end; call mmemo train again") from None
-    except (OSError, SafetensorError, RuntimeError) as error: raise CheckpointError(f"{weights} does not hold this recipe's weights: {' '.join(str(error).split())[:200]}") from None
-    for task, (mean, spread) in facts["labels"].items(): last_layer(model.heads[task]).mean, last_layer(model.heads[task]).scale = mean, spread
+    try:
+        model.load_state_dict(load_file(weights))
+    except FileNotFoundError:
+        raise DataError(
+            f"{weights.parent} has no model.safetensors: its training has not come to an end; call"
+            " mmemo train again"
+        ) from None
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{weights} does not hold this recipe's weights: {' '.join(str(error).split())[:200]}"
+        ) from None
+    for task, (mean, spread) in facts["labels"].items():
+        last_layer(model.heads[task]).mean, last_layer(model.heads[task]).scale = mean, spread
     return model.eval()
 
+
 def evaluate_run(folder: str | os.PathLike, source: str | os.PathLike | None = None) -> dict:
-    """The metrics of a trained run, on the data it was trained with or on another `source`: the models are built from recipe.json, their weights
-    are read from model.safetensors. Raises `DataError`, `CheckpointError`; `ConfigError` for another source where a run has several folds."""
+    """The metrics of a trained run, on the data it was trained with or on another `source`: the
+    models are built from recipe.json, their weights are read from model.safetensors. Raises
+    `DataError`, `CheckpointError`; `ConfigError` for another source where a run has several
+    folds.
+    """
     recipe, run = read_run(folder := Path(folder))
     if source is not None and list(run["folds"]) != ["split"]:
-        raise ConfigError(f"{folder} holds {len(run['folds'])} models, one a fold: none of them is the one to measure on another corpus; train with evaluation.protocol: split")
-    made = recipe_folds(recipe, _read(recipe, run["source"] if source is None else source, run["corpus_seed"]))
+        raise ConfigError(
+            f"{folder} holds {len(run['folds'])} models, one a fold: none of them is the one to"
+            " measure on another corpus; train with evaluation.protocol: split"
+        )
+    made = recipe_folds(
+        recipe, _read(recipe, run["source"] if source is None else source, run["corpus_seed"])
+    )
     said, partly = {}, {}
     for name, fold in made.items():
         model = load_run(folder, name)
         said |= {(name, test): Said.by(recipe, model, batch) for test, batch in fold.tests.items()}
-        for way, answer in by_modality(recipe, model, next(iter(fold.tests.values()))).items(): partly.setdefault(way, []).append(answer)
-    return {"recipe": recipe.name, "scale": recipe.scale, "seed": run["seed"], "protocol": protocol_words(recipe, said), "items": sum(len(s.items) for s in said.values())} | run_numbers(recipe, said) | _lacking(recipe, partly)
+        for way, answer in by_modality(recipe, model, next(iter(fold.tests.values()))).items():
+            partly.setdefault(way, []).append(answer)
+    return (
+        {
+            "recipe": recipe.name,
+            "scale": recipe.scale,
+            "seed": run["seed"],
+            "protocol": protocol_words(recipe, said),
+            "items": sum(len(s.items) for s in said.values()),
+        }
+        | run_numbers(recipe, said)
+        | _lacking(recipe, partly)
+    )
+
 
 # %% ../../nbs/workshop/82_run.ipynb #0000000a
-def check_recipe(recipe: Recipe, source: str | os.PathLike = KNOWN_ANSWER, seed: int = 0, seconds: float = 120.0, tell: Callable[[str], Any] | None = None,
-                 with_branches: bool = False) -> list[Checks]:
-    """The component test of a recipe's model on items of its training data (`pieces.check_pieces`), and of each branch by itself where it is wanted.
+def check_recipe(
+    recipe: Recipe,
+    source: str | os.PathLike = KNOWN_ANSWER,
+    seed: int = 0,
+    seconds: float = 120.0,
+    tell: Callable[[str], Any] | None = None,
+    with_branches: bool = False,
+) -> list[Checks]:
+    """The component test of a recipe's model on items of its training data
+    (`pieces.check_pieces`), and of each branch by itself where it is wanted.
 
-    Of the known-answer corpus no more is written than the test needs; a curriculum, which only orders items, is left out. Raises what data and weights raise."""
+    Of the known-answer corpus no more is written than the test needs; a curriculum, which only
+    orders items, is left out. Raises what data and weights raise.
+    """
     form = recipe.model_dump() | {"curriculum": None}
     if str(source) == KNOWN_ANSWER:
         knobs = dict(recipe.corpus.knobs)
-        form["corpus"] = form["corpus"] | {"items": min(recipe.corpus.items, 120), "knobs": knobs | {"items_per_speaker": min(knobs.get("items_per_speaker", 10), 4)}}
+        form["corpus"] = form["corpus"] | {
+            "items": min(recipe.corpus.items, 120),
+            "knobs": knobs | {"items_per_speaker": min(knobs.get("items_per_speaker", 10), 4)},
+        }
     short = Recipe.model_validate(form)
-    train = with_speaker_targets(short, {"train": next(iter(recipe_folds(short, _read(short, source, seed)).values())).train})["train"]
+    train = with_speaker_targets(
+        short, {"train": next(iter(recipe_folds(short, _read(short, source, seed)).values())).train}
+    )["train"]
     with own_noise():
         torch.manual_seed(seed)
         model = build_model(short, train)
     given = model, recipe_objective(short, train), train
     found = [check_pieces(*given, recipe_plan(short, seed), seconds=seconds, tell=tell)]
-    return found + ([branch_capacity(*given, seconds=seconds / 2, tell=tell)] if with_branches else [])
+    return found + (
+        [branch_capacity(*given, seconds=seconds / 2, tell=tell)] if with_branches else []
+    )

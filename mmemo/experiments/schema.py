@@ -4,221 +4,450 @@
 
 # %% ../../nbs/workshop/77_schema.ipynb #00000004
 from __future__ import annotations
+
 from dataclasses import fields
 from typing import Annotated, Any, Literal, get_type_hints
+
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
+
 from ..core.batch import MODALITIES
-from ..core.errors import check_choice, ConfigError
+from ..core.errors import ConfigError, check_choice
 from ..data.standards import AUS, COVAREP, EMOTIONS
 from ..synthetic.factors import Knobs
 from ..training.plan import Plan
 
 # %% auto #0
-__all__ = ['Whole', 'Share', 'Above', 'Weight', 'Name', 'EMOTION_LABELS', 'FusionPart', 'LossPart', 'PlanPart', 'Part',
-           'CorpusPart', 'LoraPart', 'Projection', 'Transformer', 'Columns', 'MeanPart', 'TcnPart', 'UtterancePart',
-           'WaveCnnPart', 'R3dPart', 'SpeechPart', 'ImagePart', 'EncodersPart', 'Fuse', 'Tensor', 'LowRank', 'Attends',
-           'ModalityAttend', 'Lfm2', 'Bottleneck', 'CrossAttend', 'HeadPart', 'Loss', 'Contrastive', 'CurriculumPart',
-           'ThawPart', 'SpeakersPart', 'EvaluationPart']
+__all__ = [
+    "Whole",
+    "Share",
+    "Above",
+    "Weight",
+    "Name",
+    "EMOTION_LABELS",
+    "FusionPart",
+    "LossPart",
+    "PlanPart",
+    "Part",
+    "CorpusPart",
+    "LoraPart",
+    "Projection",
+    "Transformer",
+    "Columns",
+    "MeanPart",
+    "TcnPart",
+    "UtterancePart",
+    "WaveCnnPart",
+    "R3dPart",
+    "SpeechPart",
+    "ImagePart",
+    "EncodersPart",
+    "Fuse",
+    "Tensor",
+    "LowRank",
+    "Attends",
+    "ModalityAttend",
+    "Lfm2",
+    "Bottleneck",
+    "CrossAttend",
+    "HeadPart",
+    "Loss",
+    "Contrastive",
+    "CurriculumPart",
+    "ThawPart",
+    "SpeakersPart",
+    "EvaluationPart",
+]
+
 
 # %% ../../nbs/workshop/77_schema.ipynb #00000007
 class Part(BaseModel):
     "A part of a recipe: exactly these keys, exactly these types."
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
     @model_validator(mode="before")
     @classmethod
     def _keys(cls, value: Any) -> Any:
-        for key in value if isinstance(value, dict) else (): check_choice(key, cls.model_fields)
+        for key in value if isinstance(value, dict) else ():
+            check_choice(key, cls.model_fields)
         return value
 
-Whole, Share, Above = Annotated[int, Field(ge=1)], Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(gt=0)]
+
+Whole, Share, Above = (
+    Annotated[int, Field(ge=1)],
+    Annotated[float, Field(ge=0, lt=1)],
+    Annotated[float, Field(gt=0)],
+)
 Weight, Name = Annotated[float, Field(ge=0)], Annotated[str, Field(min_length=1)]
 
-EMOTION_LABELS = (*EMOTIONS, "calm")                    # what items of any corpus may be called
+EMOTION_LABELS = (*EMOTIONS, "calm")  # what items of any corpus may be called
+
 
 class CorpusPart(Part):
-    "Items and knobs of the known-answer corpus; of a DAIC-WOZ folder, what an item is; of a corpus with emotions, which of them count."
+    """Items and knobs of the known-answer corpus; of a DAIC-WOZ folder, what an item is; of a
+    corpus with emotions, which of them count.
+    """
+
     items: Whole
     unit: Literal["session", "answer"] = "answer"
-    emotions: list[str] | None = None             # the classes, in their order; items of any other emotion are left out
+    # the classes, in their order; items of any other emotion are left out
+    emotions: list[str] | None = None
     knobs: dict[str, float | int] = {}
+
     @field_validator("knobs")
     @classmethod
     def _knobs(cls, value: dict) -> dict:
-        for key in value: check_choice(key, [f.name for f in fields(Knobs)], "knob")
+        for key in value:
+            check_choice(key, [f.name for f in fields(Knobs)], "knob")
         Knobs(**value)
         return value
+
     @field_validator("emotions")
     @classmethod
     def _emotions(cls, value: list | None) -> list | None:
-        for name in value or (): check_choice(name, EMOTION_LABELS, "emotion")
-        if value is not None and not 1 < len(value) == len(set(value)): raise ConfigError("name each emotion once, and at least two")
+        for name in value or ():
+            check_choice(name, EMOTION_LABELS, "emotion")
+        if value is not None and not 1 < len(value) == len(set(value)):
+            raise ConfigError("name each emotion once, and at least two")
         return value
+
 
 # %% ../../nbs/workshop/77_schema.ipynb #0000000b
 class LoraPart(Part):
-    rank: Whole; alpha: Above; dropout: Share
+    rank: Whole
+    alpha: Above
+    dropout: Share
     targets: Annotated[list[str], Field(min_length=1)] | None
+
 
 class Projection(Part):
     "A projection to `width`: plain, or with LayerNorm and dropout."
-    width: Whole | None; norm: bool = False; dropout: Share = 0.0
+
+    width: Whole | None
+    norm: bool = False
+    dropout: Share = 0.0
+
     @model_validator(mode="after")
     def _fits(self) -> Projection:
-        if self.width is None and self.norm: raise ConfigError("norm belongs to a projection: give width too")
-        if self.dropout and not self.norm: raise ConfigError(f"dropout is {self.dropout:g} without norm; a plain projection has none: set norm: true")
+        if self.width is None and self.norm:
+            raise ConfigError("norm belongs to a projection: give width too")
+        if self.dropout and not self.norm:
+            raise ConfigError(
+                f"dropout is {self.dropout:g} without norm; a plain projection has none: set norm:"
+                " true"
+            )
         return self
 
+
 class Transformer(Projection):
-    kind: Literal["transformer"]; weights: Name
-    max_length: Whole                             # tokens
+    kind: Literal["transformer"]
+    weights: Name
+    max_length: Whole  # tokens
     tuning: Literal["frozen", "lora", "full"]
-    checkpointing: bool = False                   # gradients: compute each layer again instead of remembering it
+    checkpointing: bool = False  # gradients: compute each layer again instead of remembering it
     lora: LoraPart | None = None
     pool: Literal["mean", "none"]
-    width: Whole | None = None                    # none: the transformer's own
+    width: Whole | None = None  # none: the transformer's own
+
     @model_validator(mode="after")
     def _tuned(self) -> Transformer:
-        if (self.tuning == "lora") == (self.lora is not None): return self
-        raise ConfigError(f"tuning is {self.tuning!r}, but lora is {'given: leave it out' if self.lora else 'missing: give rank, alpha, dropout, targets'}")
+        if (self.tuning == "lora") == (self.lora is not None):
+            return self
+        raise ConfigError(
+            f"tuning is {self.tuning!r}, but lora is"
+            f" {'given: leave it out' if self.lora else 'missing: give rank, alpha, dropout, targets'}"
+        )
+
 
 class Columns(Part):
     "Features of the corpus, chosen by the names of their columns."
-    columns: Literal["all"] | list[str]; standardize: bool
+
+    columns: Literal["all"] | list[str]
+    standardize: bool
+
 
 class MeanPart(Projection, Columns):
     "The mean over time, projected."
-    kind: Literal["mean"]; width: Whole
+
+    kind: Literal["mean"]
+    width: Whole
+
 
 class TcnPart(Columns):
     "Windows of equal length, convolved over time."
+
     kind: Literal["tcn"]
-    steps: Whole; kernel: Literal[1, 3, 5, 7, 9]; dilations: Annotated[list[Whole], Field(min_length=1)]
-    width: Whole; dropout: Share = 0.1
+    steps: Whole
+    kernel: Literal[1, 3, 5, 7, 9]
+    dilations: Annotated[list[Whole], Field(min_length=1)]
+    width: Whole
+    dropout: Share = 0.1
+
 
 class UtterancePart(Projection):
-    "One vector of `size` numbers an item, of any model, from a `table` with ids; without a table the means of the corpus' own columns stand in for it."
+    """One vector of `size` numbers an item, of any model, from a `table` with ids; without a table
+    the means of the corpus' own columns stand in for it.
+    """
+
     kind: Literal["utterance"]
-    model: str; size: Whole; table: Name | None = None
-    standardize: bool; width: Whole
+    model: str
+    size: Whole
+    table: Name | None = None
+    standardize: bool
+    width: Whole
+
 
 class WaveCnnPart(Part):
     "A waveform's log-mel spectrogram through convolutions over time, projected."
-    kind: Literal["wave_cnn"]; tuning: Literal["frozen", "full"]; seconds: Above; mels: Whole; width: Whole
-    channels: Annotated[list[Whole], Field(min_length=1)] = [64, 128]          # of its convolutions
-    centre: bool = False                          # take each clip's own mean off each band: loudness was not calibrated
+
+    kind: Literal["wave_cnn"]
+    tuning: Literal["frozen", "full"]
+    seconds: Above
+    mels: Whole
+    width: Whole
+    channels: Annotated[list[Whole], Field(min_length=1)] = [64, 128]  # of its convolutions
+    centre: bool = False  # take each clip's own mean off each band: loudness was not calibrated
+
 
 class R3dPart(Part):
     "Frames through r3d_18 (Tran et al. 2018), projected."
-    kind: Literal["r3d"]; weights: Name; tuning: Literal["frozen", "full"]; frames: Whole; size: Whole; width: Whole
+
+    kind: Literal["r3d"]
+    weights: Name
+    tuning: Literal["frozen", "full"]
+    frames: Whole
+    size: Whole
+    width: Whole
+
 
 class SpeechPart(Part):
-    "A waveform through a speech model of transformers (wav2vec2 and its kin), averaged and projected."
-    kind: Literal["speech"]; weights: Name; tuning: Literal["frozen", "full"]; seconds: Above; width: Whole; checkpointing: bool = False
+    """A waveform through a speech model of transformers (wav2vec2 and its kin), averaged and
+    projected.
+    """
+
+    kind: Literal["speech"]
+    weights: Name
+    tuning: Literal["frozen", "full"]
+    seconds: Above
+    width: Whole
+    checkpointing: bool = False
+
 
 class ImagePart(Part):
     "Frames, each through an image model of transformers (ViT and its kin), averaged and projected."
-    kind: Literal["image"]; weights: Name; tuning: Literal["frozen", "full"]; frames: Whole; size: Whole; width: Whole; checkpointing: bool = False
+
+    kind: Literal["image"]
+    weights: Name
+    tuning: Literal["frozen", "full"]
+    frames: Whole
+    size: Whole
+    width: Whole
+    checkpointing: bool = False
+
 
 class EncodersPart(Part):
     text: Transformer | None = None
-    audio: Annotated[MeanPart | TcnPart | UtterancePart | WaveCnnPart | SpeechPart, Field(discriminator="kind")] | None = None
-    video: Annotated[MeanPart | TcnPart | UtterancePart | R3dPart | ImagePart, Field(discriminator="kind")] | None = None
+    audio: (
+        Annotated[
+            MeanPart | TcnPart | UtterancePart | WaveCnnPart | SpeechPart,
+            Field(discriminator="kind"),
+        ]
+        | None
+    ) = None
+    video: (
+        Annotated[
+            MeanPart | TcnPart | UtterancePart | R3dPart | ImagePart, Field(discriminator="kind")
+        ]
+        | None
+    ) = None
+
     @model_validator(mode="after")
     def _columns(self) -> EncodersPart:
-        if not self.names: raise ConfigError("no encoder is given; give at least one of text, audio, video")
+        if not self.names:
+            raise ConfigError("no encoder is given; give at least one of text, audio, video")
         for name in set(self.names) - {"text"}:
-            if (columns := getattr(getattr(self, name), "columns", "all")) == "all": continue
+            if (columns := getattr(getattr(self, name), "columns", "all")) == "all":
+                continue
             for column in columns:
-                try: check_choice(column, {"audio": COVAREP, "video": AUS}[name], "column")
-                except ConfigError as error: raise ConfigError(f".{name}.columns: {error}") from None
-            if not 0 < len(columns) == len(set(columns)): raise ConfigError(f".{name}.columns: name each column once, and at least one; or all")
+                try:
+                    check_choice(column, {"audio": COVAREP, "video": AUS}[name], "column")
+                except ConfigError as error:
+                    raise ConfigError(f".{name}.columns: {error}") from None
+            if not 0 < len(columns) == len(set(columns)):
+                raise ConfigError(
+                    f".{name}.columns: name each column once, and at least one; or all"
+                )
         return self
+
     @property
-    def names(self) -> tuple[str, ...]: return tuple(m for m in MODALITIES if getattr(self, m) is not None)
+    def names(self) -> tuple[str, ...]:
+        return tuple(m for m in MODALITIES if getattr(self, m) is not None)
+
 
 # %% ../../nbs/workshop/77_schema.ipynb #0000000d
 class Fuse(Part):
     "Any fusion without options of its own."
-    kind: Literal["concat", "normalized_concat", "batchnorm_concat", "dynamic", "gated", "adaptive", "product"]
-    width: Whole; dropout: Share
-    modality_dropout: Share = 0.0                 # chance of each modality to be left out of a training item
 
-class Tensor(Fuse): kind: Literal["tensor"]; size: Whole
+    kind: Literal[
+        "concat", "normalized_concat", "batchnorm_concat", "dynamic", "gated", "adaptive", "product"
+    ]
+    width: Whole
+    dropout: Share
+    modality_dropout: Share = 0.0  # chance of each modality to be left out of a training item
 
-class LowRank(Fuse): kind: Literal["low_rank"]; size: Whole; rank: Whole
+
+class Tensor(Fuse):
+    kind: Literal["tensor"]
+    size: Whole
+
+
+class LowRank(Fuse):
+    kind: Literal["low_rank"]
+    size: Whole
+    rank: Whole
+
 
 class Attends(Fuse):
     heads: Whole
+
     @model_validator(mode="after")
     def _divides(self) -> Attends:
         fits = next(h for h in range(self.heads, 0, -1) if self.width % h == 0)
-        if fits < self.heads: raise ConfigError(f"width {self.width} cannot be divided among heads {self.heads}; choose a divisor, such as {fits}")
+        if fits < self.heads:
+            raise ConfigError(
+                f"width {self.width} cannot be divided among heads {self.heads}; choose a divisor,"
+                f" such as {fits}"
+            )
         return self
 
-class ModalityAttend(Attends): kind: Literal["modality_attention"]
 
-class Lfm2(Attends): kind: Literal["lfm2"]; layers: Whole; residual: Weight = 1.0          # what the branches' last weights are multiplied by at first
+class ModalityAttend(Attends):
+    kind: Literal["modality_attention"]
 
-class Bottleneck(Attends): kind: Literal["bottleneck"]; latents: Whole; rounds: Whole = 2
+
+# what the branches' last weights are multiplied by at first
+class Lfm2(Attends):
+    kind: Literal["lfm2"]
+    layers: Whole
+    residual: Weight = 1.0
+
+
+class Bottleneck(Attends):
+    kind: Literal["bottleneck"]
+    latents: Whole
+    rounds: Whole = 2
+
 
 class CrossAttend(Attends):
     kind: Literal["cross_attention"]
-    clock: Above | None                           # seconds within which a head looks at first; null: no clock
+    clock: Above | None  # seconds within which a head looks at first; null: no clock
     pairs: Annotated[list[list[Literal["text", "audio", "video"]]], Field(min_length=1)]
+
     @model_validator(mode="after")
     def _paired(self) -> CrossAttend:
-        if any(len(p) != 2 or p[0] == p[1] for p in self.pairs): raise ConfigError("pairs: each must be two different modalities")
-        if len({frozenset(p) for p in self.pairs}) < len(self.pairs): raise ConfigError("pairs: one is given twice; each works in both directions")
+        if any(len(p) != 2 or p[0] == p[1] for p in self.pairs):
+            raise ConfigError("pairs: each must be two different modalities")
+        if len({frozenset(p) for p in self.pairs}) < len(self.pairs):
+            raise ConfigError("pairs: one is given twice; each works in both directions")
         return self
 
-FusionPart = Annotated[Fuse | Tensor | LowRank | ModalityAttend | Lfm2 | Bottleneck | CrossAttend, Field(discriminator="kind")]
+
+FusionPart = Annotated[
+    Fuse | Tensor | LowRank | ModalityAttend | Lfm2 | Bottleneck | CrossAttend,
+    Field(discriminator="kind"),
+]
+
 
 class HeadPart(Part):
-    kind: Literal["regression", "classes"]; classes: int | None = None
-    hidden: Whole | None = None; dropout: Share = 0.0          # a layer before the last one
+    kind: Literal["regression", "classes"]
+    classes: int | None = None
+    # a layer before the last one
+    hidden: Whole | None = None
+    dropout: Share = 0.0
+
 
 class Loss(Part):
     kind: Literal["mse", "rmse", "cross_entropy"]
-    task: str; weight: Weight = 1.0
-    class_weights: Literal["inverse"] | None = None            # by the classes' frequency in training
+    task: str
+    weight: Weight = 1.0
+    class_weights: Literal["inverse"] | None = None  # by the classes' frequency in training
     label_smoothing: Share = 0.0
+
     @model_validator(mode="after")
     def _classes(self) -> Loss:
-        if self.kind != "cross_entropy" and (self.class_weights or self.label_smoothing): raise ConfigError(f"class_weights and label_smoothing belong to cross_entropy, not to {self.kind}")
+        if self.kind != "cross_entropy" and (self.class_weights or self.label_smoothing):
+            raise ConfigError(
+                f"class_weights and label_smoothing belong to cross_entropy, not to {self.kind}"
+            )
         return self
+
 
 class Contrastive(Loss):
     kind: Literal["contrastive"]
-    temperature: Above; width: Whole
+    temperature: Above
+    width: Whole
+
 
 LossPart = Annotated[Loss | Contrastive, Field(discriminator="kind")]
 
+
 # %% ../../nbs/workshop/77_schema.ipynb #0000000f
 class CurriculumPart(Part):
-    "From easy to hard for the first `epochs`; `scaling` weighs hard items more in the loss; `dropout` [before, after] changes when all items are in."
+    """From easy to hard for the first `epochs`; `scaling` weighs hard items more in the loss;
+    `dropout` [before, after] changes when all items are in.
+    """
+
     epochs: Whole
     pacing: Literal["linear", "sqrt", "log", "step"]
     difficulty: Literal["label", "class", "confidence", "true"]
-    start: Above = 0.3; balance: bool = False; scaling: Weight = 0.0
+    start: Above = 0.3
+    balance: bool = False
+    scaling: Weight = 0.0
     dropout: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = None
 
+
 class ThawPart(Part):
-    "Gradual unfreezing: the parameters that the patterns of a stage match learn from its epoch in `at` on."
-    stages: Annotated[list[Annotated[list[Name], Field(min_length=1)]], Field(min_length=1)]; at: list[Annotated[int, Field(ge=0)]]
+    """Gradual unfreezing: the parameters that the patterns of a stage match learn from its epoch
+    in `at` on.
+    """
+
+    stages: Annotated[list[Annotated[list[Name], Field(min_length=1)]], Field(min_length=1)]
+    at: list[Annotated[int, Field(ge=0)]]
+
     @model_validator(mode="after")
     def _paired(self) -> ThawPart:
-        if len(self.at) != len(self.stages) or self.at[:1] != [0]: raise ConfigError(f"at: {self.at} cannot be: give an epoch for each of the {len(self.stages)} stages, 0 for the first")
+        if len(self.at) != len(self.stages) or self.at[:1] != [0]:
+            raise ConfigError(
+                f"at: {self.at} cannot be: give an epoch for each of the {len(self.stages)} stages,"
+                " 0 for the first"
+            )
         return self
 
+
 class SpeakersPart(Part):
-    "What is done about speakers: an adversary of a `weight` in the loss, its reversed gradient rising to `strength`; `normalise`: by each speaker's own statistics (transductive)."
-    weight: Weight = 0.0; strength: Above = 1.0; hidden: Annotated[int, Field(ge=0)] = 64
+    """What is done about speakers: an adversary of a `weight` in the loss, its reversed gradient
+    rising to `strength`; `normalise`: by each speaker's own statistics (transductive).
+    """
+
+    weight: Weight = 0.0
+    strength: Above = 1.0
+    hidden: Annotated[int, Field(ge=0)] = 64
     normalise: bool = False
 
-class EvaluationPart(Part):
-    resamples: Annotated[int, Field(ge=100)]; xray: bool = False
-    protocol: Literal["split", "published_folds", "leave_one_session_out", "leave_one_speaker_out", "cross_corpus"] = "split"
-    validation: Share = 0.15                      # of the training speakers, who watch and do not teach; a corpus' own split has its own
-    modalities: bool = False                      # also by each modality alone, and by all but each
 
-PlanPart = create_model("PlanPart", __base__=Part, **{f.name: (get_type_hints(Plan)[f.name], f.default) for f in fields(Plan) if f.name != "seed"})
+class EvaluationPart(Part):
+    resamples: Annotated[int, Field(ge=100)]
+    xray: bool = False
+    protocol: Literal[
+        "split", "published_folds", "leave_one_session_out", "leave_one_speaker_out", "cross_corpus"
+    ] = "split"
+    # of the training speakers, who watch and do not teach; a corpus' own split has its own
+    validation: Share = 0.15
+    modalities: bool = False  # also by each modality alone, and by all but each
+
+
+PlanPart = create_model(
+    "PlanPart",
+    __base__=Part,
+    **{f.name: (get_type_hints(Plan)[f.name], f.default) for f in fields(Plan) if f.name != "seed"},
+)

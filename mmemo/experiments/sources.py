@@ -4,175 +4,394 @@
 
 # %% ../../nbs/workshop/79_sources.ipynb #00000004
 from __future__ import annotations
+
 import math
 import os
-import torch
 from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
-from ..core.batch import Batch, collate, Stream
-from ..core.errors import check_choice, ConfigError, DataError
+
+import torch
+
+from ..core.batch import Batch, Stream, collate
+from ..core.errors import ConfigError, DataError, check_choice
 from ..data.clips import read_clips
 from ..data.corpus import Corpus
 from ..data.daicwoz import read_daicwoz
 from ..data.features import attach_features, egemaps_features, read_features
 from ..data.meld import read_meld
 from ..data.ravdess import RAVDESS_EMOTIONS, read_ravdess
-from ..data.standards import AUS, COVAREP, EMOTIONS, SOUND_RATE, split_of, SPLITS
-from ..synthetic.factors import Knobs
-from ..synthetic.known_answer import known_answer
-from ..synthetic.media import render_kept
+from ..data.standards import AUS, COVAREP, EMOTIONS, SOUND_RATE, SPLITS, split_of
 from ..models.base import MeanPool
 from ..models.temporal import Resample
 from ..models.text import Tokenizer, tokenizer_weights
+from ..synthetic.factors import Knobs
+from ..synthetic.known_answer import known_answer
+from ..synthetic.media import render_kept
 from .recipe import Recipe
 from .schema import EMOTION_LABELS, EvaluationPart
 
 # %% auto #0
-__all__ = ['KNOWN_ANSWER', 'STANDARD_COLUMNS', 'SOUND_ENCODERS', 'PICTURE_ENCODERS', 'FEATURE_ENCODERS', 'SPLIT_NAMES',
-           'EMOTION_SYNONYMS', 'column_places', 'kind_of', 'stand_ins', 'raw_sizes', 'adapt_recipe', 'recipe_items',
-           'by_split', 'recipe_data']
+__all__ = [
+    "KNOWN_ANSWER",
+    "STANDARD_COLUMNS",
+    "SOUND_ENCODERS",
+    "PICTURE_ENCODERS",
+    "FEATURE_ENCODERS",
+    "SPLIT_NAMES",
+    "EMOTION_SYNONYMS",
+    "column_places",
+    "kind_of",
+    "stand_ins",
+    "raw_sizes",
+    "adapt_recipe",
+    "recipe_items",
+    "by_split",
+    "recipe_data",
+]
 
 # %% ../../nbs/workshop/79_sources.ipynb #00000007
 KNOWN_ANSWER = "known-answer"
 STANDARD_COLUMNS = {"audio": COVAREP, "video": AUS}
-SOUND_ENCODERS, PICTURE_ENCODERS, FEATURE_ENCODERS = ("wave_cnn", "speech"), ("r3d", "image"), ("mean", "tcn", "utterance")      # encoders of sound, of frames, of given features
+# encoders of sound, of frames, of given features
+SOUND_ENCODERS, PICTURE_ENCODERS, FEATURE_ENCODERS = (
+    ("wave_cnn", "speech"),
+    ("r3d", "image"),
+    ("mean", "tcn", "utterance"),
+)
+
 
 def column_places(recipe: Recipe, name: str) -> list[int]:
     "Which columns of stream `name` the recipe uses, by their place in the corpus."
-    chosen, there = getattr(getattr(recipe.encoders, name), "columns", "all"), STANDARD_COLUMNS[name]
+    chosen, there = (
+        getattr(getattr(recipe.encoders, name), "columns", "all"),
+        STANDARD_COLUMNS[name],
+    )
     return [there.index(c) for c in (there if chosen == "all" else chosen)]
+
 
 def kind_of(source: str | os.PathLike) -> str:
     "known-answer, meld, daicwoz or ravdess: what lies in a folder says it. Raises `DataError`."
-    if str(source) == KNOWN_ANSWER: return KNOWN_ANSWER
-    if not (folder := Path(source)).is_dir(): raise DataError(f"there is no folder {source}; give known-answer, or a folder of DAIC-WOZ, MELD or RAVDESS")
-    if any((folder / name).exists() for name in ("train_sent_emo.csv", "meld.parquet")): return "meld"
-    if any(folder.glob("*AVEC2017.csv")) or any(folder.glob("*_P")): return "daicwoz"
-    if (folder / "ravdess_egemapsv02.npz").exists() or any(folder.rglob("03-01-*")): return "ravdess"
-    raise DataError(f"{source} is no corpus that is known here: DAIC-WOZ has folders such as 300_P, MELD has train_sent_emo.csv, RAVDESS clips such as 03-01-01-01-01-01-01.wav")
+    if str(source) == KNOWN_ANSWER:
+        return KNOWN_ANSWER
+    if not (folder := Path(source)).is_dir():
+        raise DataError(
+            f"there is no folder {source}; give known-answer, or a folder of DAIC-WOZ, MELD or"
+            " RAVDESS"
+        )
+    if any((folder / name).exists() for name in ("train_sent_emo.csv", "meld.parquet")):
+        return "meld"
+    if any(folder.glob("*AVEC2017.csv")) or any(folder.glob("*_P")):
+        return "daicwoz"
+    if (folder / "ravdess_egemapsv02.npz").exists() or any(folder.rglob("03-01-*")):
+        return "ravdess"
+    raise DataError(
+        f"{source} is no corpus that is known here: DAIC-WOZ has folders such as 300_P, MELD has"
+        " train_sent_emo.csv, RAVDESS clips such as 03-01-01-01-01-01-01.wav"
+    )
+
 
 def stand_ins(recipe: Recipe, source: str | os.PathLike = KNOWN_ANSWER) -> dict[str, str]:
     "{stream: what stands in for the utterance features that the recipe was given no table of}."
     wants, kind = {n: getattr(recipe.encoders, n) for n in recipe.encoders.names}, kind_of(source)
-    means = lambda n: f"means of the corpus' {len(STANDARD_COLUMNS[n])} {'COVAREP' if n == 'audio' else 'action-unit'} columns"
-    own = {"meld": {"audio": "eGeMAPS functionals of the clips"}, "ravdess": {"audio": "eGeMAPS functionals", "video": "OpenFace means"}}.get(kind, {})
-    return {n: f"{own.get(n) or means(n)} stand in for {part.model} features: no table of them was given" for n, part in wants.items()
-            if part.kind == "utterance" and part.table is None and (n not in own or own[n].split()[0] not in part.model)}
+
+    def means(n):
+        return (
+            f"means of the corpus' {len(STANDARD_COLUMNS[n])}"
+            f" {'COVAREP' if n == 'audio' else 'action-unit'} columns"
+        )
+
+    own = {
+        "meld": {"audio": "eGeMAPS functionals of the clips"},
+        "ravdess": {"audio": "eGeMAPS functionals", "video": "OpenFace means"},
+    }.get(kind, {})
+    return {
+        n: (
+            f"{own.get(n) or means(n)} stand in for {part.model} features: no table of them was"
+            " given"
+        )
+        for n, part in wants.items()
+        if part.kind == "utterance"
+        and part.table is None
+        and (n not in own or own[n].split()[0] not in part.model)
+    }
+
 
 def raw_sizes(recipe: Recipe) -> dict[str, int]:
-    "How many frames of which size the recipe wants of a clip; empty where it wants neither pictures nor sound as they are."
+    """How many frames of which size the recipe wants of a clip; empty where it wants neither
+    pictures nor sound as they are.
+    """
     video, audio = recipe.encoders.video, recipe.encoders.audio
-    if video is not None and video.kind in PICTURE_ENCODERS: return {"frames": video.frames, "size": video.size}
+    if video is not None and video.kind in PICTURE_ENCODERS:
+        return {"frames": video.frames, "size": video.size}
     return {"frames": 1, "size": 8} if audio is not None and audio.kind in SOUND_ENCODERS else {}
 
-def adapt_recipe(recipe: Recipe, tables: Mapping[str, str] = {}, protocol: str | None = None) -> Recipe:
-    "The recipe with the utterance features of streams read from `tables` {stream: file}, or under another protocol. Raises `ConfigError`."
+
+def adapt_recipe(
+    recipe: Recipe, tables: Mapping[str, str] = {}, protocol: str | None = None
+) -> Recipe:
+    """The recipe with the utterance features of streams read from `tables` {stream: file}, or
+    under another protocol. Raises `ConfigError`.
+    """
     form = recipe.model_dump()
     for name, table in tables.items():
-        if (part := form["encoders"].get(name)) is None or part["kind"] != "utterance": raise ConfigError(f"{recipe.name} has no encoder of utterance features for {name}: a table of them would not be read")
+        if (part := form["encoders"].get(name)) is None or part["kind"] != "utterance":
+            raise ConfigError(
+                f"{recipe.name} has no encoder of utterance features for {name}: a table of them"
+                " would not be read"
+            )
         part["table"] = str(table)
-    if protocol: form["evaluation"]["protocol"] = check_choice(protocol, get_args(EvaluationPart.model_fields["protocol"].annotation), "protocol")
+    if protocol:
+        form["evaluation"]["protocol"] = check_choice(
+            protocol, get_args(EvaluationPart.model_fields["protocol"].annotation), "protocol"
+        )
     return Recipe.model_validate(form) if tables or protocol else recipe
 
-# %% ../../nbs/workshop/79_sources.ipynb #0000000a
-def recipe_items(recipe: Recipe, source: str | os.PathLike = KNOWN_ANSWER, seed: int = 0, progress: bool = False) -> Batch:
-    """All items as the recipe wants them, from the known-answer corpus (`seed` writes it), or a folder of DAIC-WOZ, of MELD (with its clips) or of RAVDESS.
 
-    `meta["split"]` is train, valid or test. Labels that the corpus lacks are unknown (NaN, -100). Raises `DataError`, `ConfigError`, `WeightsError`."""
+# %% ../../nbs/workshop/79_sources.ipynb #0000000a
+def recipe_items(
+    recipe: Recipe, source: str | os.PathLike = KNOWN_ANSWER, seed: int = 0, progress: bool = False
+) -> Batch:
+    """All items as the recipe wants them, from the known-answer corpus (`seed` writes it), or a
+    folder of DAIC-WOZ, of MELD (with its clips) or of RAVDESS.
+
+    `meta["split"]` is train, valid or test. Labels that the corpus lacks are unknown (NaN, -100).
+    Raises `DataError`, `ConfigError`, `WeightsError`.
+    """
     whole, media, chunk = _open(recipe, source, seed, progress)
     text, called, kept = recipe.encoders.text, SPLIT_NAMES, recipe.corpus.emotions
     tokenizer = Tokenizer(tokenizer_weights(text.weights), text.max_length) if text else None
     rows = [i for i, s in enumerate(whole.meta["split"]) if s in called]
     if kept:
         emotion = whole.targets.get("emotion")
-        if emotion is None: raise DataError(f"{source}: there are no emotion labels, and the recipe keeps the items of {', '.join(kept)} only")
+        if emotion is None:
+            raise DataError(
+                f"{source}: there are no emotion labels, and the recipe keeps the items of"
+                f" {', '.join(kept)} only"
+            )
         rows = [i for i in rows if EMOTION_LABELS[int(emotion[i])] in kept]
-    if not rows: raise DataError(f"{source}: no item is left; the recipe wants the splits train, valid and test" + (f" and the emotions {', '.join(kept)}" if kept else ""))
+    if not rows:
+        raise DataError(
+            f"{source}: no item is left; the recipe wants the splits train, valid and test"
+            + (f" and the emotions {', '.join(kept)}" if kept else "")
+        )
     given, parts = _features(recipe, source, whole, media, progress), []
     for i in range(0, len(rows), chunk):
-        batch, clips = whole[rows[i:i + chunk]], media[rows[i:i + chunk]].streams if media is not None else {}
+        batch, clips = (
+            whole[rows[i : i + chunk]],
+            media[rows[i : i + chunk]].streams if media is not None else {},
+        )
         parts.append(_prepare(recipe, tokenizer, batch, clips, given))
     made = collate(parts)
     made.meta["split"] = [called[s] for s in made.meta["split"]]
     return made
 
-SPLIT_NAMES = {"train": "train", "dev": "valid", "valid": "valid", "test": "test"}
-EMOTION_SYNONYMS = {"happy": "joy", "sad": "sadness", "angry": "anger", "fearful": "fear", "surprised": "surprise"}     # how RAVDESS calls what MELD calls
 
-def _open(recipe: Recipe, source, seed: int, progress: bool) -> tuple[Batch | Corpus, Batch | Corpus | None, int]:
-    "The corpus, its pictures and sound where the recipe wants them, and how many items are prepared at a time."
+SPLIT_NAMES = {"train": "train", "dev": "valid", "valid": "valid", "test": "test"}
+# how RAVDESS calls what MELD calls
+EMOTION_SYNONYMS = {
+    "happy": "joy",
+    "sad": "sadness",
+    "angry": "anger",
+    "fearful": "fear",
+    "surprised": "surprise",
+}
+
+
+def _open(
+    recipe: Recipe, source, seed: int, progress: bool
+) -> tuple[Batch | Corpus, Batch | Corpus | None, int]:
+    """The corpus, its pictures and sound where the recipe wants them, and how many items are
+    prepared at a time.
+    """
     kind, wants = kind_of(source), raw_sizes(recipe)
     if kind == KNOWN_ANSWER:
         whole = known_answer(recipe.corpus.items, seed, Knobs(**recipe.corpus.knobs))
         whole.meta["fold"] = whole.meta["session"]
         return whole, render_kept(whole, **wants, progress=progress) if wants else None, 256
-    if kind == "ravdess": return _ravdess(recipe, source, progress)
+    if kind == "ravdess":
+        return _ravdess(recipe, source, progress)
     if kind == "daicwoz":
-        if wants: raise DataError(f"{source}: DAIC-WOZ has no pictures, and {recipe.name} wants them")
-        return read_daicwoz(source, unit=recipe.corpus.unit, progress=progress), None, 8 if recipe.corpus.unit == "session" else 128
-    whole = read_clips(source, **wants, progress=progress) if wants or stand_ins(recipe, source) else read_meld(source, progress=progress)
+        if wants:
+            raise DataError(f"{source}: DAIC-WOZ has no pictures, and {recipe.name} wants them")
+        return (
+            read_daicwoz(source, unit=recipe.corpus.unit, progress=progress),
+            None,
+            8 if recipe.corpus.unit == "session" else 128,
+        )
+    whole = (
+        read_clips(source, **wants, progress=progress)
+        if wants or stand_ins(recipe, source)
+        else read_meld(source, progress=progress)
+    )
     return whole, whole if wants else None, 64
 
-_FUNCTIONALS = {"eGeMAPS statistics": "statistics"}                     # what else RAVDESS' reader can give as one vector a clip
+
+# what else RAVDESS' reader can give as one vector a clip
+_FUNCTIONALS = {"eGeMAPS statistics": "statistics"}
+
 
 def _ravdess(recipe: Recipe, source, progress: bool) -> tuple[Batch, Batch | None, int]:
-    "RAVDESS with the features or the sound that the recipe wants, its emotions as the house calls them, and a split by its published folds."
+    """RAVDESS with the features or the sound that the recipe wants, its emotions as the house
+    calls them, and a split by its published folds.
+    """
     audio, video = (getattr(recipe.encoders, n) for n in ("audio", "video"))
-    if video is not None and video.kind != "utterance": raise DataError(f"{source}: of RAVDESS' pictures there are means only; {recipe.name} wants {video.kind}, and this corpus can give utterance")
-    heard = None if audio is None else {"utterance": _FUNCTIONALS.get(getattr(audio, "model", ""), "functionals"), "mean": "lld", "tcn": "lld"}.get(audio.kind, "raw")
+    if video is not None and video.kind != "utterance":
+        raise DataError(
+            f"{source}: of RAVDESS' pictures there are means only; {recipe.name} wants"
+            f" {video.kind}, and this corpus can give utterance"
+        )
+    heard = (
+        None
+        if audio is None
+        else {
+            "utterance": _FUNCTIONALS.get(getattr(audio, "model", ""), "functionals"),
+            "mean": "lld",
+            "tcn": "lld",
+        }.get(audio.kind, "raw")
+    )
     whole = read_ravdess(source, heard, progress=progress).to_batch()
-    place = torch.tensor([EMOTION_LABELS.index(EMOTION_SYNONYMS.get(name, name)) for name in RAVDESS_EMOTIONS])
+    place = torch.tensor(
+        [EMOTION_LABELS.index(EMOTION_SYNONYMS.get(name, name)) for name in RAVDESS_EMOTIONS]
+    )
     folds = [str(k) for k in whole.meta["fold"].tolist()]
     split = [{"0": "test", "1": "valid"}.get(k, "train") for k in folds]
-    whole = Batch(whole.streams, {"emotion": place[whole.targets["emotion"]]}, whole.meta | {"fold": folds, "split": split})
+    whole = Batch(
+        whole.streams,
+        {"emotion": place[whole.targets["emotion"]]},
+        whole.meta | {"fold": folds, "split": split},
+    )
     return whole, whole if heard == "raw" else None, 128
 
+
 def _features(recipe: Recipe, source, whole, media, progress: bool) -> dict[str, Mapping]:
-    "The utterance features {stream: {id: vector}} that are read or measured; those of a corpus of columns are its own means."
-    tables = {n: part.table for n in recipe.encoders.names if (part := getattr(recipe.encoders, n)).kind == "utterance"}
+    """The utterance features {stream: {id: vector}} that are read or measured; those of a corpus
+    of columns are its own means.
+    """
+    tables = {
+        n: part.table
+        for n in recipe.encoders.names
+        if (part := getattr(recipe.encoders, n)).kind == "utterance"
+    }
     given = {n: read_features(table) for n, table in tables.items() if table is not None}
-    if kind_of(source) != "meld" or set(tables) == set(given): return given
-    if "video" in set(tables) - set(given): raise ConfigError(f"{recipe.name} wants features of the video, and there is nothing that could stand in for them: set encoders.video.table")
-    sounds = {i: s.x[s.mask].numpy() for item in whole for i, s in [(item.meta["id"][0], item.streams["audio"])] if s.mask.any()}
+    if kind_of(source) != "meld" or set(tables) == set(given):
+        return given
+    if "video" in set(tables) - set(given):
+        raise ConfigError(
+            f"{recipe.name} wants features of the video, and there is nothing that could stand in"
+            " for them: set encoders.video.table"
+        )
+    sounds = {
+        i: s.x[s.mask].numpy()
+        for item in whole
+        for i, s in [(item.meta["id"][0], item.streams["audio"])]
+        if s.mask.any()
+    }
     return given | {"audio": egemaps_features(sounds, progress)}
 
-def _prepare(recipe: Recipe, tokenizer: Tokenizer | None, batch: Batch, media: Mapping[str, Stream], given: Mapping[str, Mapping]) -> Batch:
+
+def _prepare(
+    recipe: Recipe,
+    tokenizer: Tokenizer | None,
+    batch: Batch,
+    media: Mapping[str, Stream],
+    given: Mapping[str, Mapping],
+) -> Batch:
     "The streams, targets and meta fields of some items that this recipe looks at."
-    streams = {name: _stream(recipe, name, tokenizer, batch, media, given) for name in recipe.encoders.names}
-    missing = lambda C: torch.full((len(batch),), math.nan) if C == 1 else torch.full((len(batch),), -100)
-    targets = {task: batch.targets.get(task, missing(recipe.classes(task))) for task in recipe.heads}
+    streams = {
+        name: _stream(recipe, name, tokenizer, batch, media, given)
+        for name in recipe.encoders.names
+    }
+
+    def missing(C):
+        return torch.full((len(batch),), math.nan) if C == 1 else torch.full((len(batch),), -100)
+
+    targets = {
+        task: batch.targets.get(task, missing(recipe.classes(task))) for task in recipe.heads
+    }
     if "emotion" in batch.targets and "emotion" in targets:
         wanted, label = recipe.corpus.emotions or EMOTIONS, targets["emotion"]
         place = torch.tensor([wanted.index(e) if e in wanted else -100 for e in EMOTION_LABELS])
         targets["emotion"] = torch.where(label >= 0, place[label.clamp(min=0)], label)
-    meta = {k: batch.meta[k] for k in ("id", "speaker", "session", "corpus", "split", "fold", "factors", "difficulty") if k in batch.meta}
-    return Batch(streams, targets, meta | ({"score": batch.targets["phq8"]} if "phq8" in batch.targets else {}))
+    meta = {
+        k: batch.meta[k]
+        for k in ("id", "speaker", "session", "corpus", "split", "fold", "factors", "difficulty")
+        if k in batch.meta
+    }
+    return Batch(
+        streams,
+        targets,
+        meta | ({"score": batch.targets["phq8"]} if "phq8" in batch.targets else {}),
+    )
 
-def _stream(recipe: Recipe, name: str, tokenizer: Tokenizer | None, batch: Batch, media: Mapping[str, Stream], given: Mapping[str, Mapping]) -> Stream:
+
+def _stream(
+    recipe: Recipe,
+    name: str,
+    tokenizer: Tokenizer | None,
+    batch: Batch,
+    media: Mapping[str, Stream],
+    given: Mapping[str, Mapping],
+) -> Stream:
     "One stream of some items, as its encoder wants it."
-    part, clock = getattr(recipe.encoders, name), lambda s: Stream(s.x, s.mask, (s.t * 1e4).round() / 1e4)
+    part, clock = (
+        getattr(recipe.encoders, name),
+        lambda s: Stream(s.x, s.mask, (s.t * 1e4).round() / 1e4),
+    )
     if name == "text":
-        heard = batch.streams["text"].mask.any(1).tolist() if "text" in batch.streams else [True] * len(batch)
-        return clock(tokenizer.stream([w if h else [] for w, h in zip(batch.meta["words"], heard)], batch.meta["spans"]))
-    if part.kind in PICTURE_ENCODERS: return media["video"]
+        heard = (
+            batch.streams["text"].mask.any(1).tolist()
+            if "text" in batch.streams
+            else [True] * len(batch)
+        )
+        return clock(
+            tokenizer.stream(
+                [w if h else [] for w, h in zip(batch.meta["words"], heard)], batch.meta["spans"]
+            )
+        )
+    if part.kind in PICTURE_ENCODERS:
+        return media["video"]
     if part.kind in SOUND_ENCODERS:
         s, N = media["audio"], round(part.seconds * SOUND_RATE)
         return Stream(s.x[:, :N], s.mask[:, :N], s.t[:, :N])
-    if name in given: return attach_features(batch, name, given[name]).streams[name]
-    if name not in batch.streams: raise DataError(f"the corpus has no {name} features, and {part.kind} wants them; it has {', '.join(batch.streams)}")
+    if name in given:
+        return attach_features(batch, name, given[name]).streams[name]
+    if name not in batch.streams:
+        raise DataError(
+            f"the corpus has no {name} features, and {part.kind} wants them; it has"
+            f" {', '.join(batch.streams)}"
+        )
     s = clock(batch.streams[name])
     if getattr(part, "columns", "all") != "all":
-        if s.x.shape[-1] != len(STANDARD_COLUMNS[name]): raise DataError(f"{name} has {s.x.shape[-1]} columns here, and the recipe names some of the {len(STANDARD_COLUMNS[name])} of the known-answer corpus and DAIC-WOZ: set columns: all")
+        if s.x.shape[-1] != len(STANDARD_COLUMNS[name]):
+            raise DataError(
+                f"{name} has {s.x.shape[-1]} columns here, and the recipe names some of the"
+                f" {len(STANDARD_COLUMNS[name])} of the known-answer corpus and DAIC-WOZ: set"
+                " columns: all"
+            )
         s = s.with_x(s.x[..., column_places(recipe, name)])
-    return Resample(part.steps)(s) if part.kind == "tcn" else MeanPool()(s) if part.kind == "utterance" else s
+    return (
+        Resample(part.steps)(s)
+        if part.kind == "tcn"
+        else MeanPool()(s)
+        if part.kind == "utterance"
+        else s
+    )
+
 
 def by_split(whole: Batch) -> dict[str, Batch]:
-    "{train, valid, test} of items by `meta['split']`. Raises `DataError` for a split without items."
+    """{train, valid, test} of items by `meta['split']`.
+
+    Raises `DataError` for a split without items.
+    """
     parts = {name: split_of(whole, name) for name in SPLITS if name in whole.meta["split"]}
-    if lost := [n for n in SPLITS if n not in parts]: raise DataError(f"the {lost[0]} split has no items; a run needs {', '.join(SPLITS)}")
+    if lost := [n for n in SPLITS if n not in parts]:
+        raise DataError(f"the {lost[0]} split has no items; a run needs {', '.join(SPLITS)}")
     return parts
 
-def recipe_data(recipe: Recipe, source: str | os.PathLike = KNOWN_ANSWER, seed: int = 0, progress: bool = False) -> dict[str, Batch]:
+
+def recipe_data(
+    recipe: Recipe, source: str | os.PathLike = KNOWN_ANSWER, seed: int = 0, progress: bool = False
+) -> dict[str, Batch]:
     "The `items` by the split that their corpus came with."
     return by_split(recipe_items(recipe, source, seed, progress))

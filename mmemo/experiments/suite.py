@@ -4,30 +4,69 @@
 
 # %% ../../nbs/workshop/83_suite.ipynb #00000004
 from __future__ import annotations
+
 import json
 import os
-import numpy as np
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from ..core.errors import check_choice, ConfigError, DataError, MmemoError
+
+import numpy as np
+
+from mmemo.evaluation.metrics import (
+    Comparison,
+    bootstrap,
+    class_metrics,
+    compare,
+    confusion,
+    regression_metrics,
+)
+from mmemo.experiments.run import (
+    claim_folder,
+    read_run,
+    run_facts,
+    run_provenance,
+    train_recipe,
+    write_json,
+    write_metrics,
+)
+
+from ..core.errors import ConfigError, DataError, MmemoError, check_choice
 from ..core.files import write_whole
 from ..core.style import COLOURS
 from ..evaluation.figures import draw_confusion
-from ..evaluation.metrics import bootstrap, class_metrics, compare, Comparison, confusion, regression_metrics
-from .recipe import load_recipe, load_suite, Recipe, Suite
-from .run import claim_folder, read_run, run_facts, run_provenance, train_recipe, write_json, write_metrics
-from .sources import adapt_recipe, kind_of, KNOWN_ANSWER
+from .recipe import Recipe, Suite, load_recipe, load_suite
+from .sources import KNOWN_ANSWER, adapt_recipe, kind_of
 
 # %% auto #0
-__all__ = ['Cell', 'numbered_names', 'pick_experiments', 'suite_cells', 'run_suite', 'Answers', 'read_answers', 'chief_metric',
-           'compare_experiments', 'by_experiment', 'results_table', 'draw_suite', 'draw_confusions', 'draw_curves',
-           'read_runs', 'write_report', 'table_frame']
+__all__ = [
+    "Cell",
+    "numbered_names",
+    "pick_experiments",
+    "suite_cells",
+    "run_suite",
+    "Answers",
+    "read_answers",
+    "chief_metric",
+    "compare_experiments",
+    "by_experiment",
+    "results_table",
+    "draw_suite",
+    "draw_confusions",
+    "draw_curves",
+    "read_runs",
+    "write_report",
+    "table_frame",
+]
+
 
 # %% ../../nbs/workshop/83_suite.ipynb #00000008
 @dataclass(frozen=True)
 class Cell:
-    "One run of a suite: an experiment with a seed (the corpus is that of `corpus_seed`, the same for all), and its folder."
+    """One run of a suite: an experiment with a seed (the corpus is that of `corpus_seed`, the same
+    for all), and its folder.
+    """
+
     experiment: str
     seed: int
     corpus_seed: int
@@ -39,69 +78,161 @@ class Cell:
         claim_folder(self.folder, self.recipe, run_facts(source, self.seed, self.corpus_seed))
         return (self.folder / "metrics.json").is_file()
 
-def numbered_names(suite: Suite) -> str: return ", ".join(f"{i} {e}" for i, e in enumerate(suite.experiments, 1))
+
+def numbered_names(suite: Suite) -> str:
+    return ", ".join(f"{i} {e}" for i, e in enumerate(suite.experiments, 1))
+
 
 def pick_experiments(suite: Suite, chosen: Iterable[str]) -> list[str]:
-    "The experiments called so, or having this number (from 1). Raises `ConfigError` naming what there is."
+    """The experiments called so, or having this number (from 1).
+
+    Raises `ConfigError` naming what there is.
+    """
     names = list(suite.experiments)
     by_number = {str(i): name for i, name in enumerate(names, 1)}
     return [by_number.get(c) or check_choice(c, names, "experiment") for c in chosen] or names
 
-def suite_cells(name: str | os.PathLike, folder: str | os.PathLike, scale: str = "laptop", chosen: Iterable[str] = (), seed: int = 0, seeds: int | None = None,
-          tables: Mapping[str, str] = {}, protocol: str | None = None) -> list[Cell]:
-    "The runs of a suite, seed by seed, so that an interrupted suite has compared something. Raises `ConfigError`."
+
+def suite_cells(
+    name: str | os.PathLike,
+    folder: str | os.PathLike,
+    scale: str = "laptop",
+    chosen: Iterable[str] = (),
+    seed: int = 0,
+    seeds: int | None = None,
+    tables: Mapping[str, str] = {},
+    protocol: str | None = None,
+) -> list[Cell]:
+    """The runs of a suite, seed by seed, so that an interrupted suite has compared something.
+
+    Raises `ConfigError`.
+    """
     suite = load_suite(name)
     named = {e: load_recipe(name, scale, e) for e in pick_experiments(suite, chosen)}
-    given = {e: adapt_recipe(r, {k: v for k, v in tables.items() if k in r.encoders.names}, protocol) for e, r in named.items()}
-    return [Cell(e, s, seed, recipe, Path(folder) / e / f"seed-{s}") for s in range(seed, seed + (seeds or suite.seeds)) for e, recipe in given.items()]
+    given = {
+        e: adapt_recipe(r, {k: v for k, v in tables.items() if k in r.encoders.names}, protocol)
+        for e, r in named.items()
+    }
+    return [
+        Cell(e, s, seed, recipe, Path(folder) / e / f"seed-{s}")
+        for s in range(seed, seed + (seeds or suite.seeds))
+        for e, recipe in given.items()
+    ]
+
 
 # %% ../../nbs/workshop/83_suite.ipynb #0000000b
-def run_suite(name: str | os.PathLike, folder: str | os.PathLike, scale: str = "laptop", source: str | os.PathLike = KNOWN_ANSWER, chosen: Iterable[str] = (),
-              seed: int = 0, seeds: int | None = None, jobs: int = 1, progress: bool = True, track: Sequence[str] = ("tensorboard",),
-              tables: Mapping[str, str] = {}, protocol: str | None = None, with_report: bool = True) -> list[Cell]:
-    """Run the experiments of a suite and compare them; the runs. `folder` receives EXPERIMENT/seed-K, suite.json, metrics.json, report.ipynb and report.html.
+def run_suite(
+    name: str | os.PathLike,
+    folder: str | os.PathLike,
+    scale: str = "laptop",
+    source: str | os.PathLike = KNOWN_ANSWER,
+    chosen: Iterable[str] = (),
+    seed: int = 0,
+    seeds: int | None = None,
+    jobs: int = 1,
+    progress: bool = True,
+    track: Sequence[str] = ("tensorboard",),
+    tables: Mapping[str, str] = {},
+    protocol: str | None = None,
+    with_report: bool = True,
+) -> list[Cell]:
+    """Run the experiments of a suite and compare them; the runs.
 
-    `chosen` names or numbers of experiments (all). Called again, it goes on where it was. `jobs` processes share the runs.
-    Raises `ConfigError`; `DataError` naming the runs that failed."""
+    `folder` receives EXPERIMENT/seed-K, suite.json, metrics.json, report.ipynb and report.html.
+
+    `chosen` names or numbers of experiments (all). Called again, it goes on where it was. `jobs`
+    processes share the runs. Raises `ConfigError`; `DataError` naming the runs that failed.
+    """
     from tqdm.auto import tqdm
-    folder, source, suite = Path(folder), str(source), load_suite(name); kind_of(source)
+
+    folder, source, suite = Path(folder), str(source), load_suite(name)
+    kind_of(source)
     wanted = suite_cells(name, folder, scale, chosen, seed, seeds, tables, protocol)
-    if jobs < 1: raise ConfigError(f"jobs={jobs} cannot be: choose a number of processes from 1")
+    if jobs < 1:
+        raise ConfigError(f"jobs={jobs} cannot be: choose a number of processes from 1")
     left, failed = [c for c in wanted if not c.done(source)], {}
-    with tqdm(total=len(wanted), initial=len(wanted) - len(left), desc=suite.name, unit="run", disable=not progress) as bar:
+    with tqdm(
+        total=len(wanted),
+        initial=len(wanted) - len(left),
+        desc=suite.name,
+        unit="run",
+        disable=not progress,
+    ) as bar:
         for cell, problem in _outcomes(left, source, jobs, progress, track):
-            if problem: failed[f"{cell.experiment}, seed {cell.seed}"] = problem
-            bar.set_postfix_str(cell.experiment, refresh=False); bar.update()
-    if failed: raise DataError(f"{len(failed)} of {len(wanted)} runs failed: " + "; ".join(f"{k}: {v}" for k, v in failed.items()))
+            if problem:
+                failed[f"{cell.experiment}, seed {cell.seed}"] = problem
+            bar.set_postfix_str(cell.experiment, refresh=False)
+            bar.update()
+    if failed:
+        raise DataError(
+            f"{len(failed)} of {len(wanted)} runs failed: "
+            + "; ".join(f"{k}: {v}" for k, v in failed.items())
+        )
     facts = [json.loads((c.folder / "metrics.json").read_text()) for c in wanted]
-    write_json(folder / "suite.json", {"suite": suite.model_dump(), "source": source, "corpus_seed": seed, "runs": [[c.experiment, c.seed] for c in wanted]})
-    write_metrics(folder, run_provenance(suite=suite.name, scale=scale, source=source, runs=len(wanted), steps=sum(f["steps"] for f in facts),
-                                     notes=sorted({n for f in facts for n in f["notes"]}), tables=[results_table(wanted)]))
-    if with_report: write_report(folder)
+    write_json(
+        folder / "suite.json",
+        {
+            "suite": suite.model_dump(),
+            "source": source,
+            "corpus_seed": seed,
+            "runs": [[c.experiment, c.seed] for c in wanted],
+        },
+    )
+    write_metrics(
+        folder,
+        run_provenance(
+            suite=suite.name,
+            scale=scale,
+            source=source,
+            runs=len(wanted),
+            steps=sum(f["steps"] for f in facts),
+            notes=sorted({n for f in facts for n in f["notes"]}),
+            tables=[results_table(wanted)],
+        ),
+    )
+    if with_report:
+        write_report(folder)
     return wanted
+
 
 def _outcomes(left: list[Cell], source: str, jobs: int, progress: bool, track):
     "Pairs of a cell and what went wrong in it (None), as they come to an end."
     if jobs == 1 or len(left) < 2:
-        for cell in left: yield cell, _one(cell, source, progress, track)
+        for cell in left:
+            yield cell, _one(cell, source, progress, track)
         return
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from multiprocessing import get_context
+
     import torch
+
     threads = max(1, torch.get_num_threads() // jobs)
-    with ProcessPoolExecutor(min(jobs, len(left)), get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(
+        min(jobs, len(left)), get_context("spawn"), torch.set_num_threads, (threads,)
+    ) as pool:
         running = {pool.submit(_one, cell, source, False, track): cell for cell in left}
-        for future in as_completed(running): yield running[future], future.result() if future.exception() is None else repr(future.exception())
+        for future in as_completed(running):
+            yield (
+                running[future],
+                future.result() if future.exception() is None else repr(future.exception()),
+            )
+
 
 def _one(cell: Cell, source: str, progress: bool, track) -> str | None:
     "Run a cell; what went wrong in one line."
-    try: train_recipe(cell.recipe, cell.folder, source, cell.seed, progress, track, cell.corpus_seed)
-    except (MmemoError, OSError, MemoryError) as error: return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    try:
+        train_recipe(cell.recipe, cell.folder, source, cell.seed, progress, track, cell.corpus_seed)
+    except (MmemoError, OSError, MemoryError) as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
 
 # %% ../../nbs/workshop/83_suite.ipynb #0000000d
 @dataclass(frozen=True)
 class Answers:
-    "The answers of all seeds of an experiment: `label` [N] and `said` [N] or [N, C] of a `task`, `speaker` and item `id` [N]."
+    """The answers of all seeds of an experiment: `label` [N] and `said` [N] or [N, C] of a `task`,
+    `speaker` and item `id` [N].
+    """
+
     task: str
     label: np.ndarray
     said: np.ndarray
@@ -109,138 +240,308 @@ class Answers:
     id: np.ndarray
 
     @property
-    def classes(self) -> bool: return self.said.ndim == 2
+    def classes(self) -> bool:
+        return self.said.ndim == 2
 
     def by_seed(self, seeds: int) -> list[dict[str, float]]:
         "The metrics of each of the equally long runs that these answers are made of."
         measure = class_metrics if self.classes else regression_metrics
-        return [measure(*pair) for pair in zip(np.split(self.said, seeds), np.split(self.label, seeds))]
+        return [
+            measure(*pair) for pair in zip(np.split(self.said, seeds), np.split(self.label, seeds))
+        ]
+
 
 def read_answers(runs: Sequence[Cell]) -> Answers:
-    "What the runs of one experiment said in the first task that has known labels, sorted by seed and item. Raises `DataError`."
+    """What the runs of one experiment said in the first task that has known labels, sorted by seed
+    and item. Raises `DataError`.
+    """
     import pyarrow.parquet as pq
+
     found = []
     for run in sorted(runs, key=lambda r: r.seed):
         path = run.folder / "predictions.parquet"
-        try: table = pq.read_table(path).to_pydict()
-        except OSError as error: raise DataError(f"{path}: cannot be read ({error})") from None
-        order = sorted(range(len(table["id"])), key=lambda i: (table["fold"][i], table["test"][i], table["id"][i]))
+        try:
+            table = pq.read_table(path).to_pydict()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error})") from None
+        order = sorted(
+            range(len(table["id"])),
+            key=lambda i: (table["fold"][i], table["test"][i], table["id"][i]),
+        )
         found.append({k: [v[i] for i in order] for k, v in table.items()})
-    join = lambda key: np.concatenate([np.asarray(f[key]) for f in found])
+
+    def join(key):
+        return np.concatenate([np.asarray(f[key]) for f in found])
+
     for task in runs[0].recipe.heads:
         label = join(task)
         known_labels = np.isfinite(label) if label.dtype.kind == "f" else label >= 0
-        if known_labels.any(): return Answers(task, label[known_labels], *(join(k)[known_labels] for k in (f"{task} said", "speaker", "id")))
+        if known_labels.any():
+            return Answers(
+                task,
+                label[known_labels],
+                *(join(k)[known_labels] for k in (f"{task} said", "speaker", "id")),
+            )
     raise DataError(f"{runs[0].folder}: no label of {', '.join(runs[0].recipe.heads)} is known")
+
 
 def chief_metric(found: Answers) -> str:
     "The metric that a comparison is about: unweighted average recall of classes, RMSE of numbers."
     return "uar" if found.classes else "rmse"
 
-def compare_experiments(all_answers: Mapping[str, Answers], resamples: int = 2000) -> dict[str, Comparison | None]:
-    "Each experiment against the first one, by the chief metric; None for the first, and where other people were tested."
-    first = next(iter(all_answers.values()))
-    same = lambda a: len(a.id) == len(first.id) and (a.id == first.id).all()
-    return {k: compare(a.said, first.said, a.label, a.speaker, chief_metric(a), resamples) if a is not first and same(a) else None for k, a in all_answers.items()}
 
-def by_experiment(runs: Sequence[Cell]) -> dict[str, list[Cell]]: return {e: [r for r in runs if r.experiment == e] for e in dict.fromkeys(r.experiment for r in runs)}
+def compare_experiments(
+    all_answers: Mapping[str, Answers], resamples: int = 2000
+) -> dict[str, Comparison | None]:
+    """Each experiment against the first one, by the chief metric; None for the first, and where
+    other people were tested.
+    """
+    first = next(iter(all_answers.values()))
+
+    def same(a):
+        return len(a.id) == len(first.id) and (a.id == first.id).all()
+
+    return {
+        k: (
+            compare(a.said, first.said, a.label, a.speaker, chief_metric(a), resamples)
+            if a is not first and same(a)
+            else None
+        )
+        for k, a in all_answers.items()
+    }
+
+
+def by_experiment(runs: Sequence[Cell]) -> dict[str, list[Cell]]:
+    return {
+        e: [r for r in runs if r.experiment == e] for e in dict.fromkeys(r.experiment for r in runs)
+    }
+
 
 def results_table(runs: Sequence[Cell]) -> dict:
-    "The comparison of a suite's runs as {title, columns, rows}: each metric as mean ± sd over seeds, its interval over people, the difference to the first experiment."
+    """The comparison of a suite's runs as {title, columns, rows}: each metric as mean ± sd over
+    seeds, its interval over people, the difference to the first experiment.
+    """
     grouped = by_experiment(runs)
     found = {e: read_answers(r) for e, r in grouped.items()}
     versus, rows = compare_experiments(found, runs[0].recipe.evaluation.resamples), []
-    names = ("accuracy", "uar", "weighted_f1") if next(iter(found.values())).classes else ("rmse", "mae", "ccc")
+    names = (
+        ("accuracy", "uar", "weighted_f1")
+        if next(iter(found.values())).classes
+        else ("rmse", "mae", "ccc")
+    )
     for e, a in found.items():
         whole = bootstrap(a.said, a.label, a.speaker, runs[0].recipe.evaluation.resamples)
         seeds = a.by_seed(len(grouped[e]))
-        spread = lambda m: np.std([s[m] for s in seeds], ddof=1) if len(seeds) > 1 else 0.0
+
+        def spread(m):
+            return np.std([s[m] for s in seeds], ddof=1) if len(seeds) > 1 else 0.0
+
         difference = versus[e].difference if versus[e] else None
-        rows.append([e, *(f"{np.mean([s[m] for s in seeds]):.3f} ± {spread(m):.3f}" for m in names), f"[{whole[chief_metric(a)].low:.3f}, {whole[chief_metric(a)].high:.3f}]",
-                     f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]" if difference else "-"])
+        rows.append(
+            [
+                e,
+                *(f"{np.mean([s[m] for s in seeds]):.3f} ± {spread(m):.3f}" for m in names),
+                f"[{whole[chief_metric(a)].low:.3f}, {whole[chief_metric(a)].high:.3f}]",
+                (
+                    f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+                    if difference
+                    else "-"
+                ),
+            ]
+        )
     label = chief_metric(next(iter(found.values())))
-    several = lambda n, what: f"{n} {what}{'s' * (n != 1)}"
-    return dict(title=f"{several(len(grouped), 'experiment')}, {several(len(runs) // len(grouped), 'seed')} each; {label.upper()} is compared", rows=rows,
-                columns=["experiment", *(f"{m} (mean ± sd)" for m in names), f"{label}, 95 % over people", f"{label} minus {rows[0][0]}"])
+
+    def several(n, what):
+        return f"{n} {what}{'s' * (n != 1)}"
+
+    return dict(
+        title=(
+            f"{several(len(grouped), 'experiment')}, {several(len(runs) // len(grouped), 'seed')}"
+            f" each; {label.upper()} is compared"
+        ),
+        rows=rows,
+        columns=[
+            "experiment",
+            *(f"{m} (mean ± sd)" for m in names),
+            f"{label}, 95 % over people",
+            f"{label} minus {rows[0][0]}",
+        ],
+    )
+
 
 # %% ../../nbs/workshop/83_suite.ipynb #0000000f
 def draw_suite(runs: Sequence[Cell], ax=None):
     "The chief metric of each experiment with its interval over people, and a dot for each seed."
     import matplotlib.pyplot as plt
+
     grouped = by_experiment(runs)
-    if ax is None: ax = plt.subplots(figsize=(6.5, 1 + .38 * len(grouped)), constrained_layout=True)[1]
-    for y, (e, own) in enumerate(grouped.items()):
-        a = read_answers(own); m = chief_metric(a)
+    if ax is None:
+        ax = plt.subplots(figsize=(6.5, 1 + 0.38 * len(grouped)), constrained_layout=True)[1]
+    for y, (_e, own) in enumerate(grouped.items()):
+        a = read_answers(own)
+        m = chief_metric(a)
         whole = bootstrap(a.said, a.label, a.speaker, runs[0].recipe.evaluation.resamples)[m]
-        ax.plot([whole.low, whole.high], [y, y], color=COLOURS["fusion"], lw=2, alpha=.5); ax.plot(whole.value, y, "o", color=COLOURS["fusion"])
+        ax.plot([whole.low, whole.high], [y, y], color=COLOURS["fusion"], lw=2, alpha=0.5)
+        ax.plot(whole.value, y, "o", color=COLOURS["fusion"])
         each = [s[m] for s in a.by_seed(len(own))]
-        ax.plot(each, np.full(len(each), y + .22), "|", color=COLOURS["fusion"], ms=7)
-        if a.classes: ax.axvline(1 / a.said.shape[1], color=COLOURS["ceiling"], lw=1, ls=":")
-    ax.set(yticks=range(len(grouped)), yticklabels=list(grouped), xlabel=f"{m.upper()} (bar: 95 % over people; ticks: seeds" + ("; dotted: chance)" if a.classes else ")"))
-    ax.invert_yaxis(); ax.spines[["top", "right", "left"]].set_visible(False); ax.tick_params(axis="y", length=0)
+        ax.plot(each, np.full(len(each), y + 0.22), "|", color=COLOURS["fusion"], ms=7)
+        if a.classes:
+            ax.axvline(1 / a.said.shape[1], color=COLOURS["ceiling"], lw=1, ls=":")
+    ax.set(
+        yticks=range(len(grouped)),
+        yticklabels=list(grouped),
+        xlabel=f"{m.upper()} (bar: 95 % over people; ticks: seeds"
+        + ("; dotted: chance)" if a.classes else ")"),
+    )
+    ax.invert_yaxis()
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.tick_params(axis="y", length=0)
     return ax
+
 
 def draw_confusions(runs: Sequence[Cell]):
     "The confusion matrix of each experiment of classes, over all seeds."
     import matplotlib.pyplot as plt
+
     from mmemo.data.standards import EMOTIONS, SENTIMENTS
+
     grouped = by_experiment(runs)
-    across = min(3, len(grouped)); down = -(-len(grouped) // across)
-    fig, axes = plt.subplots(down, across, figsize=(2.9 * across, 2.9 * down), constrained_layout=True, squeeze=False)
-    for ax in axes.flat[len(grouped):]: ax.set_visible(False)
+    across = min(3, len(grouped))
+    down = -(-len(grouped) // across)
+    fig, axes = plt.subplots(
+        down, across, figsize=(2.9 * across, 2.9 * down), constrained_layout=True, squeeze=False
+    )
+    for ax in axes.flat[len(grouped) :]:
+        ax.set_visible(False)
     for ax, (e, own) in zip(axes.flat, grouped.items()):
         a = read_answers(own)
         names = own[0].recipe.corpus.emotions or EMOTIONS if a.task == "emotion" else SENTIMENTS
-        draw_confusion(confusion(a.said, a.label, len(names)), names, ax); ax.set_title(e, fontsize=9); ax.tick_params(axis="x", rotation=30)
+        draw_confusion(confusion(a.said, a.label, len(names)), names, ax)
+        ax.set_title(e, fontsize=9)
+        ax.tick_params(axis="x", rotation=30)
     return fig
 
+
 def draw_curves(runs: Sequence[Cell]):
-    "Training (thin) and validation loss of every run, epoch by epoch; folds and seeds of an experiment share its panel."
+    """Training (thin) and validation loss of every run, epoch by epoch; folds and seeds of an
+    experiment share its panel.
+    """
     import matplotlib.pyplot as plt
+
     grouped = by_experiment(runs)
-    fig, axes = plt.subplots(1, len(grouped), figsize=(max(4, min(7.5, 2.2 * len(grouped))), 2.4), sharey=True, constrained_layout=True, squeeze=False)
+    fig, axes = plt.subplots(
+        1,
+        len(grouped),
+        figsize=(max(4, min(7.5, 2.2 * len(grouped))), 2.4),
+        sharey=True,
+        constrained_layout=True,
+        squeeze=False,
+    )
     for ax, (e, own) in zip(axes.flat, grouped.items()):
         for run in own:
             for log in sorted(run.folder.rglob("log.jsonl")):
-                epochs = [r for r in map(json.loads, log.read_text().splitlines()) if r["type"] == "epoch"]
-                ax.plot([r["train"]["loss"] for r in epochs], color=COLOURS["text"], lw=.6, alpha=.6)
-                ax.plot([r["valid"]["loss"] for r in epochs if "valid" in r], color=COLOURS["audio"], lw=1, alpha=.8)
-        ax.set_title(e, fontsize=9); ax.set_xlabel("epoch"); ax.spines[["top", "right"]].set_visible(False)
+                epochs = [
+                    r for r in map(json.loads, log.read_text().splitlines()) if r["type"] == "epoch"
+                ]
+                ax.plot(
+                    [r["train"]["loss"] for r in epochs], color=COLOURS["text"], lw=0.6, alpha=0.6
+                )
+                ax.plot(
+                    [r["valid"]["loss"] for r in epochs if "valid" in r],
+                    color=COLOURS["audio"],
+                    lw=1,
+                    alpha=0.8,
+                )
+        ax.set_title(e, fontsize=9)
+        ax.set_xlabel("epoch")
+        ax.spines[["top", "right"]].set_visible(False)
     axes.flat[0].set_ylabel("loss")
-    axes.flat[0].plot([], color=COLOURS["text"], lw=.8, label="training"); axes.flat[0].plot([], color=COLOURS["audio"], label="validation"); axes.flat[0].legend(frameon=False, fontsize=7)
+    axes.flat[0].plot([], color=COLOURS["text"], lw=0.8, label="training")
+    axes.flat[0].plot([], color=COLOURS["audio"], label="validation")
+    axes.flat[0].legend(frameon=False, fontsize=7)
     return fig
+
 
 # %% ../../nbs/workshop/83_suite.ipynb #00000011
 def read_runs(folder: str | os.PathLike) -> tuple[Suite, list[Cell]]:
     "The suite and the runs that a report in `folder` is about. Raises `DataError`."
     path = Path(folder) / "suite.json"
-    try: kept = json.loads(path.read_text())
-    except (OSError, ValueError) as error: raise DataError(f"{path}: cannot be read ({error}); is this the folder of a suite?") from None
-    return Suite(**kept["suite"]), [Cell(e, s, kept["corpus_seed"], read_run(home)[0], home) for e, s in kept["runs"] for home in [Path(folder) / e / f"seed-{s}"]]
+    try:
+        kept = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); is this the folder of a suite?"
+        ) from None
+    return Suite(**kept["suite"]), [
+        Cell(e, s, kept["corpus_seed"], read_run(home)[0], home)
+        for e, s in kept["runs"]
+        for home in [Path(folder) / e / f"seed-{s}"]
+    ]
+
 
 def write_report(folder: str | os.PathLike) -> Path:
-    "report.ipynb (executed) and report.html about the runs of a suite in `folder`; the notebook's path."
+    """report.ipynb (executed) and report.html about the runs of a suite in `folder`; the
+    notebook's path.
+    """
     import nbformat
     from nbclient import NotebookClient
     from nbconvert import HTMLExporter
-    folder, (suite, runs), kept = Path(folder), read_runs(folder), json.loads((Path(folder) / "metrics.json").read_text())
-    asks = "\n".join(f"{i}. **{e}**: {suite.experiments[e]}" for i, e in enumerate(by_experiment(runs), 1))
-    where = {KNOWN_ANSWER: "the known-answer corpus", "daicwoz": "DAIC-WOZ", "meld": "MELD"}[kind_of(kept["source"])]
-    head = f"# {suite.name}\n\n{suite.about}\n\nMeasured on {where}, scale {runs[0].recipe.scale}, {runs[0].recipe.evaluation.protocol.replace('_', ' ')}.\n\n{asks}\n" + "".join(f"\n> {n}\n" for n in kept["notes"])
+
+    folder, (suite, runs), kept = (
+        Path(folder),
+        read_runs(folder),
+        json.loads((Path(folder) / "metrics.json").read_text()),
+    )
+    asks = "\n".join(
+        f"{i}. **{e}**: {suite.experiments[e]}" for i, e in enumerate(by_experiment(runs), 1)
+    )
+    where = {KNOWN_ANSWER: "the known-answer corpus", "daicwoz": "DAIC-WOZ", "meld": "MELD"}[
+        kind_of(kept["source"])
+    ]
+    head = (
+        f"# {suite.name}\n\n{suite.about}\n\nMeasured on {where}, scale {runs[0].recipe.scale},"
+        f" {runs[0].recipe.evaluation.protocol.replace('_', ' ')}.\n\n{asks}\n"
+        + "".join(f"\n> {n}\n" for n in kept["notes"])
+    )
     text, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
-    book = nbformat.v4.new_notebook(cells=[text(head), code("from mmemo.experiments import suite\nabout, runs = suite.read_runs('.')\nsuite.table_frame(suite.results_table(runs))"),
-        text("## Which is better?\n\nThe first row is what the others are compared with. A difference whose interval contains 0 is not shown."), code("suite.draw_suite(runs);")]
-        + [text("## What is taken for what?"), code("suite.draw_confusions(runs);")] * read_answers(list(by_experiment(runs).values())[0]).classes
-        + [text("## How they learned"), code("suite.draw_curves(runs);")], metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}})
-    NotebookClient(book, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, extra_arguments=["--log-level=ERROR"]).execute()
+    book = nbformat.v4.new_notebook(
+        cells=[
+            text(head),
+            code(
+                "from mmemo.experiments import suite\nabout, runs ="
+                " suite.read_runs('.')\nsuite.table_frame(suite.results_table(runs))"
+            ),
+            text(
+                "## Which is better?\n\nThe first row is what the others are compared with. A"
+                " difference whose interval contains 0 is not shown."
+            ),
+            code("suite.draw_suite(runs);"),
+        ]
+        + [text("## What is taken for what?"), code("suite.draw_confusions(runs);")]
+        * read_answers(list(by_experiment(runs).values())[0]).classes
+        + [text("## How they learned"), code("suite.draw_curves(runs);")],
+        metadata={
+            "kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}
+        },
+    )
+    NotebookClient(
+        book,
+        timeout=None,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        extra_arguments=["--log-level=ERROR"],
+    ).execute()
     for cell in book.cells:
-        if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     html, _ = HTMLExporter(exclude_input=True).from_notebook_node(book)
     for name, content in (("report.ipynb", nbformat.writes(book)), ("report.html", html)):
         write_whole(folder / name, content.encode())
     return folder / "report.ipynb"
 
+
 def table_frame(found: Mapping):
     "A {title, columns, rows} table to look at in a notebook."
     import pandas as pd
+
     return pd.DataFrame(found["rows"], columns=found["columns"]).set_index(found["columns"][0])

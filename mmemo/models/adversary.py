@@ -2,66 +2,108 @@
 
 # %% ../../nbs/electives/27_adversary.ipynb #00000003
 from __future__ import annotations
-import torch
-import numpy as np
+
 import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
 from jaxtyping import Float, Int
-from collections.abc import Sequence, Callable
 from torch import Tensor, nn
-from ..core.batch import row_numbers, Rows
+
+from ..core.batch import Rows, row_numbers
 from ..core.errors import ConfigError, DataError
 
 # %% auto #0
-__all__ = ['GradientReversal', 'reverse_gradient', 'AdversaryHead', 'ramp_strength', 'speaker_targets']
+__all__ = [
+    "GradientReversal",
+    "reverse_gradient",
+    "AdversaryHead",
+    "ramp_strength",
+    "speaker_targets",
+]
+
 
 # %% ../../nbs/electives/27_adversary.ipynb #00000009
 class GradientReversal(torch.autograd.Function):
     "Forwards the identity; backwards the gradient times -strength (Ganin & Lempitsky 2015)."
+
     @staticmethod
     def forward(ctx, x, strength):
         ctx.strength = strength
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, gradient): return -ctx.strength * gradient, None
+    def backward(ctx, gradient):
+        return -ctx.strength * gradient, None
+
 
 def reverse_gradient(x: Tensor, strength: float) -> Tensor:
     "`x` itself; its gradient will be reversed and multiplied by `strength`."
     return GradientReversal.apply(x, strength)
 
-class AdversaryHead(nn.Module):
-    """Names the speaker, and drives the embedding to make that impossible: [B, H] -> logits [B, S], behind a gradient reversal.
 
-    It learns like any head; what is below it learns the opposite, times `strength`, which may be set at any time (`ramp_strength`); at 0 it only
-    listens. Train it with `cross_entropy("speaker")` on `speaker_targets`. `hidden=0` is a linear head. Raises `ConfigError`."""
+class AdversaryHead(nn.Module):
+    """Names the speaker, and drives the embedding to make that impossible: [B, H] -> logits [B,
+    S], behind a gradient reversal.
+
+    It learns like any head; what is below it learns the opposite, times `strength`, which may be
+    set at any time (`ramp_strength`); at 0 it only listens. Train it with
+    `cross_entropy("speaker")` on `speaker_targets`. `hidden=0` is a linear head. Raises
+    `ConfigError`.
+    """
+
     def __init__(self, width: int, speakers: int, strength: float = 1.0, hidden: int = 64):
         super().__init__()
-        if speakers < 2: raise ConfigError(f"{speakers=}: an adversary needs at least two speakers to tell apart")
+        if speakers < 2:
+            raise ConfigError(
+                f"{speakers=}: an adversary needs at least two speakers to tell apart"
+            )
         self.strength = _strength(strength)
-        self.net = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, speakers)) if hidden else nn.Linear(width, speakers)
+        self.net = (
+            nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, speakers))
+            if hidden
+            else nn.Linear(width, speakers)
+        )
 
     def forward(self, vector: Float[Tensor, "B H"]) -> Float[Tensor, "B S"]:
         return self.net(reverse_gradient(vector, self.strength))
 
-def ramp_strength(epochs: int, top: float = 1.0, task: str = "speaker") -> Callable[[nn.Module, int], None]:
-    """An `at_epoch` of `fit`: the strength of head `task` rises from 0 to about `top` as 2 / (1 + exp(-10 p)) - 1, p from 0 to 1 over the
-    `epochs` (Ganin & Lempitsky 2015), so that the adversary first learns to hear. Raises `ConfigError` where that head is no adversary."""
+
+def ramp_strength(
+    epochs: int, top: float = 1.0, task: str = "speaker"
+) -> Callable[[nn.Module, int], None]:
+    """An `at_epoch` of `fit`: the strength of head `task` rises from 0 to about `top` as 2 / (1 +
+    exp(-10 p)) - 1, p from 0 to 1 over the `epochs` (Ganin & Lempitsky 2015), so that the
+    adversary first learns to hear. Raises `ConfigError` where that head is no adversary.
+    """
     top = _strength(top)
+
     def at_epoch(model: nn.Module, epoch: int) -> None:
         head = model.heads[task] if task in model.heads else None
-        if not isinstance(head, AdversaryHead): raise ConfigError(f"head {task!r} is no AdversaryHead; the model has heads {', '.join(model.heads)}")
+        if not isinstance(head, AdversaryHead):
+            raise ConfigError(
+                f"head {task!r} is no AdversaryHead; the model has heads {', '.join(model.heads)}"
+            )
         p = min(epoch / (epochs - 1), 1.0) if epochs > 1 else 1.0
         head.strength = top * (2 / (1 + math.exp(-10 * p)) - 1)
+
     return at_epoch
 
+
 def _strength(value: float) -> float:
-    if not (math.isfinite(value) and value >= 0): raise ConfigError(f"strength {value} cannot be: choose a number from 0")
+    if not (math.isfinite(value) and value >= 0):
+        raise ConfigError(f"strength {value} cannot be: choose a number from 0")
     return value
 
+
 def speaker_targets(speakers: Sequence, train: Rows) -> Int[Tensor, " N"]:
-    "Classes 0..S-1 of the S speakers of the `train` rows (in alphabetical order); -100, which costs nothing, for everybody else."
+    """Classes 0..S-1 of the S speakers of the `train` rows (in alphabetical order); -100, which
+    costs nothing, for everybody else.
+    """
     speakers = np.asarray(speakers)
     names = np.unique(speakers[row_numbers(train, "train", len(speakers))])
-    if not len(names): raise DataError("no training row, so no speaker to name")
+    if not len(names):
+        raise DataError("no training row, so no speaker to name")
     place = np.searchsorted(names, speakers).clip(max=len(names) - 1)
     return torch.from_numpy(np.where(names[place] == speakers, place, -100))

@@ -4,79 +4,129 @@
 
 # %% ../../nbs/course/11_attention.ipynb #00000004
 from __future__ import annotations
+
 import math
+
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
 from ..core.batch import Stream
 from ..core.errors import ConfigError
 
 # %% auto #0
-__all__ = ['masked_softmax', 'real_steps_only', 'Clock', 'CrossAttention', 'CrossBlock']
+__all__ = ["masked_softmax", "real_steps_only", "Clock", "CrossAttention", "CrossBlock"]
+
 
 # %% ../../nbs/course/11_attention.ipynb #00000011
-def masked_softmax(scores: Float[Tensor, "*axes T"], mask: Bool[Tensor, "*axes T"]) -> Float[Tensor, "*axes T"]:
-    "Softmax over the real steps of the last axis, in float32; a row without a real step is all 0, and so are its gradients."
+def masked_softmax(
+    scores: Float[Tensor, "*axes T"], mask: Bool[Tensor, "*axes T"]
+) -> Float[Tensor, "*axes T"]:
+    """Softmax over the real steps of the last axis, in float32; a row without a real step is all
+    0, and so are its gradients.
+    """
     scores = scores.float().masked_fill(~mask, torch.finfo(torch.float32).min)
     return torch.where(mask, scores.softmax(-1), 0)
 
+
 def real_steps_only(stream: Stream, x: Tensor) -> Stream:
-    "The stream over values `x`, 0 where a step is not real: what stands in the padding reaches no product and no gradient."
+    """The stream over values `x`, 0 where a step is not real: what stands in the padding reaches
+    no product and no gradient.
+    """
     return stream.with_x(x.masked_fill(~stream.mask.unsqueeze(-1), 0))
+
 
 # %% ../../nbs/course/11_attention.ipynb #00000014
 class Clock(nn.Module):
-    """What each attention head adds to its scores for the time between query and key: -(gap / width)² / 2, a Gaussian window in seconds.
+    """What each attention head adds to its scores for the time between query and key: -(gap /
+    width)² / 2, a Gaussian window in seconds.
 
-    The widths are learned; head k starts at `width` · 2^k, so that a head looks nearby and another far. [B, Q], [B, K] seconds -> [B, heads, Q, K].
-    Raises `ConfigError` for a width that is not above 0."""
+    The widths are learned; head k starts at `width` · 2^k, so that a head looks nearby and another
+    far. [B, Q], [B, K] seconds -> [B, heads, Q, K]. Raises `ConfigError` for a width that is not
+    above 0.
+    """
+
     def __init__(self, heads: int, width: float = 0.05):
         super().__init__()
         if not (math.isfinite(width) and width > 0):
-            raise ConfigError(f"clock={width} cannot be: a window is some seconds wide, such as 0.05, or None for no clock")
+            raise ConfigError(
+                f"clock={width} cannot be: a window is some seconds wide, such as 0.05, or None for"
+                " no clock"
+            )
         self.log_width = nn.Parameter(torch.log(width * 2.0 ** torch.arange(heads)))
 
-    def forward(self, query: Float[Tensor, "B Q"], key: Float[Tensor, "B K"]) -> Float[Tensor, "B heads Q K"]:
+    def forward(
+        self, query: Float[Tensor, "B Q"], key: Float[Tensor, "B K"]
+    ) -> Float[Tensor, "B heads Q K"]:
         gap = query[:, None, :, None] - key[:, None, None, :]
-        width = self.log_width.clamp(-12, 12).exp()                     # without ends a width may become 0 or infinite, and 0 / 0 is NaN
+        # without ends a width may become 0 or infinite, and 0 / 0 is NaN
+        width = self.log_width.clamp(-12, 12).exp()
         return -0.5 * (gap / width[:, None, None]).square()
+
 
 # %% ../../nbs/course/11_attention.ipynb #00000017
 class CrossAttention(nn.Module):
-    """Each step of one stream asks another stream (Vaswani et al. 2017): Streams [B, Q, H], [B, K, H] -> Stream [B, Q, H] and weights [B, heads, Q, K].
+    """Each step of one stream asks another stream (Vaswani et al. 2017): Streams [B, Q, H], [B, K,
+    H] -> Stream [B, Q, H] and weights [B, heads, Q, K].
 
-    With a `clock` the scores also depend on the time between the two steps. A query that finds no real key gets zeros. Raises `ConfigError`."""
-    def __init__(self, width: int, heads: int = 4, dropout: float = 0.0, clock: Clock | None = None):
+    With a `clock` the scores also depend on the time between the two steps. A query that finds no
+    real key gets zeros. Raises `ConfigError`.
+    """
+
+    def __init__(
+        self, width: int, heads: int = 4, dropout: float = 0.0, clock: Clock | None = None
+    ):
         super().__init__()
-        if heads < 1 or width % heads: raise ConfigError(f"width={width} cannot be divided among heads={heads}")
+        if heads < 1 or width % heads:
+            raise ConfigError(f"width={width} cannot be divided among heads={heads}")
         self.heads, self.clock, self.dropout = heads, clock, nn.Dropout(dropout)
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
-        for layer in (self.value, self.out): nn.init.xavier_uniform_(layer.weight)          # torch's default would shrink what is found to a ninth
+        # torch's default would shrink what is found to a ninth
+        for layer in (self.value, self.out):
+            nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, query: Stream, key: Stream) -> tuple[Stream, Float[Tensor, "B heads Q K"]]:
         query, key = real_steps_only(query, query.x), real_steps_only(key, key.x)
-        split = lambda v: rearrange(v, "B T (heads h) -> B heads T h", heads=self.heads)
+
+        def split(v):
+            return rearrange(v, "B T (heads h) -> B heads T h", heads=self.heads)
+
         q, k, v = split(self.query(query.x)), split(self.key(key.x)), split(self.value(key.x))
-        scores = (q / math.sqrt(q.shape[-1])) @ k.mT                       # divided first: in fp16 the product itself may overflow
-        if self.clock is not None: scores = scores + self.clock(*(s.t.masked_fill(~s.mask, 0) for s in (query, key)))
+        # divided first: in fp16 the product itself may overflow
+        scores = (q / math.sqrt(q.shape[-1])) @ k.mT
+        if self.clock is not None:
+            scores = scores + self.clock(*(s.t.masked_fill(~s.mask, 0) for s in (query, key)))
         mask = (query.mask[:, None, :, None] & key.mask[:, None, None, :]).expand_as(scores)
         weights = masked_softmax(scores, mask).to(v.dtype)
         found = self.out(rearrange(self.dropout(weights) @ v, "B heads T h -> B T (heads h)"))
         answered = query.mask & key.mask.any(1, keepdim=True)
         return query.with_x(found.masked_fill(~answered.unsqueeze(-1), 0)), weights
 
+
 # %% ../../nbs/course/11_attention.ipynb #0000001b
 class CrossBlock(nn.Module):
-    """Gated cross-attention and a feed-forward layer, each with LayerNorm before it and a residual path around it: Stream, Stream -> Stream, weights.
+    """Gated cross-attention and a feed-forward layer, each with LayerNorm before it and a residual
+    path around it: Stream, Stream -> Stream, weights.
 
-    Each query decides, feature by feature, what it keeps of what it found (Dauphin et al. 2017). The gates begin wide: under random gates decoys no
-    longer cancel, and a sign that only the right step carries has a gradient from the first update on."""
-    def __init__(self, width: int, heads: int = 4, dropout: float = 0.1, clock: Clock | None = None):
+    Each query decides, feature by feature, what it keeps of what it found (Dauphin et al. 2017).
+    The gates begin wide: under random gates decoys no longer cancel, and a sign that only the
+    right step carries has a gradient from the first update on.
+    """
+
+    def __init__(
+        self, width: int, heads: int = 4, dropout: float = 0.1, clock: Clock | None = None
+    ):
         super().__init__()
-        self.attend, self.gate, self.dropout = CrossAttention(width, heads, dropout, clock), nn.Linear(width, width), nn.Dropout(dropout)
+        self.attend, self.gate, self.dropout = (
+            CrossAttention(width, heads, dropout, clock),
+            nn.Linear(width, width),
+            nn.Dropout(dropout),
+        )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.mix = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, width))
+        self.mix = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, width)
+        )
         nn.init.normal_(self.gate.weight, std=2 / math.sqrt(width))
 
     def forward(self, query: Stream, key: Stream) -> tuple[Stream, Float[Tensor, "B heads Q K"]]:

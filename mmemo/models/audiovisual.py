@@ -4,101 +4,193 @@
 
 # %% ../../nbs/electives/31_audiovisual.ipynb #00000004
 from __future__ import annotations
+
 import os
-import torch
 from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from ..core.batch import masked_mean, spread_steps, Stream
+
+from ..core.batch import Stream, masked_mean, spread_steps
 from ..core.errors import ConfigError, ShapeError, WeightsError
 from .temporal import TimeConv
 
 # %% auto #0
-__all__ = ['KINETICS_HOW', 'LogMel', 'Centre', 'halve_clock', 'WaveCNN', 'video_weights', 'Stage', 'R3D', 'Frames']
+__all__ = [
+    "KINETICS_HOW",
+    "LogMel",
+    "Centre",
+    "halve_clock",
+    "WaveCNN",
+    "video_weights",
+    "Stage",
+    "R3D",
+    "Frames",
+]
+
 
 # %% ../../nbs/electives/31_audiovisual.ipynb #0000000c
 class LogMel(nn.Module):
-    """Sound as a log-mel spectrogram, natural logarithm of the power. Stream of samples [B, N] at `rate` Hz -> Stream [B, L, mels], a step every `hop` samples.
+    """Sound as a log-mel spectrogram, natural logarithm of the power.
 
-    A step's time is that of the sample it is centred on, and it is real where that sample is; what is not real counts as silence, which stays at
-    log `floor`. The filters are librosa's (Slaney's scale). Raises `ShapeError` for a stream that is no waveform or has another clock."""
-    def __init__(self, mels: int = 64, rate: int = 16_000, window: int = 1024, hop: int = 160, floor: float = 1e-5):
+    Stream of samples [B, N] at `rate` Hz -> Stream [B, L, mels], a step every `hop` samples.
+
+    A step's time is that of the sample it is centred on, and it is real where that sample is; what
+    is not real counts as silence, which stays at log `floor`. The filters are librosa's (Slaney's
+    scale). Raises `ShapeError` for a stream that is no waveform or has another clock.
+    """
+
+    def __init__(
+        self,
+        mels: int = 64,
+        rate: int = 16_000,
+        window: int = 1024,
+        hop: int = 160,
+        floor: float = 1e-5,
+    ):
         from librosa.filters import mel
+
         super().__init__()
         self.mels, self.rate, self.window, self.hop, self.floor = mels, rate, window, hop, floor
-        self.register_buffer("filters", torch.from_numpy(mel(sr=rate, n_fft=window, n_mels=mels)).mT.contiguous())
+        self.register_buffer(
+            "filters", torch.from_numpy(mel(sr=rate, n_fft=window, n_mels=mels)).mT.contiguous()
+        )
         self.register_buffer("hann", torch.hann_window(window))
 
     def forward(self, stream: Stream) -> Stream:
-        if stream.x.ndim != 2: raise ShapeError(f"a waveform is [B, N], one step a sample; this stream is {list(stream.x.shape)}")
+        if stream.x.ndim != 2:
+            raise ShapeError(
+                f"a waveform is [B, N], one step a sample; this stream is {list(stream.x.shape)}"
+            )
         ticks = stream.t[:, :2].diff(dim=1)[stream.mask[:, :2].all(1)][:1]
-        if ticks.numel() and abs(float(ticks) * self.rate - 1) > .01: raise ShapeError(f"the waveform has {1 / float(ticks):.0f} samples a second, LogMel is made for {self.rate}")
+        if ticks.numel() and abs(float(ticks) * self.rate - 1) > 0.01:
+            raise ShapeError(
+                f"the waveform has {1 / float(ticks):.0f} samples a second, LogMel is made for"
+                f" {self.rate}"
+            )
         x = stream.x.masked_fill(~stream.mask, 0)
-        spectrum = torch.stft(x, self.window, self.hop, window=self.hann, center=True, pad_mode="constant", return_complex=True)
-        mask, t = stream.mask[:, ::self.hop], stream.t[:, ::self.hop]
-        power = (spectrum.real.square() + spectrum.imag.square()).mT[:, :mask.shape[1]]
-        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False): mel = power @ self.filters          # in float16 a loud tone's power is infinite
+        spectrum = torch.stft(
+            x,
+            self.window,
+            self.hop,
+            window=self.hann,
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        )
+        mask, t = stream.mask[:, :: self.hop], stream.t[:, :: self.hop]
+        power = (spectrum.real.square() + spectrum.imag.square()).mT[:, : mask.shape[1]]
+        # in float16 a loud tone's power is infinite
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
+            mel = power @ self.filters
         return Stream(mel.clamp(min=self.floor).log().masked_fill(~mask.unsqueeze(-1), 0), mask, t)
+
 
 # %% ../../nbs/electives/31_audiovisual.ipynb #0000000e
 class Centre(nn.Module):
-    "Each item's own mean over its real steps, taken off; what is not real stays 0. Stream [B, T, F] -> Stream [B, T, F]."
+    """Each item's own mean over its real steps, taken off; what is not real stays 0.
+
+    Stream [B, T, F] -> Stream [B, T, F].
+    """
+
     def forward(self, stream: Stream) -> Stream:
         x = stream.x - masked_mean(stream.x, stream.mask).unsqueeze(1)
         return stream.with_x(x.masked_fill(~stream.mask.unsqueeze(-1), 0))
 
+
 # %% ../../nbs/electives/31_audiovisual.ipynb #00000013
-def halve_clock(mask: Bool[Tensor, "B T"], t: Float[Tensor, "B T"]) -> tuple[Bool[Tensor, "B S"], Float[Tensor, "B S"]]:
-    "Mask and times behind a stride of two: a step stands for two, is real where one of them is, and lies in the middle of the real ones."
+def halve_clock(
+    mask: Bool[Tensor, "B T"], t: Float[Tensor, "B T"]
+) -> tuple[Bool[Tensor, "B S"], Float[Tensor, "B S"]]:
+    """Mask and times behind a stride of two: a step stands for two, is real where one of them is,
+    and lies in the middle of the real ones.
+    """
     mask, t = (F.pad(v, (0, mask.shape[1] % 2)).reshape(len(v), -1, 2) for v in (mask, t))
     return mask.any(2), (t * mask).sum(2) / mask.sum(2).clamp(min=1)
 
-class WaveCNN(nn.Module):
-    """A 1-D network over sound: convolution, BatchNorm and ReLU for each of `widths`, a maximum over two steps between them.
-    Stream [B, L, features] -> Stream [B, L / 2 (for each width but the last), widths[-1]].
 
-    Padding is zero before every convolution, and BatchNorm learns from real steps only. The weights are random, by `seed`."""
-    def __init__(self, features: int = 64, widths: Sequence[int] = (64, 128), kernel: int = 3, seed: int = 0):
+class WaveCNN(nn.Module):
+    """A 1-D network over sound: convolution, BatchNorm and ReLU for each of `widths`, a maximum
+    over two steps between them. Stream [B, L, features] -> Stream [B, L / 2 (for each width but
+    the last), widths[-1]].
+
+    Padding is zero before every convolution, and BatchNorm learns from real steps only. The
+    weights are random, by `seed`.
+    """
+
+    def __init__(
+        self, features: int = 64, widths: Sequence[int] = (64, 128), kernel: int = 3, seed: int = 0
+    ):
         super().__init__()
-        if not widths: raise ConfigError("widths=(): the network needs at least one convolution, such as (64, 128)")
+        if not widths:
+            raise ConfigError(
+                "widths=(): the network needs at least one convolution, such as (64, 128)"
+            )
         self.width = widths[-1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.convolutions = nn.ModuleList(TimeConv(a, b, kernel) for a, b in zip((features, *widths), widths))
+            self.convolutions = nn.ModuleList(
+                TimeConv(a, b, kernel) for a, b in zip((features, *widths), widths)
+            )
         self.norms = nn.ModuleList(nn.BatchNorm1d(b) for b in widths)
 
     def forward(self, stream: Stream) -> Stream:
         x, mask, t = stream.x, stream.mask, stream.t
         for i, (convolve, norm) in enumerate(zip(self.convolutions, self.norms)):
-            if i: x, (mask, t) = F.max_pool1d(x.mT, 2, ceil_mode=True).mT, halve_clock(mask, t)         # behind ReLU a padded 0 is never the larger one
+            # behind ReLU a padded 0 is never the larger one
+            if i:
+                x, (mask, t) = F.max_pool1d(x.mT, 2, ceil_mode=True).mT, halve_clock(mask, t)
             real = mask.unsqueeze(-1)
             x = convolve(x.masked_fill(~real, 0))
-            if norm.training: x = x.masked_scatter(real, norm(x[mask]))
-            else: x = norm(x.mT).mT
+            if norm.training:
+                x = x.masked_scatter(real, norm(x[mask]))
+            else:
+                x = norm(x.mT).mT
             x = x.relu().masked_fill(~real, 0)
         return Stream(x, mask, t)
 
+
 # %% ../../nbs/electives/31_audiovisual.ipynb #00000016
-KINETICS_HOW = ("torchvision publishes its weights as a pickle, which runs whatever its author put into it; mmemo opens safetensors only. Convert it once, where you have a network: "
-       "python -c \"from torchvision.models.video import r3d_18; from safetensors.torch import save_file; save_file(r3d_18(weights='KINETICS400_V1').state_dict(), 'r3d_18.safetensors')\" "
-       "and give the path of r3d_18.safetensors, or weights='random'")
+KINETICS_HOW = (
+    "torchvision publishes its weights as a pickle, which runs whatever its author put into it;"
+    ' mmemo opens safetensors only. Convert it once, where you have a network: python -c "from'
+    " torchvision.models.video import r3d_18; from safetensors.torch import save_file;"
+    " save_file(r3d_18(weights='KINETICS400_V1').state_dict(), 'r3d_18.safetensors')\" and give the"
+    " path of r3d_18.safetensors, or weights='random'"
+)
+
 
 def video_weights(weights: str | os.PathLike) -> Path:
-    "The safetensors file meant by `weights`: the file itself, or the only one in a folder. Raises `WeightsError`, which says how to make one."
+    """The safetensors file meant by `weights`: the file itself, or the only one in a folder.
+
+    Raises `WeightsError`, which says how to make one.
+    """
     path = Path(weights).expanduser()
     if path.is_dir():
-        if len(found := sorted(path.glob("*.safetensors"))) != 1: raise WeightsError(f"folder {path} holds {len(found)} safetensors files, not one; {KINETICS_HOW}")
+        if len(found := sorted(path.glob("*.safetensors"))) != 1:
+            raise WeightsError(
+                f"folder {path} holds {len(found)} safetensors files, not one; {KINETICS_HOW}"
+            )
         return found[0]
-    if path.suffix != ".safetensors" or not path.is_file(): raise WeightsError(f"weights {os.fspath(weights)!r} are no safetensors file or folder with one; {KINETICS_HOW}")
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise WeightsError(
+            f"weights {os.fspath(weights)!r} are no safetensors file or folder with one;"
+            f" {KINETICS_HOW}"
+        )
     return path
 
+
 class Stage(nn.Module):
-    "Residual blocks of torchvision's video networks, over streams of pictures [B, T, C, H, W]; what is not real is zero before every convolution."
+    """Residual blocks of torchvision's video networks, over streams of pictures [B, T, C, H, W];
+    what is not real is zero before every convolution.
+    """
+
     def __init__(self, blocks: nn.Sequential):
         super().__init__()
         self.blocks = blocks
@@ -106,63 +198,111 @@ class Stage(nn.Module):
     def forward(self, stream: Stream) -> Stream:
         x, mask, t = rearrange(stream.x, "B T C H W -> B C T H W"), stream.mask, stream.t
         for block in self.blocks:
-            if block.stride == 2: mask, t = halve_clock(mask, t)
+            if block.stride == 2:
+                mask, t = halve_clock(mask, t)
             gone = ~rearrange(mask, "B T -> B 1 T 1 1")
             y = block.conv2(block.conv1(x).masked_fill(gone, 0))
-            x = (y + (x if block.downsample is None else block.downsample(x))).relu().masked_fill(gone, 0)
+            x = (
+                (y + (x if block.downsample is None else block.downsample(x)))
+                .relu()
+                .masked_fill(gone, 0)
+            )
         return Stream(rearrange(x, "B C T H W -> B T C H W"), mask, t)
 
-class R3D(nn.Module):
-    """r3d_18 (Tran et al. 2018) of torchvision without its classifier. Stream of frames [B, T, 3, H, W] (bytes, or 0..1) -> Stream [B, T / 8, 512].
 
-    It was trained on 16 frames of 112 x 112 (`Frames` picks them); any other size works. A step stands for 8 frames; the mean of all steps is what
-    torchvision's own pooling gives. `weights`: "random" (by `seed`; a random projection of the pixels, nothing learned), or a safetensors file or
-    folder. Raises `WeightsError`, `ShapeError`. Wrap it in `Frozen` to freeze it: its BatchNorms would go on learning otherwise."""
+class R3D(nn.Module):
+    """r3d_18 (Tran et al. 2018) of torchvision without its classifier.
+
+    Stream of frames [B, T, 3, H, W] (bytes, or 0..1) -> Stream [B, T / 8, 512].
+
+    It was trained on 16 frames of 112 x 112 (`Frames` picks them); any other size works. A step
+    stands for 8 frames; the mean of all steps is what torchvision's own pooling gives. `weights`:
+    "random" (by `seed`; a random projection of the pixels, nothing learned), or a safetensors file
+    or folder. Raises `WeightsError`, `ShapeError`. Wrap it in `Frozen` to freeze it: its
+    BatchNorms would go on learning otherwise.
+    """
+
     width = 512
 
     def __init__(self, weights: str | os.PathLike = "random", seed: int = 0):
         from torchvision.models.video import R3D_18_Weights, r3d_18
+
         super().__init__()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed); net = r3d_18(weights=None)
+            torch.manual_seed(seed)
+            net = r3d_18(weights=None)
         net.fc = nn.Identity()
-        if os.fspath(weights) != "random": self._load(net, video_weights(weights))
-        self.stem, self.layers = net.stem, nn.Sequential(*(Stage(getattr(net, f"layer{i}")) for i in range(1, 5)))
-        kinetics = R3D_18_Weights.KINETICS400_V1.transforms()                       # mean and spread of the pictures it was trained on
-        self.register_buffer("mean", torch.tensor(kinetics.mean).reshape(3, 1, 1)); self.register_buffer("std", torch.tensor(kinetics.std).reshape(3, 1, 1))
+        if os.fspath(weights) != "random":
+            self._load(net, video_weights(weights))
+        self.stem, self.layers = (
+            net.stem,
+            nn.Sequential(*(Stage(getattr(net, f"layer{i}")) for i in range(1, 5))),
+        )
+        # mean and spread of the pictures it was trained on
+        kinetics = R3D_18_Weights.KINETICS400_V1.transforms()
+        self.register_buffer("mean", torch.tensor(kinetics.mean).reshape(3, 1, 1))
+        self.register_buffer("std", torch.tensor(kinetics.std).reshape(3, 1, 1))
 
     @staticmethod
     def _load(net: nn.Module, path: Path) -> None:
-        try: given = {k: v for k, v in load_file(path).items() if not k.startswith("fc.")}
-        except SafetensorError as error: raise WeightsError(f"{path} is no safetensors file ({error}); {KINETICS_HOW}") from None
+        try:
+            given = {k: v for k, v in load_file(path).items() if not k.startswith("fc.")}
+        except SafetensorError as error:
+            raise WeightsError(f"{path} is no safetensors file ({error}); {KINETICS_HOW}") from None
         want = net.state_dict()
-        if odd := sorted(set(given) ^ set(want)) or [k for k in want if given[k].shape != want[k].shape]:
-            raise WeightsError(f"{path} holds no r3d_18: {len(odd)} of its tensors are missing, unknown or of another shape, first {odd[0]}; {KINETICS_HOW}")
+        if odd := sorted(set(given) ^ set(want)) or [
+            k for k in want if given[k].shape != want[k].shape
+        ]:
+            raise WeightsError(
+                f"{path} holds no r3d_18: {len(odd)} of its tensors are missing, unknown or of"
+                f" another shape, first {odd[0]}; {KINETICS_HOW}"
+            )
         net.load_state_dict(given)
 
     def forward(self, stream: Stream) -> Stream:
-        if stream.x.ndim != 5 or stream.x.shape[2] != 3: raise ShapeError(f"frames are [B, T, 3, H, W]; this stream is {list(stream.x.shape)}")
+        if stream.x.ndim != 5 or stream.x.shape[2] != 3:
+            raise ShapeError(f"frames are [B, T, 3, H, W]; this stream is {list(stream.x.shape)}")
         x = stream.x if stream.x.is_floating_point() else stream.x.to(self.mean.dtype) / 255
-        hide = lambda x: x.masked_fill(~rearrange(stream.mask, "B T -> B T 1 1 1"), 0)
+
+        def hide(x):
+            return x.masked_fill(~rearrange(stream.mask, "B T -> B T 1 1 1"), 0)
+
         x = rearrange(hide((x - self.mean) / self.std), "B T C H W -> B C T H W")
         seen = self.layers(stream.with_x(hide(rearrange(self.stem(x), "B C T H W -> B T C H W"))))
         return seen.with_x(seen.x.mean((3, 4)))
 
+
 # %% ../../nbs/electives/31_audiovisual.ipynb #000003fe
 class Frames(nn.Module):
-    """`steps` of a clip's real frames, evenly by the clock, as squares of `size`. Stream [B, T, 3, H, W] -> Stream [B, steps, 3, size, size], of the same type.
+    """`steps` of a clip's real frames, evenly by the clock, as squares of `size`.
 
-    What is wider than high gets narrower: nothing is cut off. A clip has all of its steps or, where it has no real frame, none."""
+    Stream [B, T, 3, H, W] -> Stream [B, steps, 3, size, size], of the same type.
+
+    What is wider than high gets narrower: nothing is cut off. A clip has all of its steps or,
+    where it has no real frame, none.
+    """
+
     def __init__(self, steps: int = 16, size: int = 112):
         super().__init__()
-        if min(steps, size) < 1: raise ConfigError(f"steps={steps}, size={size}: a clip needs at least one frame of one pixel")
+        if min(steps, size) < 1:
+            raise ConfigError(
+                f"steps={steps}, size={size}: a clip needs at least one frame of one pixel"
+            )
         self.steps, self.size = steps, size
 
     def forward(self, stream: Stream) -> Stream:
         from torchvision.transforms.v2.functional import resize
-        if stream.x.ndim != 5: raise ShapeError(f"frames are [B, T, 3, H, W]; this stream is {list(stream.x.shape)}")
-        rows, chosen = torch.arange(len(stream), device=stream.device).unsqueeze(1), spread_steps(stream.mask, stream.t, self.steps)
+
+        if stream.x.ndim != 5:
+            raise ShapeError(f"frames are [B, T, 3, H, W]; this stream is {list(stream.x.shape)}")
+        rows, chosen = (
+            torch.arange(len(stream), device=stream.device).unsqueeze(1),
+            spread_steps(stream.mask, stream.t, self.steps),
+        )
         mask = stream.mask.any(1, keepdim=True).expand(-1, self.steps)
         x = stream.x[rows, chosen]
-        if x.shape[-2:] != (self.size, self.size): x = resize(x, [self.size, self.size], antialias=True)
-        return Stream(x.masked_fill(~mask[..., None, None, None], 0), mask, stream.t.gather(1, chosen) * mask)
+        if x.shape[-2:] != (self.size, self.size):
+            x = resize(x, [self.size, self.size], antialias=True)
+        return Stream(
+            x.masked_fill(~mask[..., None, None, None], 0), mask, stream.t.gather(1, chosen) * mask
+        )

@@ -4,191 +4,404 @@
 
 # %% ../../nbs/electives/34_backbones.ipynb #00000004
 from __future__ import annotations
+
 import inspect
 import json
 import os
-import torch
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from ..core.batch import Stream
 from ..core.errors import ConfigError, ShapeError, WeightsError
 from .text import from_weights, resolve_weights
 
 # %% auto #0
-__all__ = ['PUBLISHED_CONFIGS', 'NORMALISED_TOGETHER', 'window_times', 'at_own_length', 'OwnLength', 'SpeechEncoder',
-           'ImageEncoder']
+__all__ = [
+    "PUBLISHED_CONFIGS",
+    "NORMALISED_TOGETHER",
+    "window_times",
+    "at_own_length",
+    "OwnLength",
+    "SpeechEncoder",
+    "ImageEncoder",
+]
+
 
 # %% ../../nbs/electives/34_backbones.ipynb #0000000a
-def window_times(mask: Bool[Tensor, "B N"], t: Float[Tensor, "B N"], size: int, hop: int) -> tuple[Bool[Tensor, "B T"], Float[Tensor, "B T"]]:
-    "Mask and times of windows of `size` steps, a new one every `hop`: real where one of its steps is, at the mean time of those that are."
+def window_times(
+    mask: Bool[Tensor, "B N"], t: Float[Tensor, "B N"], size: int, hop: int
+) -> tuple[Bool[Tensor, "B T"], Float[Tensor, "B T"]]:
+    """Mask and times of windows of `size` steps, a new one every `hop`: real where one of its
+    steps is, at the mean time of those that are.
+    """
     inside, times = mask.unfold(1, size, hop), t.unfold(1, size, hop)
     first = times.masked_fill(~inside, torch.inf).amin(-1)
-    behind = (times - first.unsqueeze(-1)).masked_fill(~inside, 0).sum(-1) / inside.sum(-1).clamp(min=1)       # from the first on: small numbers keep their digits
+    # from the first on: small numbers keep their digits
+    behind = (times - first.unsqueeze(-1)).masked_fill(~inside, 0).sum(-1) / inside.sum(-1).clamp(
+        min=1
+    )
     return inside.any(-1), torch.where(inside.any(-1), first + behind, 0)
 
+
 # %% ../../nbs/electives/34_backbones.ipynb #00000011
-def at_own_length(run: Callable[[Tensor], Tensor], x: Tensor, lengths: Sequence[int], axis: int, steps: int) -> Tensor:
-    "`run` over the rows of `x` [B, ..., N], each cut to its length, rows of one length together; the results along `axis` with zeros behind, to `steps`."
+def at_own_length(
+    run: Callable[[Tensor], Tensor], x: Tensor, lengths: Sequence[int], axis: int, steps: int
+) -> Tensor:
+    """`run` over the rows of `x` [B, ..., N], each cut to its length, rows of one length together;
+    the results along `axis` with zeros behind, to `steps`.
+    """
     groups = {n: [i for i, m in enumerate(lengths) if m == n] for n in dict.fromkeys(lengths)}
-    parts = [run(x[..., :n] if len(groups) == 1 else x[rows, ..., :n]).transpose(axis, -1) for n, rows in groups.items()]
+    parts = [
+        run(x[..., :n] if len(groups) == 1 else x[rows, ..., :n]).transpose(axis, -1)
+        for n, rows in groups.items()
+    ]
     parts = [F.pad(p, (0, steps - p.shape[-1])).transpose(axis, -1) for p in parts]
-    if len(parts) == 1: return parts[0]
+    if len(parts) == 1:
+        return parts[0]
     order = torch.tensor([i for rows in groups.values() for i in rows], device="cpu").argsort()
     return torch.cat(parts)[order.to(x.device)]
 
-class OwnLength(nn.Module):
-    """The first convolution of a speech model whose GroupNorm over time would look at the padding, run over each item at its own length.
 
-    Its weights keep their names; `lengths` are said by the encoder right before each call; transformers' gradient checkpointing knows it."""
+class OwnLength(nn.Module):
+    """The first convolution of a speech model whose GroupNorm over time would look at the padding,
+    run over each item at its own length.
+
+    Its weights keep their names; `lengths` are said by the encoder right before each call;
+    transformers' gradient checkpointing knows it.
+    """
+
     gradient_checkpointing = False
+
     def __init__(self, layer: nn.Module):
         super().__init__()
-        self.conv, self.layer_norm, self.activation, self.lengths = layer.conv, layer.layer_norm, layer.activation, []
+        self.conv, self.layer_norm, self.activation, self.lengths = (
+            layer.conv,
+            layer.layer_norm,
+            layer.activation,
+            [],
+        )
 
     def forward(self, x: Float[Tensor, "B 1 N"]) -> Float[Tensor, "B C L"]:
-        run = lambda x: self.activation(self.layer_norm(self.conv(x)))
-        if self.gradient_checkpointing and self.training: run = partial(self._gradient_checkpointing_func, run)
-        return at_own_length(run, x, self.lengths, -1, (x.shape[-1] - self.conv.kernel_size[0]) // self.conv.stride[0] + 1)
+        def run(x):
+            return self.activation(self.layer_norm(self.conv(x)))
+
+        if self.gradient_checkpointing and self.training:
+            run = partial(self._gradient_checkpointing_func, run)
+        return at_own_length(
+            run,
+            x,
+            self.lengths,
+            -1,
+            (x.shape[-1] - self.conv.kernel_size[0]) // self.conv.stride[0] + 1,
+        )
+
 
 # %% ../../nbs/electives/34_backbones.ipynb #00000013
-PUBLISHED_CONFIGS = {   # configurations that need no download; the two tiny ones are of the same classes, for a laptop
-    "facebook/wav2vec2-base": {"model_type": "wav2vec2"}, "facebook/hubert-base-ls960": {"model_type": "hubert"}, "google/vit-base-patch16-224-in21k": {"model_type": "vit"},
-    "wav2vec2-tiny": {"model_type": "wav2vec2", "conv_dim": (16,) * 3 + (32,) * 4, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-                      "intermediate_size": 96, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4},
-    "vit-tiny": {"model_type": "vit", "image_size": 64, "patch_size": 8, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}}
+# configurations that need no download; the two tiny ones are of the same classes, for a laptop
+PUBLISHED_CONFIGS = {
+    "facebook/wav2vec2-base": {"model_type": "wav2vec2"},
+    "facebook/hubert-base-ls960": {"model_type": "hubert"},
+    "google/vit-base-patch16-224-in21k": {"model_type": "vit"},
+    "wav2vec2-tiny": {
+        "model_type": "wav2vec2",
+        "conv_dim": (16,) * 3 + (32,) * 4,
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 4,
+    },
+    "vit-tiny": {
+        "model_type": "vit",
+        "image_size": 64,
+        "patch_size": 8,
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+    },
+}
+
 
 def _no_pooler(config) -> dict:
     "Nothing here reads a pooled vector: its weights would get no gradient."
     from transformers import AutoModel
+
     made = AutoModel._model_mapping.get(type(config), None)
-    return {"add_pooling_layer": False} if made is not None and "add_pooling_layer" in inspect.signature(made).parameters else {}
+    return (
+        {"add_pooling_layer": False}
+        if made is not None and "add_pooling_layer" in inspect.signature(made).parameters
+        else {}
+    )
+
 
 def _blank(weights, seed: int, changes: Mapping) -> nn.Module:
-    "A transformer of random weights, by name (`PUBLISHED_CONFIGS`, folder, hub), a dict with model_type, or a configuration; `changes` are options of it."
+    """A transformer of random weights, by name (`PUBLISHED_CONFIGS`, folder, hub), a dict with
+    model_type, or a configuration; `changes` are options of it.
+    """
     from transformers import AutoConfig, AutoModel
-    if isinstance(weights, (str, os.PathLike)): weights = PUBLISHED_CONFIGS.get(os.fspath(weights), weights)
+
+    if isinstance(weights, (str, os.PathLike)):
+        weights = PUBLISHED_CONFIGS.get(os.fspath(weights), weights)
     try:
-        if isinstance(weights, Mapping): config = AutoConfig.for_model(**{**weights, **changes})
-        elif isinstance(weights, (str, os.PathLike)): config = from_weights(AutoConfig, weights, **changes)
-        else: config = type(weights).from_dict({**weights.to_dict(), **changes})
+        if isinstance(weights, Mapping):
+            config = AutoConfig.for_model(**{**weights, **changes})
+        elif isinstance(weights, (str, os.PathLike)):
+            config = from_weights(AutoConfig, weights, **changes)
+        else:
+            config = type(weights).from_dict({**weights.to_dict(), **changes})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return AutoModel.from_config(config, **_no_pooler(config))
-    except (ValueError, TypeError) as error: raise ConfigError(f"no transformer can be made of {weights!r:.200}: {str(error).splitlines()[0][:200]}") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"no transformer can be made of {weights!r:.200}: {str(error).splitlines()[0][:200]}"
+        ) from error
+
 
 def _pretrained(weights: str | os.PathLike) -> tuple[nn.Module, dict]:
-    "Model and preprocessor_config.json ({} where there is none). Raises `WeightsError`, also where a tensor is missing or of another shape."
+    """Model and preprocessor_config.json ({} where there is none).
+
+    Raises `WeightsError`, also where a tensor is missing or of another shape.
+    """
     from transformers import AutoConfig, AutoModel
     from transformers.utils import cached_file
-    try: model, told = from_weights(AutoModel, weights, use_safetensors=True, output_loading_info=True, **_no_pooler(from_weights(AutoConfig, weights)))
-    except RuntimeError as error: raise WeightsError(f"weights {os.fspath(weights)!r} do not fit their config.json: {' '.join(str(error).split())[:200]}") from error
+
+    try:
+        model, told = from_weights(
+            AutoModel,
+            weights,
+            use_safetensors=True,
+            output_loading_info=True,
+            **_no_pooler(from_weights(AutoConfig, weights)),
+        )
+    except RuntimeError as error:
+        raise WeightsError(
+            f"weights {os.fspath(weights)!r} do not fit their config.json:"
+            f" {' '.join(str(error).split())[:200]}"
+        ) from error
     if lost := sorted(k for k in told["missing_keys"] if "masked_spec_embed" not in k):
-        raise WeightsError(f"weights {os.fspath(weights)!r} lack {len(lost)} of the tensors of a {type(model).__name__}, which would be random; first {lost[0]}")
-    file = cached_file(resolve_weights(weights), "preprocessor_config.json", _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+        raise WeightsError(
+            f"weights {os.fspath(weights)!r} lack {len(lost)} of the tensors of a"
+            f" {type(model).__name__}, which would be random; first {lost[0]}"
+        )
+    file = cached_file(
+        resolve_weights(weights),
+        "preprocessor_config.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
     return model, json.loads(Path(file).read_text()) if file else {}
 
+
 # %% ../../nbs/electives/34_backbones.ipynb #00000014
-NORMALISED_TOGETHER = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat")     # of these a batch with a mask is exact, GroupNorm apart
+# of these a batch with a mask is exact, GroupNorm apart
+NORMALISED_TOGETHER = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat")
+
 
 class SpeechEncoder(nn.Module):
-    """Any speech model of transformers that hears a waveform: wav2vec2 (Baevski et al. 2020), HuBERT, WavLM, data2vec-audio and their kin.
-    Stream of samples [B, N] at `rate` Hz -> Stream [B, T, H], a step every `hop` samples (320), which heard `window` of them (400, 25 ms).
+    """Any speech model of transformers that hears a waveform: wav2vec2 (Baevski et al. 2020),
+    HuBERT, WavLM, data2vec-audio and their kin. Stream of samples [B, N] at `rate` Hz -> Stream
+    [B, T, H], a step every `hop` samples (320), which heard `window` of them (400, 25 ms).
 
-    A step is real where it heard a real sample and ends within its item, at the mean time of what was real. An item shorter than one window is followed by
-    silence and has one step; one without a real sample is missing; lost samples inside are silence. Padding changes nothing. `normalize`: each item to
-    mean 0 and spread 1 over its real samples. SpecAugment and LayerDrop of the model are turned off. Raises `ConfigError`, `ShapeError`."""
+    A step is real where it heard a real sample and ends within its item, at the mean time of what
+    was real. An item shorter than one window is followed by silence and has one step; one without
+    a real sample is missing; lost samples inside are silence. Padding changes nothing.
+    `normalize`: each item to mean 0 and spread 1 over its real samples. SpecAugment and LayerDrop
+    of the model are turned off. Raises `ConfigError`, `ShapeError`.
+    """
+
     def __init__(self, model: nn.Module, normalize: bool = True, rate: int = 16_000):
         super().__init__()
         config = model.config
-        if model.main_input_name != "input_values" or not hasattr(config, "conv_stride") or getattr(config, "add_adapter", False):
-            raise ConfigError(f"a {type(model).__name__} ({config.model_type}) hears no waveform, or has an adapter; choose one of {', '.join(NORMALISED_TOGETHER)}, data2vec-audio or their kin")
+        if (
+            model.main_input_name != "input_values"
+            or not hasattr(config, "conv_stride")
+            or getattr(config, "add_adapter", False)
+        ):
+            raise ConfigError(
+                f"a {type(model).__name__} ({config.model_type}) hears no waveform, or has an"
+                f" adapter; choose one of {', '.join(NORMALISED_TOGETHER)}, data2vec-audio or"
+                " their kin"
+            )
         self.model, self.normalize, self.rate, self.window, self.hop = model, normalize, rate, 1, 1
-        for kernel, stride in zip(config.conv_kernel, config.conv_stride): self.window, self.hop = self.window + (kernel - 1) * self.hop, self.hop * stride
-        self.least = self.window + (getattr(config, "squeeze_factor", 1) - 1) * self.hop       # samples that the model can run on
+        for kernel, stride in zip(config.conv_kernel, config.conv_stride):
+            self.window, self.hop = self.window + (kernel - 1) * self.hop, self.hop * stride
+        # samples that the model can run on
+        self.least = self.window + (getattr(config, "squeeze_factor", 1) - 1) * self.hop
         config.apply_spec_augment, config.layerdrop = False, 0.0
         for name, p in model.named_parameters():
-            if name.endswith("masked_spec_embed"): p.requires_grad_(False)                     # only SpecAugment would use it
-        self.together = config.model_type in NORMALISED_TOGETHER and not getattr(config, "conv_pos_batch_norm", False)
+            # only SpecAugment would use it
+            if name.endswith("masked_spec_embed"):
+                p.requires_grad_(False)
+        self.together = config.model_type in NORMALISED_TOGETHER and not getattr(
+            config, "conv_pos_batch_norm", False
+        )
         layers = model.feature_extractor.conv_layers
-        if self.together and isinstance(getattr(layers[0], "layer_norm", None), nn.GroupNorm): layers[0] = OwnLength(layers[0])
+        if self.together and isinstance(getattr(layers[0], "layer_norm", None), nn.GroupNorm):
+            layers[0] = OwnLength(layers[0])
 
     @classmethod
     def pretrained(cls, weights: str | os.PathLike) -> SpeechEncoder:
-        "Weights by folder or hub name, safetensors only; their preprocessor_config.json says whether to normalise. Raises `WeightsError`."
+        """Weights by folder or hub name, safetensors only; their preprocessor_config.json says
+        whether to normalise. Raises `WeightsError`.
+        """
         model, told = _pretrained(weights)
         return cls(model, told.get("do_normalize", True), told.get("sampling_rate", 16_000))
 
     @classmethod
-    def blank(cls, weights="wav2vec2-tiny", seed: int = 0, normalize: bool = True, **changes) -> SpeechEncoder:
-        "The architecture with random weights, nothing downloaded: a name of `PUBLISHED_CONFIGS`, a folder, a dict with model_type or a configuration; `changes` are options of it."
+    def blank(
+        cls, weights="wav2vec2-tiny", seed: int = 0, normalize: bool = True, **changes
+    ) -> SpeechEncoder:
+        """The architecture with random weights, nothing downloaded: a name of `PUBLISHED_CONFIGS`,
+        a folder, a dict with model_type or a configuration; `changes` are options of it.
+        """
         return cls(_blank(weights, seed, changes), normalize)
 
     @property
-    def width(self) -> int: return self.model.config.hidden_size
+    def width(self) -> int:
+        return self.model.config.hidden_size
 
     def forward(self, stream: Stream) -> Stream:
-        if stream.x.ndim != 2: raise ShapeError(f"a waveform is [B, N], one step a sample; this stream is {list(stream.x.shape)}")
+        if stream.x.ndim != 2:
+            raise ShapeError(
+                f"a waveform is [B, N], one step a sample; this stream is {list(stream.x.shape)}"
+            )
         ticks = stream.t[:, :2].diff(dim=1)[stream.mask[:, :2].all(1)][:1]
-        if ticks.numel() and abs(float(ticks) * self.rate - 1) > .01: raise ShapeError(f"the waveform has {1 / float(ticks):.0f} samples a second, this model is made for {self.rate}")
-        x, mask, t = (F.pad(v, (0, max(0, self.least - stream.steps))) for v in (stream.x, stream.mask, stream.t))
+        if ticks.numel() and abs(float(ticks) * self.rate - 1) > 0.01:
+            raise ShapeError(
+                f"the waveform has {1 / float(ticks):.0f} samples a second, this model is made for"
+                f" {self.rate}"
+            )
+        x, mask, t = (
+            F.pad(v, (0, max(0, self.least - stream.steps)))
+            for v in (stream.x, stream.mask, stream.t)
+        )
         x, count = x.masked_fill(~mask, 0), mask.sum(1, keepdim=True).clamp(min=1)
         if self.normalize:
             x = (x - x.sum(1, keepdim=True) / count).masked_fill(~mask, 0)
             x = x / (x.square().sum(1, keepdim=True) / count + 1e-7).sqrt()
-        ends, (real, t) = (torch.arange(1, mask.shape[1] + 1, device=mask.device) * mask).amax(1), window_times(mask, t, self.window, self.hop)
-        real = real & (torch.arange(real.shape[1], device=mask.device) * self.hop + self.window <= ends.clamp(min=self.window).unsqueeze(1))
-        return Stream(self._hear(x, ends.clamp(min=self.least)).masked_fill(~real.unsqueeze(-1), 0), real, t * real)
+        ends, (real, t) = (
+            (torch.arange(1, mask.shape[1] + 1, device=mask.device) * mask).amax(1),
+            window_times(mask, t, self.window, self.hop),
+        )
+        real = real & (
+            torch.arange(real.shape[1], device=mask.device) * self.hop + self.window
+            <= ends.clamp(min=self.window).unsqueeze(1)
+        )
+        return Stream(
+            self._hear(x, ends.clamp(min=self.least)).masked_fill(~real.unsqueeze(-1), 0),
+            real,
+            t * real,
+        )
 
     def _hear(self, x: Tensor, ends: Tensor) -> Tensor:
-        if not self.together: return at_own_length(lambda x: self.model(x).last_hidden_state, x, ends.tolist(), 1, (x.shape[1] - self.window) // self.hop + 1)
+        if not self.together:
+            return at_own_length(
+                lambda x: self.model(x).last_hidden_state,
+                x,
+                ends.tolist(),
+                1,
+                (x.shape[1] - self.window) // self.hop + 1,
+            )
         first = self.model.feature_extractor.conv_layers[0]
-        if isinstance(first, OwnLength): first.lengths = ends.tolist()
-        return self.model(x, attention_mask=(torch.arange(x.shape[1], device=ends.device) < ends.unsqueeze(1)).long()).last_hidden_state
+        if isinstance(first, OwnLength):
+            first.lengths = ends.tolist()
+        return self.model(
+            x,
+            attention_mask=(
+                torch.arange(x.shape[1], device=ends.device) < ends.unsqueeze(1)
+            ).long(),
+        ).last_hidden_state
+
 
 # %% ../../nbs/electives/34_backbones.ipynb #0000001b
 class ImageEncoder(nn.Module):
-    """Any image model of transformers (ViT: Dosovitskiy et al. 2021), frame by frame. Stream [B, T, 3, H, W] (bytes, or 0..1) -> Stream [B, T, H].
+    """Any image model of transformers (ViT: Dosovitskiy et al. 2021), frame by frame.
 
-    Pictures are brought to `size` (default: the model's) and normalised by the `mean` and `std` of its training. `pool`: "cls" or "mean" of the patches
-    (default: CLS where there is one). Only real frames are computed. A plain network, such as torchvision's without its classifier, works too: it makes
-    [N, `width`] or maps [N, `width`, h, w]. Raises `ConfigError`, `ShapeError`."""
-    def __init__(self, model: nn.Module, mean=0.5, std=0.5, size: int | None = None, pool: str | None = None, width: int | None = None):
+    Stream [B, T, 3, H, W] (bytes, or 0..1) -> Stream [B, T, H].
+
+    Pictures are brought to `size` (default: the model's) and normalised by the `mean` and `std` of
+    its training. `pool`: "cls" or "mean" of the patches (default: CLS where there is one). Only
+    real frames are computed. A plain network, such as torchvision's without its classifier, works
+    too: it makes [N, `width`] or maps [N, `width`, h, w]. Raises `ConfigError`, `ShapeError`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mean=0.5,
+        std=0.5,
+        size: int | None = None,
+        pool: str | None = None,
+        width: int | None = None,
+    ):
         super().__init__()
         config = getattr(model, "config", None)
-        if getattr(model, "main_input_name", "pixel_values") != "pixel_values": raise ConfigError(f"a {type(model).__name__} ({config.model_type}) does not look at pictures alone; hand in its vision model")
+        if getattr(model, "main_input_name", "pixel_values") != "pixel_values":
+            raise ConfigError(
+                f"a {type(model).__name__} ({config.model_type}) does not look at pictures alone;"
+                " hand in its vision model"
+            )
         names = [name.rpartition(".")[2] for name, _ in model.named_parameters()]
-        self.special = sum(n in names for n in ("cls_token", "class_embedding", "distillation_token"))
-        self.special += getattr(config, "num_register_tokens", 0) or 0                         # words that are no patch
+        self.special = sum(
+            n in names for n in ("cls_token", "class_embedding", "distillation_token")
+        )
+        self.special += getattr(config, "num_register_tokens", 0) or 0  # words that are no patch
         if pool not in (None, "cls", "mean") or pool == "cls" and not self.special:
-            raise ConfigError(f"pool={pool!r} cannot be: a {type(model).__name__} has {'cls and mean' if self.special else 'no CLS: choose mean'}")
-        self.model, self.pool, self.width = model, pool or ("cls" if self.special else "mean"), width or getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [None])[-1]
-        if self.width is None: raise ConfigError(f"a {type(model).__name__} does not say its width: give width=")
+            raise ConfigError(
+                f"pool={pool!r} cannot be: a {type(model).__name__} has"
+                f" {'cls and mean' if self.special else 'no CLS: choose mean'}"
+            )
+        self.model, self.pool, self.width = (
+            model,
+            pool or ("cls" if self.special else "mean"),
+            width
+            or getattr(config, "hidden_size", None)
+            or (getattr(config, "hidden_sizes", None) or [None])[-1],
+        )
+        if self.width is None:
+            raise ConfigError(f"a {type(model).__name__} does not say its width: give width=")
         size = size or getattr(config, "image_size", None)
-        self.size = size if isinstance(size, int) else None                                    # None: as they come
-        for name, value in (("mean", mean), ("std", std)): self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).expand(3).reshape(3, 1, 1).clone())
+        self.size = size if isinstance(size, int) else None  # None: as they come
+        for name, value in (("mean", mean), ("std", std)):
+            self.register_buffer(
+                name, torch.as_tensor(value, dtype=torch.float32).expand(3).reshape(3, 1, 1).clone()
+            )
 
     @classmethod
     def pretrained(cls, weights: str | os.PathLike, pool: str | None = None) -> ImageEncoder:
-        "Weights by folder or hub name, safetensors only; mean and std are what their preprocessor_config.json says. Raises `WeightsError`."
+        """Weights by folder or hub name, safetensors only; mean and std are what their
+        preprocessor_config.json says. Raises `WeightsError`.
+        """
         model, told = _pretrained(weights)
         return cls(model, told.get("image_mean", 0.5), told.get("image_std", 0.5), pool=pool)
 
     @classmethod
-    def blank(cls, weights="vit-tiny", seed: int = 0, pool: str | None = None, **changes) -> ImageEncoder:
+    def blank(
+        cls, weights="vit-tiny", seed: int = 0, pool: str | None = None, **changes
+    ) -> ImageEncoder:
         "The architecture with random weights, nothing downloaded; as `SpeechEncoder.blank`."
         return cls(_blank(weights, seed, changes), pool=pool)
 
     def forward(self, stream: Stream) -> Stream:
-        if stream.x.ndim != 5 or stream.x.shape[2] != 3: raise ShapeError(f"frames are [B, T, 3, H, W]; this stream is {list(stream.x.shape)}")
+        if stream.x.ndim != 5 or stream.x.shape[2] != 3:
+            raise ShapeError(f"frames are [B, T, 3, H, W]; this stream is {list(stream.x.shape)}")
         item, step = stream.mask.nonzero(as_tuple=True)
-        if not len(item): item = step = torch.zeros(1, dtype=torch.long, device=stream.mask.device)       # nobody is seen: one frame, for the gradients' sake
+        # nobody is seen: one frame, for the gradients' sake
+        if not len(item):
+            item = step = torch.zeros(1, dtype=torch.long, device=stream.mask.device)
         x = stream.x[item, step]
         x = x if x.is_floating_point() else x.to(self.mean.dtype) / 255
-        if self.size and x.shape[-2:] != (self.size, self.size): x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+        if self.size and x.shape[-2:] != (self.size, self.size):
+            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
         seen = self._look((x - self.mean) / self.std)
         made = seen.new_zeros(*stream.mask.shape, seen.shape[-1]).index_put((item, step), seen)
         return stream.with_x(made.masked_fill(~stream.mask.unsqueeze(-1), 0))
@@ -196,6 +409,8 @@ class ImageEncoder(nn.Module):
     def _look(self, x: Float[Tensor, "N 3 h w"]) -> Float[Tensor, "N H"]:
         out = self.model(x)
         out = out if isinstance(out, Tensor) else out.last_hidden_state
-        if out.ndim == 4: return out.mean((2, 3))
-        if out.ndim == 3: return out[:, 0] if self.pool == "cls" else out[:, self.special:].mean(1)
+        if out.ndim == 4:
+            return out.mean((2, 3))
+        if out.ndim == 3:
+            return out[:, 0] if self.pool == "cls" else out[:, self.special :].mean(1)
         return out

@@ -4,71 +4,143 @@
 
 # %% ../../nbs/course/04_first_model.ipynb #d3ed92cf
 from __future__ import annotations
+
 import hashlib
-import torch
-import numpy as np
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from ..core.batch import Batch, collate, masked_mean, Stream
+
+from ..core.batch import Batch, Stream, collate, masked_mean
 from ..core.errors import DataError, ShapeError
 from ..core.state import device_of
 
 # %% auto #0
-__all__ = ['Fused', 'Output', 'Multimodal', 'Standardize', 'MeanPool', 'Project', 'Frozen', 'precompute', 'ConcatFusion',
-           'RegressionHead', 'ClassHead', 'static_front', 'static_model', 'predict', 'probabilities', 'ProjectionHead']
+__all__ = [
+    "Fused",
+    "Output",
+    "Multimodal",
+    "Standardize",
+    "MeanPool",
+    "Project",
+    "Frozen",
+    "precompute",
+    "ConcatFusion",
+    "RegressionHead",
+    "ClassHead",
+    "static_front",
+    "static_model",
+    "predict",
+    "probabilities",
+    "ProjectionHead",
+]
+
 
 # %% ../../nbs/course/04_first_model.ipynb #db19c28d
 @dataclass
 class Fused:
-    "What a fusion returns: one `vector` [B, H] an item, and the `maps` it used (attention, gates, weights)."
+    """What a fusion returns: one `vector` [B, H] an item, and the `maps` it used (attention,
+    gates, weights).
+    """
+
     vector: Tensor
     maps: dict[str, Tensor] = field(default_factory=dict)
 
+
 @dataclass
 class Output:
-    "What a model returns: `predictions` {task: [B] or [B, C]}, the `embedding` [B, H] they were read from, and the fusion's `maps`."
+    """What a model returns: `predictions` {task: [B] or [B, C]}, the `embedding` [B, H] they were
+    read from, and the fusion's `maps`.
+    """
+
     predictions: dict[str, Tensor]
     embedding: Tensor
     maps: dict[str, Tensor] = field(default_factory=dict)
 
+
 # %% ../../nbs/course/04_first_model.ipynb #2fd3fc55
 class Multimodal(nn.Module):
-    """Encoders, a fusion and heads: Batch -> Output. The pieces are handed in; any encoder works with any fusion.
+    """Encoders, a fusion and heads: Batch -> Output.
 
-    Streams of the batch without an encoder are not looked at. Raises `ShapeError` where an encoder's stream is not in the batch."""
-    def __init__(self, encoders: Mapping[str, nn.Module], fusion: nn.Module, heads: Mapping[str, nn.Module]):
+    The pieces are handed in; any encoder works with any fusion.
+
+    Streams of the batch without an encoder are not looked at. Raises `ShapeError` where an
+    encoder's stream is not in the batch.
+    """
+
+    def __init__(
+        self, encoders: Mapping[str, nn.Module], fusion: nn.Module, heads: Mapping[str, nn.Module]
+    ):
         super().__init__()
-        self.encoders, self.fusion, self.heads = nn.ModuleDict(encoders), fusion, nn.ModuleDict(heads)
+        self.encoders, self.fusion, self.heads = (
+            nn.ModuleDict(encoders),
+            fusion,
+            nn.ModuleDict(heads),
+        )
 
     def forward(self, batch: Batch) -> Output:
         if missing := [n for n in self.encoders if n not in batch.streams]:
-            raise ShapeError(f"the model encodes {missing}, but the batch has only {list(batch.streams)}; a missing modality is a stream whose mask is False")
-        fused = self.fusion({name: encode(batch.streams[name]) for name, encode in self.encoders.items()})
-        return Output({task: head(fused.vector) for task, head in self.heads.items()}, fused.vector, fused.maps)
+            raise ShapeError(
+                f"the model encodes {missing}, but the batch has only {list(batch.streams)}; a"
+                " missing modality is a stream whose mask is False"
+            )
+        fused = self.fusion(
+            {name: encode(batch.streams[name]) for name, encode in self.encoders.items()}
+        )
+        return Output(
+            {task: head(fused.vector) for task, head in self.heads.items()},
+            fused.vector,
+            fused.maps,
+        )
+
 
 # %% ../../nbs/course/04_first_model.ipynb #d600fa9d
 class Standardize(nn.Module):
-    """Each feature to mean 0 and spread 1, with statistics of the training items (`Standardize.fit`). Stream [B, T, F] -> Stream.
+    """Each feature to mean 0 and spread 1, with statistics of the training items
+    (`Standardize.fit`). Stream [B, T, F] -> Stream.
 
-    A feature that never varies becomes 0. Values are clipped at `limit` spreads, as real trackers emit rare absurd values."""
+    A feature that never varies becomes 0. Values are clipped at `limit` spreads, as real trackers
+    emit rare absurd values.
+    """
+
     def __init__(self, mean: Tensor, std: Tensor, limit: float = 10.0):
         super().__init__()
         self.limit = limit
-        self.register_buffer("mean", mean.float()); self.register_buffer("scale", torch.where(std > 0, 1 / std.clamp(min=1e-12), 0).float())
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("scale", torch.where(std > 0, 1 / std.clamp(min=1e-12), 0).float())
 
     @classmethod
     @torch.no_grad()
-    def fit(cls, data, name: str, through: nn.Module | None = None, limit: float = 10.0, chunk: int = 256) -> Standardize:
-        "Statistics over the real steps of stream `name`, as they come `through` a frozen module, in the training items `data`."
+    def fit(
+        cls,
+        data,
+        name: str,
+        through: nn.Module | None = None,
+        limit: float = 10.0,
+        chunk: int = 256,
+    ) -> Standardize:
+        """Statistics over the real steps of stream `name`, as they come `through` a frozen module,
+        in the training items `data`.
+        """
         count, total, square = 0, 0.0, 0.0
         for start in range(0, len(data), chunk):
             s = data[list(range(start, min(start + chunk, len(data))))].streams[name]
-            if through is not None: s = through(s.to(device_of(through)))
+            if through is not None:
+                s = through(s.to(device_of(through)))
             real = s.x[s.mask].double().cpu()
-            count, total, square = count + len(real), total + real.sum(0), square + real.square().sum(0)
-        if not count: raise DataError(f"stream {name!r} has no real step in the training items: there is nothing to take statistics from")
+            count, total, square = (
+                count + len(real),
+                total + real.sum(0),
+                square + real.square().sum(0),
+            )
+        if not count:
+            raise DataError(
+                f"stream {name!r} has no real step in the training items: there is nothing to take"
+                " statistics from"
+            )
         mean, var = total / count, square / count - (total / count) ** 2
         return cls(mean, torch.where(var > 1e-12 * (square / count), var, 0).sqrt(), limit)
 
@@ -76,13 +148,26 @@ class Standardize(nn.Module):
         z = ((stream.x - self.mean) * self.scale).clamp(-self.limit, self.limit)
         return stream.with_x(z.masked_fill(~stream.mask.unsqueeze(-1), 0))
 
+
 class MeanPool(nn.Module):
-    "The mean over real steps. Stream [B, T, F] -> Stream [B, 1, F]; its time is the mean time; an item without a real step stays missing."
+    """The mean over real steps. Stream [B, T, F] -> Stream [B, 1, F]; its time is the mean time;
+    an item without a real step stays missing.
+    """
+
     def forward(self, stream: Stream) -> Stream:
-        return Stream(masked_mean(stream.x, stream.mask).unsqueeze(1), stream.mask.any(1, keepdim=True), masked_mean(stream.t, stream.mask).unsqueeze(1))
+        return Stream(
+            masked_mean(stream.x, stream.mask).unsqueeze(1),
+            stream.mask.any(1, keepdim=True),
+            masked_mean(stream.t, stream.mask).unsqueeze(1),
+        )
+
 
 class Project(nn.Module):
-    "A linear map of every step. Stream [B, T, F] -> Stream [B, T, H]; steps that are not real stay 0."
+    """A linear map of every step.
+
+    Stream [B, T, F] -> Stream [B, T, H]; steps that are not real stay 0.
+    """
+
     def __init__(self, features: int, width: int):
         super().__init__()
         self.linear = nn.Linear(features, width)
@@ -90,48 +175,87 @@ class Project(nn.Module):
     def forward(self, stream: Stream) -> Stream:
         return stream.with_x(self.linear(stream.x).masked_fill(~stream.mask.unsqueeze(-1), 0))
 
+
 # %% ../../nbs/course/04_first_model.ipynb #f6ae6778
 class Frozen(nn.Module):
-    "A module that never learns and never leaves evaluation mode, whatever the model around it does."
+    """A module that never learns and never leaves evaluation mode, whatever the model around it
+    does.
+    """
+
     def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Frozen:
-        super().train(mode); self.module.eval()
+        super().train(mode)
+        self.module.eval()
         return self
 
     def forward(self, stream: Stream) -> Stream:
-        with torch.no_grad(): return self.module(stream)
+        with torch.no_grad():
+            return self.module(stream)
+
 
 # %% ../../nbs/course/04_first_model.ipynb #21470e2e
 @torch.no_grad()
 def precompute(encoder: nn.Module, data: Batch, name: str, batch_size: int = 64) -> Batch:
-    "`data` with stream `name` replaced by the output of the frozen `encoder`, computed once for each distinct input."
+    """`data` with stream `name` replaced by the output of the frozen `encoder`, computed once for
+    each distinct input.
+    """
     stream, encoder = data.streams[name], encoder.eval()
-    seen: dict[bytes, int] = {}                                                           # each distinct input and the number it is known by
-    rows = (b"".join(v[i].flatten().view(torch.uint8).numpy().tobytes() for v in (stream.x, stream.mask, stream.t)) for i in range(len(stream)))
+    seen: dict[bytes, int] = {}  # each distinct input and the number it is known by
+    rows = (
+        b"".join(
+            v[i].flatten().view(torch.uint8).numpy().tobytes()
+            for v in (stream.x, stream.mask, stream.t)
+        )
+        for i in range(len(stream))
+    )
     which = torch.tensor([seen.setdefault(hashlib.sha256(row).digest(), len(seen)) for row in rows])
-    first = torch.full((len(seen),), len(stream)).scatter_reduce_(0, which, torch.arange(len(stream)), "amin")
-    first = first[stream.mask[first].sum(1).argsort(stable=True)]                       # alike lengths together: little padding
-    parts = [encoder(stream[r].to(device_of(encoder))).to(stream.device) for r in first.split(batch_size)]
+    first = torch.full((len(seen),), len(stream)).scatter_reduce_(
+        0, which, torch.arange(len(stream)), "amin"
+    )
+    # alike lengths together: little padding
+    first = first[stream.mask[first].sum(1).argsort(stable=True)]
+    parts = [
+        encoder(stream[r].to(device_of(encoder))).to(stream.device) for r in first.split(batch_size)
+    ]
     known = collate([Batch({name: p}) for p in parts]).streams[name]
     rows = torch.empty_like(first).scatter_(0, which[first], torch.arange(len(first)))[which]
     return data.replace(**{name: Stream(known.x[rows], known.mask[rows], known.t[rows])})
 
+
 # %% ../../nbs/course/04_first_model.ipynb #70c7f146
 class ConcatFusion(nn.Module):
-    "Mean of each stream, side by side, through a two-layer network. {name: Stream [B, T, H_m]} -> Fused vector [B, H]."
+    """Mean of each stream, side by side, through a two-layer network.
+
+    {name: Stream [B, T, H_m]} -> Fused vector [B, H].
+    """
+
     def __init__(self, widths: Mapping[str, int], width: int, dropout: float = 0.1):
         super().__init__()
         self.names = tuple(widths)
-        self.mix = nn.Sequential(nn.Linear(sum(widths.values()), width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, width), nn.ReLU())
+        self.mix = nn.Sequential(
+            nn.Linear(sum(widths.values()), width),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(width, width),
+            nn.ReLU(),
+        )
 
     def forward(self, streams: Mapping[str, Stream]) -> Fused:
-        return Fused(self.mix(torch.cat([masked_mean(streams[n].x, streams[n].mask) for n in self.names], -1)))
+        return Fused(
+            self.mix(
+                torch.cat([masked_mean(streams[n].x, streams[n].mask) for n in self.names], -1)
+            )
+        )
+
 
 class RegressionHead(nn.Module):
-    "One number an item: [B, H] -> [B], as `mean + scale * linear`, so that training starts at the labels' mean and spread."
+    """One number an item: [B, H] -> [B], as `mean + scale * linear`, so that training starts at
+    the labels' mean and spread.
+    """
+
     def __init__(self, width: int, mean: float = 0.0, scale: float = 1.0):
         super().__init__()
         self.linear, self.mean, self.scale = nn.Linear(width, 1), mean, scale
@@ -139,29 +263,52 @@ class RegressionHead(nn.Module):
     def forward(self, vector: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
         return self.mean + self.scale * self.linear(vector).squeeze(-1)
 
+
 class ClassHead(nn.Linear):
     "Logits of the classes: [B, H] -> [B, C]."
+
     def forward(self, vector: Float[Tensor, "B H"]) -> Float[Tensor, "B C"]:
         return super().forward(vector)
 
+
 # %% ../../nbs/course/04_first_model.ipynb #a08bd3f2
 def static_front(train, name: str, embed: nn.Module | None = None) -> Frozen:
-    "The frozen part of the static baseline for stream `name`: (embed,) standardise with training statistics, mean over time. Stream -> Stream [B, 1, F]."
-    if embed is not None: embed = Frozen(embed)
-    return Frozen(nn.Sequential(*[embed] * (embed is not None), Standardize.fit(train, name, embed), MeanPool()))
+    """The frozen part of the static baseline for stream `name`: (embed,) standardise with training
+    statistics, mean over time. Stream -> Stream [B, 1, F].
+    """
+    if embed is not None:
+        embed = Frozen(embed)
+    return Frozen(
+        nn.Sequential(
+            *[embed] * (embed is not None), Standardize.fit(train, name, embed), MeanPool()
+        )
+    )
 
-def static_model(train, heads: Mapping[str, nn.Module], width: int = 128, dropout: float = 0.1) -> Multimodal:
-    "The trained part of the static baseline, for data whose streams are pooled features: project each to `width`, concatenate, mix, predict."
+
+def static_model(
+    train, heads: Mapping[str, nn.Module], width: int = 128, dropout: float = 0.1
+) -> Multimodal:
+    """The trained part of the static baseline, for data whose streams are pooled features: project
+    each to `width`, concatenate, mix, predict.
+    """
     features = {name: s.x.shape[-1] for name, s in train[[0]].streams.items()}
-    return Multimodal({name: Project(F, width) for name, F in features.items()}, ConcatFusion(dict.fromkeys(features, width), width, dropout), heads)
+    return Multimodal(
+        {name: Project(F, width) for name, F in features.items()},
+        ConcatFusion(dict.fromkeys(features, width), width, dropout),
+        heads,
+    )
+
 
 # %% ../../nbs/course/04_first_model.ipynb #0000001a
 def predict(model: nn.Module, data, batch_size: int = 256) -> dict[str, Tensor]:
-    """What `model` says of every item of `data`: {task: [N] or [N, C]} and `embedding` [N, H], as float32 on the CPU.
+    """What `model` says of every item of `data`: {task: [N] or [N, C]} and `embedding` [N, H], as
+    float32 on the CPU.
 
-    Runs in eval mode without gradients, and gives each module its own mode back. `data` has a length and answers `data[rows]`.
-    Raises `ShapeError` for an empty data set."""
-    if not len(data): raise ShapeError("nothing to predict: the data set has no items")
+    Runs in eval mode without gradients, and gives each module its own mode back. `data` has a
+    length and answers `data[rows]`. Raises `ShapeError` for an empty data set.
+    """
+    if not len(data):
+        raise ShapeError("nothing to predict: the data set has no items")
     modes = [(m, m.training) for m in model.modules()]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     parts: dict[str, list[Tensor]] = {}
@@ -173,20 +320,29 @@ def predict(model: nn.Module, data, batch_size: int = 256) -> dict[str, Tensor]:
                 for name, value in {**out.predictions, "embedding": out.embedding}.items():
                     parts.setdefault(name, []).append(value.float().cpu())
     finally:
-        for module, mode in modes: module.training = mode
+        for module, mode in modes:
+            module.training = mode
     return {name: torch.cat(values) for name, values in parts.items()}
+
 
 # %% ../../nbs/course/04_first_model.ipynb #0000001b
 def probabilities(scores) -> np.ndarray:
-    "Class probabilities [N, C]: rows that are some already (in 0..1, sum 1) stay, anything else is taken for logits and softmaxed."
+    """Class probabilities [N, C]: rows that are some already (in 0..1, sum 1) stay, anything else
+    is taken for logits and softmaxed.
+    """
     scores = np.asarray(scores, np.float64)
-    if scores.min() >= 0 and np.abs(scores.sum(1) - 1).max() < 1e-3: return scores
+    if scores.min() >= 0 and np.abs(scores.sum(1) - 1).max() < 1e-3:
+        return scores
     e = np.exp(scores - scores.max(1, keepdims=True))
     return e / e.sum(1, keepdims=True)
 
+
 # %% ../../nbs/course/04_first_model.ipynb #0000001c
 class ProjectionHead(nn.Module):
-    """Linear, ReLU, linear: [B, H] -> [B, size], the space of the contrastive loss (Chen et al. 2020); not used after training."""
+    """Linear, ReLU, linear: [B, H] -> [B, size], the space of the contrastive loss (Chen et al.
+    2020); not used after training.
+    """
+
     def __init__(self, width: int, size: int = 128):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, size))

@@ -2,115 +2,216 @@
 
 # %% ../../nbs/electives/33_cache.ipynb #00000003
 from __future__ import annotations
-import json
+
 import hashlib
+import json
 import warnings
-import torch
-import safetensors.torch
-from torch import nn
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from collections.abc import Sequence, Mapping
-from ..core.batch import Batch, last_real, masked_mean, Stream
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from ..core.batch import Batch, Stream, last_real, masked_mean
 from ..core.errors import ConfigError
 from ..core.files import fingerprint_tensors, write_whole
 from .base import precompute
 from .text import Tokenizer
 
 # %% auto #0
-__all__ = ['encoder_identity', 'FeatureCache']
+__all__ = ["encoder_identity", "FeatureCache"]
+
 
 # %% ../../nbs/electives/33_cache.ipynb #00000004
 def encoder_identity(encoder: nn.Module) -> dict[str, str]:
-    """What an encoder's output depends on besides its input: fingerprints of its structure, its settings and its weights.
+    """What an encoder's output depends on besides its input: fingerprints of its structure, its
+    settings and its weights.
 
-    Settings are each part's plain attributes and a transformer's configuration: they change what comes out, but no weight."""
+    Settings are each part's plain attributes and a transformer's configuration: they change what
+    comes out, but no weight.
+    """
     settings = {}
     for where, part in encoder.named_modules():
-        plain = {k: v for k, v in vars(part).items() if k[0] != "_" and k != "training" and isinstance(v, (bool, int, float, str, tuple, list, type(None)))}
+        plain = {
+            k: v
+            for k, v in vars(part).items()
+            if k[0] != "_"
+            and k != "training"
+            and isinstance(v, (bool, int, float, str, tuple, list, type(None)))
+        }
         config = part.config.to_dict() if hasattr(getattr(part, "config", None), "to_dict") else {}
-        config = {k: v for k, v in config.items() if k[0] != "_" and k != "transformers_version"}             # where it came from does not count
+        # where it came from does not count
+        config = {k: v for k, v in config.items() if k[0] != "_" and k != "transformers_version"}
         settings[where] = json.dumps([plain, config], sort_keys=True, default=str)
-    tensors = {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}                           # with those that no state_dict has
-    return {"structure": fingerprint_tensors(repr(encoder)), "settings": fingerprint_tensors(settings), "weights": fingerprint_tensors(tensors)}
+    # with those that no state_dict has
+    tensors = {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}
+    return {
+        "structure": fingerprint_tensors(repr(encoder)),
+        "settings": fingerprint_tensors(settings),
+        "weights": fingerprint_tensors(tensors),
+    }
+
 
 # %% ../../nbs/electives/33_cache.ipynb #00000005
 class FeatureCache:
-    """A `precompute` that remembers: `cache(encoder, data, name)` asks the frozen encoder once for each distinct input, ever, and keeps its answers in `folder`.
+    """A `precompute` that remembers: `cache(encoder, data, name)` asks the frozen encoder once for
+    each distinct input, ever, and keeps its answers in `folder`.
 
-    After every `shard` new inputs one safetensors file is written, whole or not at all, and named by its own SHA-256: a kill costs at most one
-    shard, a damaged one is noticed, deleted and computed again, and processes that share the folder at worst compute something twice. An encoder
-    whose structure, settings or weights differ (`encoder_identity`) has a folder of its own, and a warning says what has changed. `report` has a line a call.
-    Features agree with those of another batching to rounding, not to the bit. Raises `ConfigError` where the folder cannot be written."""
+    After every `shard` new inputs one safetensors file is written, whole or not at all, and named
+    by its own SHA-256: a kill costs at most one shard, a damaged one is noticed, deleted and
+    computed again, and processes that share the folder at worst compute something twice. An
+    encoder whose structure, settings or weights differ (`encoder_identity`) has a folder of its
+    own, and a warning says what has changed. `report` has a line a call. Features agree with those
+    of another batching to rounding, not to the bit. Raises `ConfigError` where the folder cannot
+    be written.
+    """
+
     def __init__(self, folder, shard: int = 256, progress: bool = True):
-        if shard < 1: raise ConfigError(f"{shard=} cannot be: give the number of inputs a file, at least 1")
+        if shard < 1:
+            raise ConfigError(f"{shard=} cannot be: give the number of inputs a file, at least 1")
         self.folder, self.shard, self.progress, self.report = Path(folder), shard, progress, []
 
     def __call__(self, encoder: nn.Module, data: Batch, name: str, batch_size: int = 64) -> Batch:
         from tqdm.auto import tqdm
+
         stream, home = data.streams[name], self._home(encoder.eval(), name)
         keys = [_key(stream, i) for i in range(len(stream))]
         found = _load(home, set(keys))
         rows = {key: i for i, key in enumerate(keys) if key not in found}
-        todo = torch.tensor(sorted(rows.values(), key=lambda i: int(stream.mask[i].sum())), dtype=torch.long)     # alike lengths together: little padding
-        with tqdm(total=len(todo), desc=f"{name} features", unit="input", disable=not (self.progress and len(todo))) as bar:
+        # alike lengths together: little padding
+        todo = torch.tensor(
+            sorted(rows.values(), key=lambda i: int(stream.mask[i].sum())), dtype=torch.long
+        )
+        with tqdm(
+            total=len(todo),
+            desc=f"{name} features",
+            unit="input",
+            disable=not (self.progress and len(todo)),
+        ) as bar:
             for part in todo.split(self.shard) if len(todo) else ():
-                done = precompute(encoder, Batch({name: stream[part]}), name, batch_size).streams[name]
-                new = {keys[i]: tuple(v[n, :last_real(done.mask[n:n + 1]) * bool(done.mask[n].any())] for v in (done.x, done.mask, done.t)) for n, i in enumerate(part.tolist())}
+                done = precompute(encoder, Batch({name: stream[part]}), name, batch_size).streams[
+                    name
+                ]
+                new = {
+                    keys[i]: tuple(
+                        v[n, : last_real(done.mask[n : n + 1]) * bool(done.mask[n].any())]
+                        for v in (done.x, done.mask, done.t)
+                    )
+                    for n, i in enumerate(part.tolist())
+                }
                 _save(home, new)
                 found |= new
                 bar.update(len(part))
-        self.report.append(f"{name}: {len(keys)} items, {len(set(keys))} distinct; {len(set(keys)) - len(todo)} known, {len(todo)} computed")
+        self.report.append(
+            f"{name}: {len(keys)} items, {len(set(keys))} distinct; {len(set(keys)) - len(todo)}"
+            f" known, {len(todo)} computed"
+        )
         return data.replace(**{name: _padded([found[key] for key in keys])})
 
-    def text(self, encoder: nn.Module, tokenizer: Tokenizer, words: Sequence[list[str]], spans: Sequence | None = None, batch_size: int = 64) -> Stream:
-        "The text stream of answers given as words: each distinct text is encoded once, whenever it was said (the encoder must not look at times)."
+    def text(
+        self,
+        encoder: nn.Module,
+        tokenizer: Tokenizer,
+        words: Sequence[list[str]],
+        spans: Sequence | None = None,
+        batch_size: int = 64,
+    ) -> Stream:
+        """The text stream of answers given as words: each distinct text is encoded once, whenever
+        it was said (the encoder must not look at times).
+        """
         stream = tokenizer.stream(words, spans)
-        done = self(encoder, Batch({"text": Stream(stream.x, stream.mask, torch.zeros_like(stream.t))}), "text", batch_size).streams["text"]
-        if done.steps == 1 < stream.steps: return Stream(done.x, done.mask, masked_mean(stream.t, stream.mask).unsqueeze(1))
-        if done.steps != stream.steps: raise ConfigError(f"the encoder makes {done.steps} steps of {stream.steps}: it has a clock of its own; call the cache with a batch")
+        done = self(
+            encoder,
+            Batch({"text": Stream(stream.x, stream.mask, torch.zeros_like(stream.t))}),
+            "text",
+            batch_size,
+        ).streams["text"]
+        if done.steps == 1 < stream.steps:
+            return Stream(done.x, done.mask, masked_mean(stream.t, stream.mask).unsqueeze(1))
+        if done.steps != stream.steps:
+            raise ConfigError(
+                f"the encoder makes {done.steps} steps of {stream.steps}: it has a clock of its"
+                " own; call the cache with a batch"
+            )
         return stream.with_x(done.x)
 
     def _home(self, encoder: nn.Module, name: str) -> Path:
-        "The folder of this very encoder; where it is new and another one was here before, a warning says what has changed."
+        """The folder of this very encoder; where it is new and another one was here before, a
+        warning says what has changed.
+        """
         mine = encoder_identity(encoder)
         home = self.folder / f"{name}-{fingerprint_tensors(mine)}"
         if not (home / "encoder.json").exists():
-            others = sorted(self.folder.glob(f"{name}-*/encoder.json"), key=lambda p: p.stat().st_mtime)
+            others = sorted(
+                self.folder.glob(f"{name}-*/encoder.json"), key=lambda p: p.stat().st_mtime
+            )
             if others:
                 then = json.loads(others[-1].read_text())
-                warnings.warn(f"{name}: another encoder than in {others[-1].parent.name}, its {' and '.join(k for k in mine if then[k] != mine[k])} changed: "
-                              "its features are computed anew", stacklevel=3)
+                warnings.warn(
+                    f"{name}: another encoder than in {others[-1].parent.name}, its"
+                    f" {' and '.join(k for k in mine if then[k] != mine[k])} changed: its features"
+                    " are computed anew",
+                    stacklevel=3,
+                )
             write_whole(home / "encoder.json", json.dumps(mine).encode())
         return home
 
+
 def _key(stream: Stream, i: int) -> bytes:
     "SHA-256 of one input without its padding."
-    n = last_real(stream.mask[i:i + 1]) * bool(stream.mask[i].any())
+    n = last_real(stream.mask[i : i + 1]) * bool(stream.mask[i].any())
     parts = [v[i, :n].cpu().contiguous() for v in (stream.x, stream.mask, stream.t)]
-    return hashlib.sha256(f"{parts[0].dtype} {list(parts[0].shape)}".encode() + b"".join(p.flatten().view(torch.uint8).numpy().tobytes() for p in parts)).digest()
+    return hashlib.sha256(
+        f"{parts[0].dtype} {list(parts[0].shape)}".encode()
+        + b"".join(p.flatten().view(torch.uint8).numpy().tobytes() for p in parts)
+    ).digest()
+
 
 def _save(home: Path, new: Mapping[bytes, tuple]) -> None:
     "One shard: the inputs' keys, their numbers of steps, and values, masks and times end to end."
     columns = {k: torch.cat([v[n] for v in new.values()]) for n, k in enumerate(("x", "mask", "t"))}
-    steps, keys = torch.tensor([len(v[1]) for v in new.values()]), torch.tensor([list(k) for k in new], dtype=torch.uint8)
+    steps, keys = (
+        torch.tensor([len(v[1]) for v in new.values()]),
+        torch.tensor([list(k) for k in new], dtype=torch.uint8),
+    )
     data = safetensors.torch.save({"keys": keys, "steps": steps} | columns)
     write_whole(home / f"{hashlib.sha256(data).hexdigest()[:32]}.safetensors", data)
 
+
 def _load(home: Path, wanted: set[bytes]) -> dict[bytes, tuple]:
-    "The wanted inputs among the shards {key: (values, mask, times)}. A damaged shard is deleted, with a warning."
+    """The wanted inputs among the shards {key: (values, mask, times)}.
+
+    A damaged shard is deleted, with a warning.
+    """
     found = {}
     for path in sorted(home.glob("*.safetensors")):
-        try: data = path.read_bytes()
-        except FileNotFoundError: continue                                         # another process has found it damaged
+        try:
+            data = path.read_bytes()
+        # another process has found it damaged
+        except FileNotFoundError:
+            continue
         if hashlib.sha256(data).hexdigest()[:32] != path.stem:
-            warnings.warn(f"{path.name} in {home.name} is torn or damaged ({len(data):,} bytes): deleted, its features are computed again", stacklevel=3)
-            path.unlink(missing_ok=True); continue
+            warnings.warn(
+                f"{path.name} in {home.name} is torn or damaged ({len(data):,} bytes): deleted, its"
+                " features are computed again",
+                stacklevel=3,
+            )
+            path.unlink(missing_ok=True)
+            continue
         shard = safetensors.torch.load(data)
         ends = shard["steps"].cumsum(0).tolist()
         for key, start, end in zip(map(bytes, shard["keys"].numpy()), [0, *ends], ends):
-            if key in wanted: found[key] = tuple(shard[k][start:end].clone() for k in ("x", "mask", "t"))
+            if key in wanted:
+                found[key] = tuple(shard[k][start:end].clone() for k in ("x", "mask", "t"))
     return found
+
 
 def _padded(rows: list[tuple]) -> Stream:
     T = max(1, *(len(mask) for _, mask, _ in rows))
-    return Stream(*(torch.stack([torch.cat([v, v.new_zeros(T - len(v), *v.shape[1:])]) for v in part]) for part in zip(*rows)))
+    return Stream(
+        *(
+            torch.stack([torch.cat([v, v.new_zeros(T - len(v), *v.shape[1:])]) for v in part])
+            for part in zip(*rows)
+        )
+    )

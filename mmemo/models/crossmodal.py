@@ -2,11 +2,14 @@
 
 # %% ../../nbs/course/12_clock.ipynb #00000003
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
 import torch
-from torch import Tensor, nn
-from jaxtyping import Float, Int
 from einops import rearrange
-from collections.abc import Mapping, Iterable, Sequence
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
 from ..core.batch import Stream
 from ..core.errors import ConfigError, ShapeError
 from ..core.style import COLOURS
@@ -14,11 +17,16 @@ from .attention import Clock, CrossBlock, masked_softmax, real_steps_only
 from .base import Fused
 
 # %% auto #0
-__all__ = ['AttentionPool', 'DynamicFusion', 'CrossModalFusion', 'draw_attention', 'attention_mass']
+__all__ = ["AttentionPool", "DynamicFusion", "CrossModalFusion", "draw_attention", "attention_mass"]
+
 
 # %% ../../nbs/course/12_clock.ipynb #00000004
 class AttentionPool(nn.Module):
-    "The mean over steps under learned weights (Bahdanau et al. 2015). Stream [B, T, H] -> vector [B, H] and weights [B, T]; no real step: zeros."
+    """The mean over steps under learned weights (Bahdanau et al. 2015).
+
+    Stream [B, T, H] -> vector [B, H] and weights [B, T]; no real step: zeros.
+    """
+
     def __init__(self, width: int):
         super().__init__()
         self.score = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
@@ -28,46 +36,85 @@ class AttentionPool(nn.Module):
         weights = masked_softmax(self.score(x).squeeze(-1), stream.mask)
         return torch.einsum("B T, B T H -> B H", weights.to(x.dtype), x), weights
 
+
 # %% ../../nbs/course/12_clock.ipynb #00000005
 class DynamicFusion(nn.Module):
-    """Each item weighs its modalities: one vector a modality, summed under a softmax over those present. {name: Stream [B, T, H_m]} -> Fused [B, H].
+    """Each item weighs its modalities: one vector a modality, summed under a softmax over those
+    present. {name: Stream [B, T, H_m]} -> Fused [B, H].
 
-    Maps: `modality` [B, M], the weights, and `pool text` ... [B, T], the steps that each modality's vector was read from."""
+    Maps: `modality` [B, M], the weights, and `pool text` ... [B, T], the steps that each
+    modality's vector was read from.
+    """
+
     def __init__(self, widths: Mapping[str, int], width: int, dropout: float = 0.1):
         super().__init__()
         self.names = tuple(widths)
         self.pools = nn.ModuleDict({n: AttentionPool(w) for n, w in widths.items()})
         self.project = nn.ModuleDict({n: nn.Linear(w, width) for n, w in widths.items()})
         self.score = nn.Linear(len(widths) * width, len(widths))
-        self.mix = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, width), nn.ReLU())
+        self.mix = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(width, width),
+            nn.ReLU(),
+        )
 
     def forward(self, streams: Mapping[str, Stream]) -> Fused:
         pooled = {n: self.pools[n](streams[n]) for n in self.names}
         present = torch.stack([streams[n].mask.any(1) for n in self.names], -1)
-        vectors = torch.stack([self.project[n](pooled[n][0]) for n in self.names], 1) * present.unsqueeze(-1)
+        vectors = torch.stack(
+            [self.project[n](pooled[n][0]) for n in self.names], 1
+        ) * present.unsqueeze(-1)
         weights = masked_softmax(self.score(rearrange(vectors, "B M H -> B (M H)")), present)
         vector = self.mix(torch.einsum("B M, B M H -> B H", weights.to(vectors.dtype), vectors))
-        return Fused(vector, {"modality": weights} | {f"pool {n}": w for n, (_, w) in pooled.items()})
+        return Fused(
+            vector, {"modality": weights} | {f"pool {n}": w for n, (_, w) in pooled.items()}
+        )
+
 
 # %% ../../nbs/course/12_clock.ipynb #00000006
 class CrossModalFusion(nn.Module):
-    """Bidirectional cross-attention between pairs of streams, then `DynamicFusion`. {name: Stream [B, T, H_m]} -> Fused [B, H].
+    """Bidirectional cross-attention between pairs of streams, then `DynamicFusion`.
 
-    Each stream of a pair asks the other; what a stream learns from several others is added up. Maps: those of `DynamicFusion`, and
-    `text→audio` ... [B, heads, Q, K] for every direction. With `clock` (seconds), scores depend on the time between two steps. Raises `ConfigError`."""
-    def __init__(self, widths: Mapping[str, int], width: int, heads: int = 4, pairs: Iterable[tuple[str, str]] = (("text", "audio"),),
-                 clock: float | None = 0.05, dropout: float = 0.1):
+    {name: Stream [B, T, H_m]} -> Fused [B, H].
+
+    Each stream of a pair asks the other; what a stream learns from several others is added up.
+    Maps: those of `DynamicFusion`, and `text→audio` ... [B, heads, Q, K] for every direction. With
+    `clock` (seconds), scores depend on the time between two steps. Raises `ConfigError`.
+    """
+
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        width: int,
+        heads: int = 4,
+        pairs: Iterable[tuple[str, str]] = (("text", "audio"),),
+        clock: float | None = 0.05,
+        dropout: float = 0.1,
+    ):
         super().__init__()
         ways = [way for pair in pairs for way in (tuple(pair), tuple(pair)[::-1])]
         if unknown := {n for way in ways for n in way} - set(widths):
             raise ConfigError(f"pairs name {sorted(unknown)}; the streams are {', '.join(widths)}")
-        self.project = nn.ModuleDict({n: nn.Sequential(nn.Linear(w, width), nn.LayerNorm(width)) for n, w in widths.items()})
-        own_clock = lambda: None if clock is None else Clock(heads, clock)
-        self.blocks = nn.ModuleDict({f"{a}→{b}": CrossBlock(width, heads, dropout, own_clock()) for a, b in ways})
+        self.project = nn.ModuleDict(
+            {n: nn.Sequential(nn.Linear(w, width), nn.LayerNorm(width)) for n, w in widths.items()}
+        )
+
+        def own_clock():
+            return None if clock is None else Clock(heads, clock)
+
+        self.blocks = nn.ModuleDict(
+            {f"{a}→{b}": CrossBlock(width, heads, dropout, own_clock()) for a, b in ways}
+        )
         self.fuse = DynamicFusion(dict.fromkeys(widths, width), width, dropout)
 
     def forward(self, streams: Mapping[str, Stream]) -> Fused:
-        own = {n: real_steps_only(streams[n], project(real_steps_only(streams[n], streams[n].x).x)) for n, project in self.project.items()}
+        own = {
+            n: real_steps_only(streams[n], project(real_steps_only(streams[n], streams[n].x).x))
+            for n, project in self.project.items()
+        }
         maps, gained = {}, {n: s.x for n, s in own.items()}
         for name, block in self.blocks.items():
             a, b = name.split("→")
@@ -76,49 +123,98 @@ class CrossModalFusion(nn.Module):
         fused = self.fuse({n: s.with_x(gained[n]) for n, s in own.items()})
         return Fused(fused.vector, maps | fused.maps)
 
-# %% ../../nbs/course/12_clock.ipynb #00000007
-def draw_attention(weights: Float[Tensor, "Q K"], words: Sequence[str], times: Tensor, cue: int | None = None,
-                   curve: tuple[Tensor, Tensor, str] | None = None, windows: Iterable[float] = (), half: float = 0.1,
-                   pool: Tensor | None = None, axes=None):
-    """Where each word looks: a heat map of `weights` over `times` [K] (increasing seconds), row `cue` marked. Returns the axes of curve and map.
 
-    `curve` (seconds, values, label) is drawn above on the same clock, with windows of ± `half` seconds around the times `windows`;
-    `pool` [Q], how much of each word is kept afterwards, stands at the right. Raises `ShapeError` where words or times do not fit the weights."""
+# %% ../../nbs/course/12_clock.ipynb #00000007
+def draw_attention(
+    weights: Float[Tensor, "Q K"],
+    words: Sequence[str],
+    times: Tensor,
+    cue: int | None = None,
+    curve: tuple[Tensor, Tensor, str] | None = None,
+    windows: Iterable[float] = (),
+    half: float = 0.1,
+    pool: Tensor | None = None,
+    axes=None,
+):
+    """Where each word looks: a heat map of `weights` over `times` [K] (increasing seconds), row
+    `cue` marked. Returns the axes of curve and map.
+
+    `curve` (seconds, values, label) is drawn above on the same clock, with windows of ± `half`
+    seconds around the times `windows`; `pool` [Q], how much of each word is kept afterwards,
+    stands at the right. Raises `ShapeError` where words or times do not fit the weights.
+    """
     import matplotlib.pyplot as plt
     from matplotlib.colors import LinearSegmentedColormap
+
     Q, K = weights.shape
-    if len(words) != Q: raise ShapeError(f"axis Q disagrees: {len(words)} words for {Q} queries")
-    if len(times) != K: raise ShapeError(f"axis K disagrees: {len(times)} times for {K} keys")
-    if axes is None: axes = plt.subplots(2, 1, figsize=(7.5, 1.6 + .16 * Q), sharex=True, height_ratios=(1.2, .16 * Q), constrained_layout=True)[1]
+    if len(words) != Q:
+        raise ShapeError(f"axis Q disagrees: {len(words)} words for {Q} queries")
+    if len(times) != K:
+        raise ShapeError(f"axis K disagrees: {len(times)} times for {K} keys")
+    if axes is None:
+        axes = plt.subplots(
+            2,
+            1,
+            figsize=(7.5, 1.6 + 0.16 * Q),
+            sharex=True,
+            height_ratios=(1.2, 0.16 * Q),
+            constrained_layout=True,
+        )[1]
     top, heat = axes
     middle = (times[1:] + times[:-1]) / 2
     edges = torch.cat([times[:1], middle, times[-1:]])
     shades = LinearSegmentedColormap.from_list("attention", ["white", COLOURS["fusion"]])
-    mesh = heat.pcolormesh(edges.numpy(), torch.arange(Q + 1).numpy() - .5, weights.detach().numpy(), cmap=shades, vmin=0)
-    heat.set_yticks(range(Q), words, fontsize=8, color=COLOURS["text"]); heat.tick_params(axis="y", length=0)
-    heat.set(xlabel="seconds", ylim=(Q - .5, -.5))
+    mesh = heat.pcolormesh(
+        edges.numpy(),
+        torch.arange(Q + 1).numpy() - 0.5,
+        weights.detach().numpy(),
+        cmap=shades,
+        vmin=0,
+    )
+    heat.set_yticks(range(Q), words, fontsize=8, color=COLOURS["text"])
+    heat.tick_params(axis="y", length=0)
+    heat.set(xlabel="seconds", ylim=(Q - 0.5, -0.5))
     if cue is not None:
         heat.get_yticklabels()[cue].set(fontweight="bold", color=COLOURS["fusion"])
-        heat.axhspan(cue - .5, cue + .5, fill=False, ec=COLOURS["fusion"], lw=1)
-    if curve is not None: top.plot(curve[0], curve[1], color=COLOURS["audio"], lw=1); top.set_ylabel(curve[2], fontsize=9)
+        heat.axhspan(cue - 0.5, cue + 0.5, fill=False, ec=COLOURS["fusion"], lw=1)
+    if curve is not None:
+        top.plot(curve[0], curve[1], color=COLOURS["audio"], lw=1)
+        top.set_ylabel(curve[2], fontsize=9)
     for at in windows:
-        for ax in axes: ax.axvspan(at - half, at + half, color=COLOURS["ceiling"], alpha=.16, lw=0)
-    for ax in axes: ax.spines[["top", "right"]].set_visible(False)
-    if pool is None: heat.figure.colorbar(mesh, ax=heat, pad=.01, aspect=30).set_label("weight", fontsize=8)
+        for ax in axes:
+            ax.axvspan(at - half, at + half, color=COLOURS["ceiling"], alpha=0.16, lw=0)
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    if pool is None:
+        heat.figure.colorbar(mesh, ax=heat, pad=0.01, aspect=30).set_label("weight", fontsize=8)
     else:
-        side = heat.inset_axes((1.01, 0, .13, 1))
-        side.barh(range(Q), pool.detach().numpy(), color=COLOURS["fusion"], height=.7)
-        side.set(ylim=(Q - .5, -.5), yticks=[], xlim=(0, max(float(pool.max()), 1e-6) * 1.05)); side.set_xlabel("pool", fontsize=8)
-        side.tick_params(axis="x", labelsize=7); side.spines[["top", "right"]].set_visible(False)
+        side = heat.inset_axes((1.01, 0, 0.13, 1))
+        side.barh(range(Q), pool.detach().numpy(), color=COLOURS["fusion"], height=0.7)
+        side.set(ylim=(Q - 0.5, -0.5), yticks=[], xlim=(0, max(float(pool.max()), 1e-6) * 1.05))
+        side.set_xlabel("pool", fontsize=8)
+        side.tick_params(axis="x", labelsize=7)
+        side.spines[["top", "right"]].set_visible(False)
     return top, heat
 
-# %% ../../nbs/course/12_clock.ipynb #00000008
-def attention_mass(weights: Float[Tensor, "B Q K"], rows: Int[Tensor, " B"], times: Float[Tensor, "B K"], centre: Float[Tensor, " B"],
-                   window: float = 0.1) -> Float[Tensor, " B"]:
-    """Share [B] of the attention of query `rows` (one an item) that falls on keys within `window` seconds of `centre`; NaN where it attends to nothing.
 
-    Chance is the same measure of uniform weights. Raises `ConfigError` for a window that is not above 0."""
-    if not window > 0: raise ConfigError(f"window={window} cannot be: it is some seconds to either side, such as 0.1")
+# %% ../../nbs/course/12_clock.ipynb #00000008
+def attention_mass(
+    weights: Float[Tensor, "B Q K"],
+    rows: Int[Tensor, " B"],
+    times: Float[Tensor, "B K"],
+    centre: Float[Tensor, " B"],
+    window: float = 0.1,
+) -> Float[Tensor, " B"]:
+    """Share [B] of the attention of query `rows` (one an item) that falls on keys within `window`
+    seconds of `centre`; NaN where it attends to nothing.
+
+    Chance is the same measure of uniform weights. Raises `ConfigError` for a window that is not
+    above 0.
+    """
+    if not window > 0:
+        raise ConfigError(
+            f"window={window} cannot be: it is some seconds to either side, such as 0.1"
+        )
     own = weights[torch.arange(len(rows), device=rows.device), rows]
     near = (times - centre[:, None]).abs() <= window
     return (own * near).sum(1) / own.sum(1)

@@ -4,152 +4,288 @@
 
 # %% ../../nbs/electives/20_fusion.ipynb #00000004
 from __future__ import annotations
+
 import inspect
 import itertools
 import math
-import torch
 from collections.abc import Iterable, Mapping
+
+import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from ..core.batch import masked_mean, masked_std, Stream
-from ..core.errors import ConfigError, near_names, ShapeError
+
+from ..core.batch import Stream, masked_mean, masked_std
+from ..core.errors import ConfigError, ShapeError, near_names
 from .attention import CrossAttention, CrossBlock
 from .base import ConcatFusion, Fused
 from .crossmodal import CrossModalFusion, DynamicFusion
 from .normalized import NormalizedConcat
 
 # %% auto #0
-__all__ = ['FUSIONS', 'Summaries', 'ProductFusion', 'TensorFusion', 'LowRankFusion', 'GatedFusion', 'AdaptiveFusion',
-           'BottleneckFusion', 'CrossAttentionFusion', 'get_fusion', 'same_budget', 'Ramp', 'ModalityDropout',
-           'ConcatNorm', 'ModalityAttention']
+__all__ = [
+    "FUSIONS",
+    "Summaries",
+    "ProductFusion",
+    "TensorFusion",
+    "LowRankFusion",
+    "GatedFusion",
+    "AdaptiveFusion",
+    "BottleneckFusion",
+    "CrossAttentionFusion",
+    "get_fusion",
+    "same_budget",
+    "Ramp",
+    "ModalityDropout",
+    "ConcatNorm",
+    "ModalityAttention",
+]
+
 
 # %% ../../nbs/electives/20_fusion.ipynb #0000000c
 class Summaries(nn.Module):
-    """One vector a modality: the mean over its real steps, projected to `width`, then the `norm`. {name: Stream [B, T, H_m]} -> [B, M, H] and present [B, M].
+    """One vector a modality: the mean over its real steps, projected to `width`, then the `norm`.
 
-    A modality that an item does not have is a vector of zeros, whatever stands in its steps. Raises `ShapeError` naming the stream."""
+    {name: Stream [B, T, H_m]} -> [B, M, H] and present [B, M].
+
+    A modality that an item does not have is a vector of zeros, whatever stands in its steps.
+    Raises `ShapeError` naming the stream.
+    """
+
     def __init__(self, widths: Mapping[str, int], width: int, norm: type[nn.Module] = nn.LayerNorm):
         super().__init__()
-        if not widths or width < 1: raise ConfigError(f"widths={dict(widths)}, {width=}: a fusion needs at least one stream and one unit")
-        self.project = nn.ModuleDict({n: nn.Sequential(nn.Linear(w, width), norm(width)) for n, w in widths.items()})
+        if not widths or width < 1:
+            raise ConfigError(
+                f"widths={dict(widths)}, {width=}: a fusion needs at least one stream and one unit"
+            )
+        self.project = nn.ModuleDict(
+            {n: nn.Sequential(nn.Linear(w, width), norm(width)) for n, w in widths.items()}
+        )
 
-    def forward(self, streams: Mapping[str, Stream]) -> tuple[Float[Tensor, "B M H"], Bool[Tensor, "B M"]]:
+    def forward(
+        self, streams: Mapping[str, Stream]
+    ) -> tuple[Float[Tensor, "B M H"], Bool[Tensor, "B M"]]:
         for name, project in self.project.items():
-            if name not in streams: raise ShapeError(f"the fusion joins {', '.join(self.project)}, there is no {name}; a missing modality is a stream whose mask is False")
-            if (H := streams[name].x.shape[-1]) != project[0].in_features: raise ShapeError(f"{name}: axis H is {H}, the fusion was built for {project[0].in_features}")
+            if name not in streams:
+                raise ShapeError(
+                    f"the fusion joins {', '.join(self.project)}, there is no {name}; a missing"
+                    " modality is a stream whose mask is False"
+                )
+            if (H := streams[name].x.shape[-1]) != project[0].in_features:
+                raise ShapeError(
+                    f"{name}: axis H is {H}, the fusion was built for {project[0].in_features}"
+                )
         present = torch.stack([streams[n].mask.any(1) for n in self.project], 1)
-        means = [project(masked_mean(streams[n].x, streams[n].mask)) for n, project in self.project.items()]
+        means = [
+            project(masked_mean(streams[n].x, streams[n].mask))
+            for n, project in self.project.items()
+        ]
         return torch.stack(means, 1).masked_fill(~present.unsqueeze(-1), 0), present
+
 
 def _mix(width: int, dropout: float) -> nn.Sequential:
     "What most fusions end with: normalise, bend, mix once more."
-    return nn.Sequential(nn.LayerNorm(width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, width), nn.ReLU())
+    return nn.Sequential(
+        nn.LayerNorm(width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, width), nn.ReLU()
+    )
+
 
 # %% ../../nbs/electives/20_fusion.ipynb #0000000e
 class ProductFusion(nn.Module):
-    """The element-wise product of one vector a modality (Kim et al. 2017). {name: Stream [B, T, H_m]} -> Fused [B, H].
+    """The element-wise product of one vector a modality (Kim et al. 2017).
 
-    Each vector begins around 1, so that the product begins as 1 + the sum of all + their products; a missing modality contributes ones."""
+    {name: Stream [B, T, H_m]} -> Fused [B, H].
+
+    Each vector begins around 1, so that the product begins as 1 + the sum of all + their products;
+    a missing modality contributes ones.
+    """
+
     def __init__(self, widths: Mapping[str, int], width: int, dropout: float = 0.1):
         super().__init__()
         self.summaries, self.mix = Summaries(widths, width), _mix(width, dropout)
-        for project in self.summaries.project.values(): nn.init.ones_(project[1].bias)
+        for project in self.summaries.project.values():
+            nn.init.ones_(project[1].bias)
 
     def forward(self, streams: Mapping[str, Stream]) -> Fused:
         vectors, present = self.summaries(streams)
         return Fused(self.mix(vectors.masked_fill(~present.unsqueeze(-1), 1).prod(1)))
 
+
 # %% ../../nbs/electives/20_fusion.ipynb #00000010
 class TensorFusion(nn.Module):
-    """The outer product of [1, z] of every modality: each product of entries of different modalities (Zadeh et al. 2017). {name: Stream [B, T, H_m]} -> Fused [B, H].
+    """The outer product of [1, z] of every modality: each product of entries of different
+    modalities (Zadeh et al. 2017). {name: Stream [B, T, H_m]} -> Fused [B, H].
 
-    z has `size` entries, the tensor (size + 1)^M and the layer behind it `width` times as many weights. A missing modality has z = 0. Raises `ConfigError`."""
+    z has `size` entries, the tensor (size + 1)^M and the layer behind it `width` times as many
+    weights. A missing modality has z = 0. Raises `ConfigError`.
+    """
+
     def __init__(self, widths: Mapping[str, int], width: int, dropout: float = 0.1, size: int = 8):
         super().__init__()
-        if size < 1 or (entries := (size + 1) ** len(widths)) * width > 2 ** 28:
-            raise ConfigError(f"{size=}: {len(widths)} modalities and width {width} need 1 <= size and (size + 1)^{len(widths)} * width <= 2^28 weights")
-        self.summaries = Summaries(widths, size, nn.Identity)         # LayerNorm would take two of so few entries
+        if size < 1 or (entries := (size + 1) ** len(widths)) * width > 2**28:
+            raise ConfigError(
+                f"{size=}: {len(widths)} modalities and width {width} need 1 <= size and (size +"
+                f" 1)^{len(widths)} * width <= 2^28 weights"
+            )
+        # LayerNorm would take two of so few entries
+        self.summaries = Summaries(widths, size, nn.Identity)
         self.weigh, self.mix = nn.Linear(entries, width), _mix(width, dropout)
 
     def forward(self, streams: Mapping[str, Stream]) -> Fused:
         tensor, *others = _with_one(self.summaries(streams)[0]).unbind(1)
-        for z in others: tensor = rearrange(torch.einsum("B i, B j -> B i j", tensor, z), "B i j -> B (i j)")
+        for z in others:
+            tensor = rearrange(torch.einsum("B i, B j -> B i j", tensor, z), "B i j -> B (i j)")
         return Fused(self.mix(self.weigh(tensor)))
+
 
 def _with_one(z: Float[Tensor, "B M size"]) -> Tensor:
     "Each vector with a one before it, [B, M, size + 1]."
     return nn.functional.pad(z, (1, 0), value=1.0)
 
+
 # %% ../../nbs/electives/20_fusion.ipynb #00000013
 class LowRankFusion(nn.Module):
-    """`TensorFusion` whose weight is a sum of `rank` outer products, so that the tensor is never made (Liu et al. 2018). {name: Stream [B, T, H_m]} -> Fused [B, H].
+    """`TensorFusion` whose weight is a sum of `rank` outer products, so that the tensor is never
+    made (Liu et al. 2018). {name: Stream [B, T, H_m]} -> Fused [B, H].
 
-    sum over r of the product over m of [1, z_m] @ factors[m, r]; M * rank * (size + 1) * width weights. A missing modality has z = 0. Raises `ConfigError`."""
-    def __init__(self, widths: Mapping[str, int], width: int, dropout: float = 0.1, size: int = 8, rank: int = 4):
+    sum over r of the product over m of [1, z_m] @ factors[m, r]; M * rank * (size + 1) * width
+    weights. A missing modality has z = 0. Raises `ConfigError`.
+    """
+
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        width: int,
+        dropout: float = 0.1,
+        size: int = 8,
+        rank: int = 4,
+    ):
         super().__init__()
-        if size < 1 or rank < 1: raise ConfigError(f"{size=}, {rank=}: both are whole numbers from 1")
+        if size < 1 or rank < 1:
+            raise ConfigError(f"{size=}, {rank=}: both are whole numbers from 1")
         self.summaries, self.mix = Summaries(widths, size, nn.Identity), _mix(width, dropout)
-        self.factors, self.bias = nn.Parameter(torch.randn(len(widths), rank, size + 1, width) / math.sqrt(size)), nn.Parameter(torch.zeros(width))
-        nn.init.ones_(self.factors[:, :, 0])                        # as in `ProductFusion`: products of three small numbers would have no gradient
+        self.factors, self.bias = (
+            nn.Parameter(torch.randn(len(widths), rank, size + 1, width) / math.sqrt(size)),
+            nn.Parameter(torch.zeros(width)),
+        )
+        # as in `ProductFusion`: products of three small numbers would have no gradient
+        nn.init.ones_(self.factors[:, :, 0])
 
     def forward(self, streams: Mapping[str, Stream]) -> Fused:
-        parts = torch.einsum("B M s, M r s H -> B M r H", _with_one(self.summaries(streams)[0]), self.factors)
+        parts = torch.einsum(
+            "B M s, M r s H -> B M r H", _with_one(self.summaries(streams)[0]), self.factors
+        )
         return Fused(self.mix(parts.prod(1).sum(1) + self.bias))
+
 
 # %% ../../nbs/electives/20_fusion.ipynb #00000019
 class GatedFusion(nn.Module):
-    """Gated multimodal unit (Arevalo et al. 2017): what every modality says, through gates that look at all of them, added up. {name: Stream [B, T, H_m]} -> Fused [B, H].
+    """Gated multimodal unit (Arevalo et al. 2017): what every modality says, through gates that
+    look at all of them, added up. {name: Stream [B, T, H_m]} -> Fused [B, H].
 
-    Maps: `gates` [B, M, H], from 0 to 1; those of a missing modality are 0."""
+    Maps: `gates` [B, M, H], from 0 to 1; those of a missing modality are 0.
+    """
+
     def __init__(self, widths: Mapping[str, int], width: int, dropout: float = 0.1):
         super().__init__()
-        self.summaries, self.gate = Summaries(widths, width), nn.Linear(len(widths) * width, len(widths) * width)
+        self.summaries, self.gate = (
+            Summaries(widths, width),
+            nn.Linear(len(widths) * width, len(widths) * width),
+        )
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, streams: Mapping[str, Stream]) -> Fused:
         vectors, present = self.summaries(streams)
-        gates = rearrange(self.gate(rearrange(vectors, "B M H -> B (M H)")), "B (M H) -> B M H", M=present.shape[1]).sigmoid() * present.unsqueeze(-1)
+        gates = rearrange(
+            self.gate(rearrange(vectors, "B M H -> B (M H)")),
+            "B (M H) -> B M H",
+            M=present.shape[1],
+        ).sigmoid() * present.unsqueeze(-1)
         return Fused(self.dropout((gates * vectors.tanh()).sum(1)), {"gates": gates})
+
 
 # %% ../../nbs/electives/20_fusion.ipynb #0000001a
 class AdaptiveFusion(nn.Module):
-    """Each item weighs its modalities by how reliable they look, and knows which are missing. {name: Stream [B, T, H_m]} -> Fused [B, H].
+    """Each item weighs its modalities by how reliable they look, and knows which are missing.
 
-    In the place of a missing modality stands a learned vector, which may be given weight too. Maps: `modality` [B, M], weights that sum to 1."""
+    {name: Stream [B, T, H_m]} -> Fused [B, H].
+
+    In the place of a missing modality stands a learned vector, which may be given weight too.
+    Maps: `modality` [B, M], weights that sum to 1.
+    """
+
     def __init__(self, widths: Mapping[str, int], width: int, dropout: float = 0.1):
         super().__init__()
         M = len(widths)
-        self.summaries, self.stand_in = Summaries(widths, width), nn.Parameter(torch.randn(M, width) / math.sqrt(width))
-        self.reliability = nn.Sequential(nn.Linear(M * width + M, width), nn.Tanh(), nn.Linear(width, M))
+        self.summaries, self.stand_in = (
+            Summaries(widths, width),
+            nn.Parameter(torch.randn(M, width) / math.sqrt(width)),
+        )
+        self.reliability = nn.Sequential(
+            nn.Linear(M * width + M, width), nn.Tanh(), nn.Linear(width, M)
+        )
         self.mix = nn.Sequential(nn.Linear(width, width), _mix(width, dropout))
 
     def forward(self, streams: Mapping[str, Stream]) -> Fused:
         vectors, present = self.summaries(streams)
         vectors = vectors + self.stand_in * ~present.unsqueeze(-1)
-        weights = self.reliability(torch.cat([rearrange(vectors, "B M H -> B (M H)"), present.to(vectors.dtype)], 1)).softmax(-1)
-        return Fused(self.mix(torch.einsum("B M, B M H -> B H", weights, vectors)), {"modality": weights})
+        weights = self.reliability(
+            torch.cat([rearrange(vectors, "B M H -> B (M H)"), present.to(vectors.dtype)], 1)
+        ).softmax(-1)
+        return Fused(
+            self.mix(torch.einsum("B M, B M H -> B H", weights, vectors)), {"modality": weights}
+        )
+
 
 # %% ../../nbs/electives/20_fusion.ipynb #00000021
 class BottleneckFusion(nn.Module):
-    """A few latent tokens ask each modality's steps, and their answers are averaged; what one modality tells another must pass through them (Nagrani et al. 2021).
+    """A few latent tokens ask each modality's steps, and their answers are averaged; what one
+    modality tells another must pass through them (Nagrani et al. 2021).
 
-    {name: Stream [B, T, H_m]} -> Fused [B, H], after `rounds` of asking. Maps: `latents→text 1` ... [B, heads, latents, T], for each round. Raises `ConfigError`."""
-    def __init__(self, widths: Mapping[str, int], width: int, dropout: float = 0.1, heads: int = 4, latents: int = 4, rounds: int = 2):
+    {name: Stream [B, T, H_m]} -> Fused [B, H], after `rounds` of asking. Maps: `latents→text 1`
+    ... [B, heads, latents, T], for each round. Raises `ConfigError`.
+    """
+
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        width: int,
+        dropout: float = 0.1,
+        heads: int = 4,
+        latents: int = 4,
+        rounds: int = 2,
+    ):
         super().__init__()
-        if not widths or latents < 1 or rounds < 1: raise ConfigError(f"widths={dict(widths)}, {latents=}, {rounds=}: each must be at least one")
-        self.project = nn.ModuleDict({n: nn.Sequential(nn.Linear(w, width), nn.LayerNorm(width)) for n, w in widths.items()})
+        if not widths or latents < 1 or rounds < 1:
+            raise ConfigError(
+                f"widths={dict(widths)}, {latents=}, {rounds=}: each must be at least one"
+            )
+        self.project = nn.ModuleDict(
+            {n: nn.Sequential(nn.Linear(w, width), nn.LayerNorm(width)) for n, w in widths.items()}
+        )
         self.latents = nn.Parameter(torch.randn(latents, width))
-        self.rounds = nn.ModuleList(nn.ModuleDict({n: CrossBlock(width, heads, dropout) for n in widths}) for _ in range(rounds))
+        self.rounds = nn.ModuleList(
+            nn.ModuleDict({n: CrossBlock(width, heads, dropout) for n in widths})
+            for _ in range(rounds)
+        )
         self.mix = _mix(width, dropout)
 
     def forward(self, streams: Mapping[str, Stream]) -> Fused:
-        own = {n: streams[n].with_x(project(streams[n].x.masked_fill(~streams[n].mask.unsqueeze(-1), 0))) for n, project in self.project.items()}
+        own = {
+            n: (
+                streams[n].with_x(
+                    project(streams[n].x.masked_fill(~streams[n].mask.unsqueeze(-1), 0))
+                )
+            )
+            for n, project in self.project.items()
+        }
         present = torch.stack([s.mask.any(1) for s in own.values()], 1)
         some, first = present.any(1), next(iter(own.values()))
         B, K = len(first), len(self.latents)
-        asks = Stream(self.latents.expand(B, -1, -1), first.mask.new_ones(B, K), first.t.new_zeros(B, K))
+        asks = Stream(
+            self.latents.expand(B, -1, -1), first.mask.new_ones(B, K), first.t.new_zeros(B, K)
+        )
         maps = {}
         for k, blocks in enumerate(self.rounds, 1):
             answers = [block(asks, own[n]) for n, block in blocks.items()]
@@ -158,105 +294,219 @@ class BottleneckFusion(nn.Module):
             asks = asks.with_x(torch.where(some[:, None, None], mean, asks.x))
         return Fused(self.mix(asks.x.mean(1)), maps)
 
+
 # %% ../../nbs/electives/20_fusion.ipynb #00000023
 class CrossAttentionFusion(CrossModalFusion):
-    """`CrossModalFusion` for whatever streams there are: `pairs` are all that contain text, all where there is no text, none where there is one stream."""
-    def __init__(self, widths: Mapping[str, int], width: int, dropout: float = 0.1, heads: int = 4, pairs: Iterable[Iterable[str]] | None = None,
-                 clock: float | None = 0.05):
+    """`CrossModalFusion` for whatever streams there are: `pairs` are all that contain text, all
+    where there is no text, none where there is one stream.
+    """
+
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        width: int,
+        dropout: float = 0.1,
+        heads: int = 4,
+        pairs: Iterable[Iterable[str]] | None = None,
+        clock: float | None = 0.05,
+    ):
         every = itertools.combinations(widths, 2)
-        chosen = [p for p in every if "text" in p or "text" not in widths] if pairs is None else [tuple(p) for p in pairs]
+        chosen = (
+            [p for p in every if "text" in p or "text" not in widths]
+            if pairs is None
+            else [tuple(p) for p in pairs]
+        )
         super().__init__(widths, width, heads, chosen, clock, dropout)
 
-# %% ../../nbs/electives/20_fusion.ipynb #00000026
-FUSIONS = {"concat": ConcatFusion, "normalized_concat": NormalizedConcat, "dynamic": DynamicFusion, "gated": GatedFusion, "adaptive": AdaptiveFusion,
-           "product": ProductFusion, "tensor": TensorFusion, "low_rank": LowRankFusion, "bottleneck": BottleneckFusion, "cross_attention": CrossAttentionFusion}
 
-def get_fusion(name: str, widths: Mapping[str, int], width: int, dropout: float = 0.1, **options) -> nn.Module:
+# %% ../../nbs/electives/20_fusion.ipynb #00000026
+FUSIONS = {
+    "concat": ConcatFusion,
+    "normalized_concat": NormalizedConcat,
+    "dynamic": DynamicFusion,
+    "gated": GatedFusion,
+    "adaptive": AdaptiveFusion,
+    "product": ProductFusion,
+    "tensor": TensorFusion,
+    "low_rank": LowRankFusion,
+    "bottleneck": BottleneckFusion,
+    "cross_attention": CrossAttentionFusion,
+}
+
+
+def get_fusion(
+    name: str, widths: Mapping[str, int], width: int, dropout: float = 0.1, **options
+) -> nn.Module:
     """The fusion called `name` (see `FUSIONS`) of streams {name: H_m} -> vector [B, width].
 
-    Raises `ConfigError` naming the near choices, for a name or an option that there is not, and for sizes that cannot be."""
-    if name not in FUSIONS: raise ConfigError(f"there is no fusion {name!r}; {near_names(name, FUSIONS)}")
-    known = [k for k in inspect.signature(FUSIONS[name]).parameters if k not in ("widths", "width", "dropout")]
+    Raises `ConfigError` naming the near choices, for a name or an option that there is not, and
+    for sizes that cannot be.
+    """
+    if name not in FUSIONS:
+        raise ConfigError(f"there is no fusion {name!r}; {near_names(name, FUSIONS)}")
+    known = [
+        k
+        for k in inspect.signature(FUSIONS[name]).parameters
+        if k not in ("widths", "width", "dropout")
+    ]
     for option in options:
-        if option not in known: raise ConfigError(f"fusion {name!r} has no option {option!r}; " + (near_names(option, known) if known else "it has none"))
-    if not widths or width < 1: raise ConfigError(f"widths={dict(widths)}, {width=}: a fusion needs at least one stream and one unit")
-    if not 0 <= dropout < 1: raise ConfigError(f"{dropout=} cannot be: choose a number from 0 to below 1")
+        if option not in known:
+            raise ConfigError(
+                f"fusion {name!r} has no option {option!r}; "
+                + (near_names(option, known) if known else "it has none")
+            )
+    if not widths or width < 1:
+        raise ConfigError(
+            f"widths={dict(widths)}, {width=}: a fusion needs at least one stream and one unit"
+        )
+    if not 0 <= dropout < 1:
+        raise ConfigError(f"{dropout=} cannot be: choose a number from 0 to below 1")
     return FUSIONS[name](widths, width, dropout=dropout, **options)
 
-def same_budget(name: str, widths: Mapping[str, int], budget: int, **options) -> int:
-    """The width at which fusion `name` has nearest to `budget` parameters; a multiple of its `heads` where it has some.
 
-    Raises `ConfigError` where even the narrowest has more than that."""
-    step = options.get("heads", 4) if "heads" in inspect.signature(FUSIONS.get(name, ConcatFusion)).parameters else 1
+def same_budget(name: str, widths: Mapping[str, int], budget: int, **options) -> int:
+    """The width at which fusion `name` has nearest to `budget` parameters; a multiple of its
+    `heads` where it has some.
+
+    Raises `ConfigError` where even the narrowest has more than that.
+    """
+    step = (
+        options.get("heads", 4)
+        if "heads" in inspect.signature(FUSIONS.get(name, ConcatFusion)).parameters
+        else 1
+    )
+
     def count(k):
-        with torch.device("meta"): return sum(p.numel() for p in get_fusion(name, widths, k * step, **options).parameters())
-    if (least := count(1)) > budget: raise ConfigError(f"{budget=}: the narrowest {name} fusion of {', '.join(widths)} has {least:,} parameters")
+        with torch.device("meta"):
+            return sum(
+                p.numel() for p in get_fusion(name, widths, k * step, **options).parameters()
+            )
+
+    if (least := count(1)) > budget:
+        raise ConfigError(
+            f"{budget=}: the narrowest {name} fusion of {', '.join(widths)} has {least:,}"
+            " parameters"
+        )
     low, high = 1, 2
-    while count(high) <= budget: low, high = high, 2 * high
+    while count(high) <= budget:
+        low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if count(middle) <= budget else (low, middle)
     return step * min(low, high, key=lambda k: abs(count(k) - budget))
 
+
 # %% ../../nbs/electives/20_fusion.ipynb #0000002d
 class Ramp(nn.Module):
-    """Each step's values beside themselves times the step's place in time, so that a mean over steps also tells which way a curve runs. Stream [B, T, F] -> Stream [B, T, 2F].
+    """Each step's values beside themselves times the step's place in time, so that a mean over
+    steps also tells which way a curve runs. Stream [B, T, F] -> Stream [B, T, 2F].
 
-    The place is in spreads of the item's own real times about their middle. It stands for a temporal encoder where one should cost nothing."""
+    The place is in spreads of the item's own real times about their middle. It stands for a
+    temporal encoder where one should cost nothing.
+    """
+
     def forward(self, stream: Stream) -> Stream:
         middle = masked_mean(stream.t, stream.mask).unsqueeze(1)
         place = (stream.t - middle) / masked_std(stream.t, stream.mask).unsqueeze(1)
-        return stream.with_x(torch.cat([stream.x, stream.x * place.unsqueeze(-1)], -1).masked_fill(~stream.mask.unsqueeze(-1), 0))
+        return stream.with_x(
+            torch.cat([stream.x, stream.x * place.unsqueeze(-1)], -1).masked_fill(
+                ~stream.mask.unsqueeze(-1), 0
+            )
+        )
+
 
 # %% ../../nbs/electives/20_fusion.ipynb #00000032
 class ModalityDropout(nn.Module):
-    """A fusion that, while it is trained, loses each modality of an item with probability `p`, but never the last one (Neverova et al. 2016).
+    """A fusion that, while it is trained, loses each modality of an item with probability `p`, but
+    never the last one (Neverova et al. 2016).
 
-    {name: Stream} -> Fused. In eval mode it is the fusion itself. Raises `ConfigError`."""
+    {name: Stream} -> Fused. In eval mode it is the fusion itself. Raises `ConfigError`.
+    """
+
     def __init__(self, fusion: nn.Module, p: float = 0.2):
         super().__init__()
-        if not 0 <= p < 1: raise ConfigError(f"{p=} cannot be: a modality is lost with a probability from 0 to below 1")
+        if not 0 <= p < 1:
+            raise ConfigError(
+                f"{p=} cannot be: a modality is lost with a probability from 0 to below 1"
+            )
         self.fusion, self.p = fusion, p
 
     def forward(self, streams: Mapping[str, Stream]) -> Fused:
-        if not self.training or self.p == 0: return self.fusion(streams)
+        if not self.training or self.p == 0:
+            return self.fusion(streams)
         present = torch.stack([s.mask.any(1) for s in streams.values()], 1)
         drawn = torch.rand(present.shape, device=present.device).masked_fill(~present, -1)
-        keep = (drawn >= self.p) | (drawn == drawn.amax(1, keepdim=True))          # the largest draw stays, whatever it is
-        return self.fusion({n: Stream(s.x, s.mask & keep[:, [i]], s.t) for i, (n, s) in enumerate(streams.items())})
+        # the largest draw stays, whatever it is
+        keep = (drawn >= self.p) | (drawn == drawn.amax(1, keepdim=True))
+        return self.fusion(
+            {n: Stream(s.x, s.mask & keep[:, [i]], s.t) for i, (n, s) in enumerate(streams.items())}
+        )
+
 
 # %% ../../nbs/electives/20_fusion.ipynb #0000041a
 class ConcatNorm(nn.Module):
-    """Mean of each stream, side by side, one linear map, BatchNorm, ReLU, dropout. {name: Stream [B, T, H_m]} -> Fused vector [B, H].
+    """Mean of each stream, side by side, one linear map, BatchNorm, ReLU, dropout.
 
-    A lone item has no spread to be divided by: in training it is normalised by the running statistics."""
+    {name: Stream [B, T, H_m]} -> Fused vector [B, H].
+
+    A lone item has no spread to be divided by: in training it is normalised by the running
+    statistics.
+    """
+
     def __init__(self, widths: Mapping[str, int], width: int, dropout: float = 0.3):
         super().__init__()
-        self.names, self.linear, self.norm, self.drop = tuple(widths), nn.Linear(sum(widths.values()), width), nn.BatchNorm1d(width), nn.Dropout(dropout)
+        self.names, self.linear, self.norm, self.drop = (
+            tuple(widths),
+            nn.Linear(sum(widths.values()), width),
+            nn.BatchNorm1d(width),
+            nn.Dropout(dropout),
+        )
 
     def forward(self, streams: Mapping[str, Stream]) -> Fused:
-        x = self.linear(torch.cat([masked_mean(streams[n].x, streams[n].mask) for n in self.names], -1))
+        x = self.linear(
+            torch.cat([masked_mean(streams[n].x, streams[n].mask) for n in self.names], -1)
+        )
         norm = self.norm
-        x = norm(x) if len(x) > 1 or not norm.training else F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        x = (
+            norm(x)
+            if len(x) > 1 or not norm.training
+            else F.batch_norm(
+                x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+            )
+        )
         return Fused(self.drop(x.relu()))
+
 
 # %% ../../nbs/electives/20_fusion.ipynb #0000041b
 class ModalityAttention(nn.Module):
-    """One vector a modality (the mean of its stream), each of which asks all others: multi-head attention (Vaswani et al. 2017), a residual path, LayerNorm, and
-    the mean over the modalities that are there. {name: Stream [B, T, H_m]} -> Fused vector [B, H].
+    """One vector a modality (the mean of its stream), each of which asks all others: multi-head
+    attention (Vaswani et al. 2017), a residual path, LayerNorm, and the mean over the
+    modalities that are there. {name: Stream [B, T, H_m]} -> Fused vector [B, H].
 
-    Maps: `modalities` [B, heads, M, M], row asks column, from the pass that predicts; row and column of a missing modality are 0. An item of which
-    everything is missing gets finite numbers, the same as any other such item. Raises `ConfigError`."""
+    Maps: `modalities` [B, heads, M, M], row asks column, from the pass that predicts; row and
+    column of a missing modality are 0. An item of which everything is missing gets finite numbers,
+    the same as any other such item. Raises `ConfigError`.
+    """
+
     def __init__(self, widths: Mapping[str, int], width: int, heads: int = 4, dropout: float = 0.1):
         super().__init__()
         self.names = tuple(widths)
         self.project = nn.ModuleDict({n: nn.Linear(w, width) for n, w in widths.items()})
-        self.attend, self.norm, self.drop = CrossAttention(width, heads, dropout), nn.LayerNorm(width), nn.Dropout(dropout)
+        self.attend, self.norm, self.drop = (
+            CrossAttention(width, heads, dropout),
+            nn.LayerNorm(width),
+            nn.Dropout(dropout),
+        )
         self.mix = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout))
 
     def forward(self, streams: Mapping[str, Stream]) -> Fused:
         present = torch.stack([streams[n].mask.any(1) for n in self.names], 1)
-        x = torch.stack([self.project[n](masked_mean(streams[n].x, streams[n].mask)) for n in self.names], 1)
+        x = torch.stack(
+            [self.project[n](masked_mean(streams[n].x, streams[n].mask)) for n in self.names], 1
+        )
         each = Stream(x, present, torch.zeros_like(present, dtype=torch.float32))
         found, weights = self.attend(each, each)
-        return Fused(self.mix(masked_mean(self.norm(x + self.drop(found.x)), present)), {"modalities": weights})
+        return Fused(
+            self.mix(masked_mean(self.norm(x + self.drop(found.x)), present)),
+            {"modalities": weights},
+        )

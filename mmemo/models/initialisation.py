@@ -4,13 +4,16 @@
 
 # %% ../../nbs/electives/41_initialisation.ipynb #00000004
 from __future__ import annotations
+
 import math
-import torch
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
+
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+
 from ..core.batch import Stream
 from ..core.errors import ConfigError
 from ..core.state import own_noise
@@ -19,146 +22,328 @@ from .base import Fused, Output
 from .mult import Encoders, Windows
 
 # %% auto #0
-__all__ = ['RESIDUAL_ENDS', 'INITIAL_GAINS', 'INITIAL_STRATEGIES', 'residual_blocks', 'initialise', 'Layer', 'measure_signal',
-           'draw_signal']
+__all__ = [
+    "RESIDUAL_ENDS",
+    "INITIAL_GAINS",
+    "INITIAL_STRATEGIES",
+    "residual_blocks",
+    "initialise",
+    "Layer",
+    "measure_signal",
+    "draw_signal",
+]
 
 # %% ../../nbs/electives/41_initialisation.ipynb #0000000a
-RESIDUAL_ENDS: dict[str, tuple[str, ...]] = {                    # class of a block: its parameters (patterns) that write into the residual path
-    "TCNBlock": ("out.*",), "CrossBlock": ("attend.out.*", "mix.3.*"), "Encoders": ("outward*", "down*"),
-    "TransformerEncoderLayer": ("self_attn.out_proj.*", "linear2.*"), "Lfm2DecoderLayer": ("self_attn.out_proj.*", "conv.out_proj.*", "feed_forward.w2.*"),
-    "BertLayer": ("attention.output.dense.*", "output.dense.*"), "RobertaLayer": ("attention.output.dense.*", "output.dense.*"),
-    "TransformerBlock": ("attention.out_lin.*", "ffn.lin2.*"), "Wav2Vec2EncoderLayer": ("attention.out_proj.*", "feed_forward.output_dense.*"),
-    "ViTLayer": ("attention.o_proj.*", "mlp.fc2.*", "attention.output.dense.*", "output.dense.*")}                  # transformers renamed ViT's
+# class of a block: its parameters (patterns) that write into the residual path
+RESIDUAL_ENDS: dict[str, tuple[str, ...]] = {
+    "TCNBlock": ("out.*",),
+    "CrossBlock": ("attend.out.*", "mix.3.*"),
+    "Encoders": ("outward*", "down*"),
+    "TransformerEncoderLayer": ("self_attn.out_proj.*", "linear2.*"),
+    "Lfm2DecoderLayer": ("self_attn.out_proj.*", "conv.out_proj.*", "feed_forward.w2.*"),
+    "BertLayer": ("attention.output.dense.*", "output.dense.*"),
+    "RobertaLayer": ("attention.output.dense.*", "output.dense.*"),
+    "TransformerBlock": ("attention.out_lin.*", "ffn.lin2.*"),
+    "Wav2Vec2EncoderLayer": ("attention.out_proj.*", "feed_forward.output_dense.*"),
+    # transformers renamed ViT's
+    "ViTLayer": ("attention.o_proj.*", "mlp.fc2.*", "attention.output.dense.*", "output.dense.*"),
+}
 INITIAL_GAINS = {"xavier": 1.0, "kaiming": math.sqrt(2), "orthogonal": 1.0, "small": 0.1}
 INITIAL_STRATEGIES = ("default", *INITIAL_GAINS, "zero_residual")
 
+
 def _maps(module: nn.Module) -> Iterator[tuple[str, list[Tensor], int, int]]:
-    "The linear maps inside one module, children apart: the parameter's name, its pieces [out, in, ...], and how many values go in and come out."
+    """The linear maps inside one module, children apart: the parameter's name, its pieces [out,
+    in, ...], and how many values go in and come out.
+    """
     own = dict(module.named_parameters(recurse=False))
     if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and "weight" in own:
         taps, groups = math.prod(getattr(module, "kernel_size", ())), getattr(module, "groups", 1)
-        yield "weight", list(own["weight"].chunk(groups)), own["weight"].shape[1] * taps, own["weight"].shape[0] // groups * taps
-    elif isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):           # several maps lie in one parameter; their number would be counted as outputs
-        count = 3 if isinstance(module, nn.MultiheadAttention) else {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+        yield (
+            "weight",
+            list(own["weight"].chunk(groups)),
+            own["weight"].shape[1] * taps,
+            own["weight"].shape[0] // groups * taps,
+        )
+    # several maps lie in one parameter; their number would be counted as outputs
+    elif isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
+        count = (
+            3
+            if isinstance(module, nn.MultiheadAttention)
+            else {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+        )
         for name, weight in own.items():
             if weight.ndim == 2 and "weight" in name:
-                pieces = list(weight.chunk(1 if name[:2] in ("q_", "k_", "v_") or name.startswith("weight_hr") else count))
+                pieces = list(
+                    weight.chunk(
+                        1
+                        if name[:2] in ("q_", "k_", "v_") or name.startswith("weight_hr")
+                        else count
+                    )
+                )
                 yield name, pieces, pieces[0].shape[1], pieces[0].shape[0]
     elif isinstance(module, Encoders):
         for name in ("inward", "outward", "up", "down"):
-            pieces = [p for grid in own[name].flatten(0, 1) for p in grid.T.chunk(3 if name == "inward" else 1)]
+            pieces = [
+                p
+                for grid in own[name].flatten(0, 1)
+                for p in grid.T.chunk(3 if name == "inward" else 1)
+            ]
             yield name, pieces, pieces[0].shape[1], pieces[0].shape[0]
-    elif isinstance(module, Windows): yield "weight", [own["weight"].mT], own["weight"].shape[0] * module.kernel, own["weight"].shape[1]
+    elif isinstance(module, Windows):
+        yield (
+            "weight",
+            [own["weight"].mT],
+            own["weight"].shape[0] * module.kernel,
+            own["weight"].shape[1],
+        )
+
 
 # %% ../../nbs/electives/41_initialisation.ipynb #0000000c
-def residual_blocks(model: nn.Module, residual: Mapping[str, Sequence[str]] = RESIDUAL_ENDS) -> dict[str, list[str]]:
-    """The residual blocks of a model, {module: the parameters that its branches end in}; `residual` names them by class, {class name: patterns}.
+def residual_blocks(
+    model: nn.Module, residual: Mapping[str, Sequence[str]] = RESIDUAL_ENDS
+) -> dict[str, list[str]]:
+    """The residual blocks of a model, {module: the parameters that its branches end in};
+    `residual` names them by class, {class name: patterns}.
 
-    Raises `ConfigError` where a block's class is known and none of its parameters fits."""
+    Raises `ConfigError` where a block's class is known and none of its parameters fits.
+    """
     found = {}
     for name, module in model.named_modules():
-        if (patterns := residual.get(type(module).__name__)) is None: continue
+        if (patterns := residual.get(type(module).__name__)) is None:
+            continue
         ends = [n for n, _ in module.named_parameters() if any(fnmatchcase(n, p) for p in patterns)]
-        if not ends: raise ConfigError(f"{name or 'the model'} is a {type(module).__name__}, and none of its parameters fits {', '.join(patterns)}")
+        if not ends:
+            raise ConfigError(
+                f"{name or 'the model'} is a {type(module).__name__}, and none of its parameters"
+                f" fits {', '.join(patterns)}"
+            )
         found[name] = [f"{name}.{n}".lstrip(".") for n in ends]
     return found
 
+
 # %% ../../nbs/electives/41_initialisation.ipynb #0000000d
 @torch.no_grad()
-def initialise(model: nn.Module, strategy: str, gain: float | None = None, seed: int | None = None,
-               residual: Mapping[str, Sequence[str]] = RESIDUAL_ENDS) -> dict[str, float]:
-    """Let the weights of `model` begin anew by one of `INITIAL_STRATEGIES`; {parameter: the standard deviation it was drawn with}, what is not named was left alone.
+def initialise(
+    model: nn.Module,
+    strategy: str,
+    gain: float | None = None,
+    seed: int | None = None,
+    residual: Mapping[str, Sequence[str]] = RESIDUAL_ENDS,
+) -> dict[str, float]:
+    """Let the weights of `model` begin anew by one of `INITIAL_STRATEGIES`; {parameter: the
+    standard deviation it was drawn with}, what is not named was left alone.
 
-    "default": as the modules were built. "xavier": uniform, sd gain · √(2 / (in + out)) (Glorot & Bengio 2010). "kaiming": normal, sd gain / √in (He et al.
-    2015). "orthogonal" (Saxe et al. 2014). "small": Xavier's with gain 0.1. These four draw the weights of linear maps (Linear, Conv, attention, recurrent
-    nets, `Encoders`, `Windows`) and set their biases to 0. "zero_residual" sets to 0 what the branches of residual blocks end in (Goyal et al. 2017, Zhang
-    et al. 2019) and leaves the rest: call it after another one. Norms, embeddings, adapters (LoRA) and frozen parameters are never touched, so pass the part
-    that is to begin anew. Raises `ConfigError`."""
-    if strategy not in INITIAL_STRATEGIES: raise ConfigError(f"strategy={strategy!r} cannot be: choose {', '.join(INITIAL_STRATEGIES)}")
-    if gain is not None and strategy not in INITIAL_GAINS: raise ConfigError(f"{strategy!r} has no gain; those that have are {', '.join(INITIAL_GAINS)}")
-    if gain is not None and not (math.isfinite(gain) and gain > 0): raise ConfigError(f"{gain=} cannot be: choose a number above 0")
-    if strategy == "default": return {}
-    parameters, gain = dict(model.named_parameters()), INITIAL_GAINS.get(strategy) if gain is None else gain
+    "default": as the modules were built. "xavier": uniform, sd gain · √(2 / (in + out)) (Glorot &
+    Bengio 2010). "kaiming": normal, sd gain / √in (He et al. 2015). "orthogonal" (Saxe et al.
+    2014). "small": Xavier's with gain 0.1. These four draw the weights of linear maps (Linear,
+    Conv, attention, recurrent nets, `Encoders`, `Windows`) and set their biases to 0.
+    "zero_residual" sets to 0 what the branches of residual blocks end in (Goyal et al. 2017, Zhang
+    et al. 2019) and leaves the rest: call it after another one. Norms, embeddings, adapters (LoRA)
+    and frozen parameters are never touched, so pass the part that is to begin anew. Raises
+    `ConfigError`.
+    """
+    if strategy not in INITIAL_STRATEGIES:
+        raise ConfigError(
+            f"strategy={strategy!r} cannot be: choose {', '.join(INITIAL_STRATEGIES)}"
+        )
+    if gain is not None and strategy not in INITIAL_GAINS:
+        raise ConfigError(
+            f"{strategy!r} has no gain; those that have are {', '.join(INITIAL_GAINS)}"
+        )
+    if gain is not None and not (math.isfinite(gain) and gain > 0):
+        raise ConfigError(f"{gain=} cannot be: choose a number above 0")
+    if strategy == "default":
+        return {}
+    parameters, gain = (
+        dict(model.named_parameters()),
+        INITIAL_GAINS.get(strategy) if gain is None else gain,
+    )
     if strategy == "zero_residual":
-        ends = [n for names in residual_blocks(model, residual).values() for n in names if parameters[n].requires_grad]
-        if not ends: raise ConfigError(f"no residual block is in this model: `residual` knows {', '.join(residual)}; give {{class name: patterns of parameters}}")
-        for name in ends: parameters[name].zero_()
+        ends = [
+            n
+            for names in residual_blocks(model, residual).values()
+            for n in names
+            if parameters[n].requires_grad
+        ]
+        if not ends:
+            raise ConfigError(
+                f"no residual block is in this model: `residual` knows {', '.join(residual)}; give"
+                " {class name: patterns of parameters}"
+            )
+        for name in ends:
+            parameters[name].zero_()
         return dict.fromkeys(ends, 0.0)
-    tied, made = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}, {}
-    noise = None if seed is None else torch.Generator(next(iter(parameters.values())).device).manual_seed(seed)
+    tied, made = (
+        {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()},
+        {},
+    )
+    noise = (
+        None
+        if seed is None
+        else torch.Generator(next(iter(parameters.values())).device).manual_seed(seed)
+    )
     for place, module in model.named_modules():
-        if "lora_" in place: continue                                          # an adapter begins at zero, or it is none
+        # an adapter begins at zero, or it is none
+        if "lora_" in place:
+            continue
         for name, pieces, inside, out in list(_maps(module)):
             parameter = getattr(module, name)
-            if not parameter.requires_grad or id(parameter) in tied: continue
-            sd = gain * {"kaiming": inside ** -0.5, "orthogonal": max(len(pieces[0]), pieces[0][0].numel()) ** -0.5}.get(strategy, math.sqrt(2 / (inside + out)))
+            if not parameter.requires_grad or id(parameter) in tied:
+                continue
+            sd = gain * {
+                "kaiming": inside**-0.5,
+                "orthogonal": max(len(pieces[0]), pieces[0][0].numel()) ** -0.5,
+            }.get(strategy, math.sqrt(2 / (inside + out)))
             for piece in pieces:
-                if strategy == "kaiming": piece.normal_(0, sd, generator=noise)
-                elif strategy == "orthogonal": nn.init.orthogonal_(piece, gain, generator=noise)
-                else: piece.uniform_(-math.sqrt(3) * sd, math.sqrt(3) * sd, generator=noise)
+                if strategy == "kaiming":
+                    piece.normal_(0, sd, generator=noise)
+                elif strategy == "orthogonal":
+                    nn.init.orthogonal_(piece, gain, generator=noise)
+                else:
+                    piece.uniform_(-math.sqrt(3) * sd, math.sqrt(3) * sd, generator=noise)
             made[f"{place}.{name}".lstrip(".")] = sd
             for n, bias in module.named_parameters(recurse=False):
-                if "bias" in n and bias.requires_grad: bias.zero_(); made[f"{place}.{n}".lstrip(".")] = 0.0
-    if not made: raise ConfigError("nothing to draw: this model has no linear map that may be trained")
+                if "bias" in n and bias.requires_grad:
+                    bias.zero_()
+                    made[f"{place}.{n}".lstrip(".")] = 0.0
+    if not made:
+        raise ConfigError("nothing to draw: this model has no linear map that may be trained")
     return made
+
 
 # %% ../../nbs/electives/41_initialisation.ipynb #00000010
 class Layer(NamedTuple):
-    "One layer of a `signal`: rms of what it gives, and of the loss's gradient there (NaN where none comes)."
+    """One layer of a `signal`: rms of what it gives, and of the loss's gradient there (NaN where
+    none comes).
+    """
+
     name: str
     kind: str
     forward: float
     backward: float
 
+
 def _flow(out) -> tuple[Tensor, Tensor | None] | None:
     "The tensor that a module hands on, and which of its steps are real (None: all of them)."
-    if isinstance(out, Stream): return out.x, out.mask
-    if isinstance(out, Fused): return out.vector, None
-    if isinstance(out, Output): return out.embedding, None
+    if isinstance(out, Stream):
+        return out.x, out.mask
+    if isinstance(out, Fused):
+        return out.vector, None
+    if isinstance(out, Output):
+        return out.embedding, None
     for part in tree_leaves(out):
-        if isinstance(part, (Stream, Fused, Output)): return _flow(part)
-        if isinstance(part, Tensor) and part.is_floating_point(): return part, None
+        if isinstance(part, (Stream, Fused, Output)):
+            return _flow(part)
+        if isinstance(part, Tensor) and part.is_floating_point():
+            return part, None
     return None
+
 
 def _rms(x: Tensor, real: Tensor | None) -> float:
     return float((x if real is None else x[real]).detach().double().square().mean().sqrt())
 
-def measure_signal(model: nn.Module, batch: Any, objective: Callable | None = None, which: Callable[[str, nn.Module], bool] | None = None) -> list[Layer]:
-    """How loud the signal is at every layer on its way forward, and the gradient on its way back, in the order in which the layers were called.
 
-    `which(name, module)` chooses the layers; by default those without children, and the blocks of `RESIDUAL_ENDS`. A layer called several times stands there
-    several times. Without an `objective` the gradient that goes in at the outputs is noise of rms 1. Modes stay as they are, gradients of
-    parameters are not touched, nor is the state of the generators."""
-    which = which or (lambda name, m: not any(True for _ in m.children()) or type(m).__name__ in RESIDUAL_ENDS)
+def measure_signal(
+    model: nn.Module,
+    batch: Any,
+    objective: Callable | None = None,
+    which: Callable[[str, nn.Module], bool] | None = None,
+) -> list[Layer]:
+    """How loud the signal is at every layer on its way forward, and the gradient on its way back,
+    in the order in which the layers were called.
+
+    `which(name, module)` chooses the layers; by default those without children, and the blocks of
+    `RESIDUAL_ENDS`. A layer called several times stands there several times. Without an
+    `objective` the gradient that goes in at the outputs is noise of rms 1. Modes stay as they are,
+    gradients of parameters are not touched, nor is the state of the generators.
+    """
+    which = which or (
+        lambda name, m: not any(True for _ in m.children()) or type(m).__name__ in RESIDUAL_ENDS
+    )
     seen: list[tuple[str, nn.Module, Tensor, Tensor | None, float]] = []
+
     def look(name: str) -> Callable:
         def hook(module, _, out):
-            if (flow := _flow(out)) is not None: seen.append((name, type(module).__name__, *flow, _rms(*flow)))
+            if (flow := _flow(out)) is not None:
+                seen.append((name, type(module).__name__, *flow, _rms(*flow)))
+
         return hook
-    handles = [m.register_forward_hook(look(n)) for n, m in model.named_modules() if n and which(n, m)]
+
+    handles = [
+        m.register_forward_hook(look(n)) for n, m in model.named_modules() if n and which(n, m)
+    ]
     try:
         with own_noise(), torch.enable_grad():
             out = model(batch)
-            if objective is not None: ends, into = [objective(out, batch)["loss"]], [None]
+            if objective is not None:
+                ends, into = [objective(out, batch)["loss"]], [None]
             else:
-                parts = list(out.predictions.values()) if isinstance(out, Output) else [_flow(out)[0]]
-                ends, into = parts, [torch.randn(p.shape, generator=torch.Generator().manual_seed(0)).to(p) for p in parts]
+                parts = (
+                    list(out.predictions.values()) if isinstance(out, Output) else [_flow(out)[0]]
+                )
+                ends, into = (
+                    parts,
+                    [
+                        torch.randn(p.shape, generator=torch.Generator().manual_seed(0)).to(p)
+                        for p in parts
+                    ],
+                )
             learn = [i for i, (*_, x, _, _) in enumerate(seen) if x.requires_grad]
-            slopes = dict(zip(learn, torch.autograd.grad(ends, [seen[i][2] for i in learn], into, allow_unused=True))) if learn else {}
+            slopes = (
+                dict(
+                    zip(
+                        learn,
+                        torch.autograd.grad(
+                            ends, [seen[i][2] for i in learn], into, allow_unused=True
+                        ),
+                    )
+                )
+                if learn
+                else {}
+            )
     finally:
-        for handle in handles: handle.remove()
-    back = lambda i, real: math.nan if slopes.get(i) is None else _rms(slopes[i], real)
-    return [Layer(name, kind, rms, back(i, real)) for i, (name, kind, _, real, rms) in enumerate(seen)]
+        for handle in handles:
+            handle.remove()
+
+    def back(i, real):
+        return math.nan if slopes.get(i) is None else _rms(slopes[i], real)
+
+    return [
+        Layer(name, kind, rms, back(i, real)) for i, (name, kind, _, real, rms) in enumerate(seen)
+    ]
+
 
 # %% ../../nbs/electives/41_initialisation.ipynb #00000011
-def draw_signal(signals: Mapping[str, Sequence[Layer]], which: Callable[[Layer], bool] = lambda layer: True, colours: Mapping[str, str] | None = None, axes=None):
-    "Forward and backward rms of several `signal`s, layer by layer, on logarithmic axes; `which` chooses the layers. What is exactly 0 or not finite is a gap. Returns the axes."
+def draw_signal(
+    signals: Mapping[str, Sequence[Layer]],
+    which: Callable[[Layer], bool] = lambda layer: True,
+    colours: Mapping[str, str] | None = None,
+    axes=None,
+):
+    """Forward and backward rms of several `signal`s, layer by layer, on logarithmic axes; `which`
+    chooses the layers. What is exactly 0 or not finite is a gap. Returns the axes.
+    """
     import matplotlib.pyplot as plt
-    if axes is None: axes = plt.subplots(1, 2, figsize=(7.5, 2.6), constrained_layout=True)[1]
-    palette = dict(zip(signals, ["k", *(COLOURS[k] for k in ("audio", "video", "text", "fusion", "ceiling"))] * len(signals))) | dict(colours or {})
+
+    if axes is None:
+        axes = plt.subplots(1, 2, figsize=(7.5, 2.6), constrained_layout=True)[1]
+    palette = dict(
+        zip(
+            signals,
+            ["k", *(COLOURS[k] for k in ("audio", "video", "text", "fusion", "ceiling"))]
+            * len(signals),
+        )
+    ) | dict(colours or {})
     for ax, field, said in zip(axes, ("forward", "backward"), ("signal, rms", "gradient, rms")):
         for name, layers in signals.items():
             values = [getattr(layer, field) for layer in layers if which(layer)]
-            ax.plot([v if 0 < v < math.inf else math.nan for v in values], color=palette[name], lw=1.4, label=name)
-        ax.set(xlabel="layer", ylabel=said, yscale="log"); ax.spines[["top", "right"]].set_visible(False)
+            ax.plot(
+                [v if 0 < v < math.inf else math.nan for v in values],
+                color=palette[name],
+                lw=1.4,
+                label=name,
+            )
+        ax.set(xlabel="layer", ylabel=said, yscale="log")
+        ax.spines[["top", "right"]].set_visible(False)
     return axes

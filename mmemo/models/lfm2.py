@@ -4,95 +4,175 @@
 
 # %% ../../nbs/electives/42_lfm2.ipynb #00000004
 from __future__ import annotations
+
 import logging
-import torch
 from collections.abc import Mapping
 from functools import partial
+
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from ..core.batch import last_real, Stream
+
+from ..core.batch import Stream, last_real
 from ..core.errors import ConfigError, ShapeError
 from .base import Fused
 
 # %% auto #0
-__all__ = ['GIANT', 'pack_steps', 'Lfm2Fusion', 'unpack_steps']
+__all__ = ["GIANT", "pack_steps", "Lfm2Fusion", "unpack_steps"]
+
 
 # %% ../../nbs/electives/42_lfm2.ipynb #0000000b
-def pack_steps(x: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]) -> tuple[Float[Tensor, "B N H"], Int[Tensor, "B S"]]:
-    """The real steps of each item moved to the front, in their order, and where each step went. N is the largest number of real steps of any item.
+def pack_steps(
+    x: Float[Tensor, "B S H"], mask: Bool[Tensor, "B S"]
+) -> tuple[Float[Tensor, "B N H"], Int[Tensor, "B S"]]:
+    """The real steps of each item moved to the front, in their order, and where each step went.
 
-    Behind the last real step stands whatever stood in the holes: what reads it must be causal."""
+    N is the largest number of real steps of any item.
+
+    Behind the last real step stands whatever stood in the holes: what reads it must be causal.
+    """
     order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)
     N = mask.shape[1] if mask.is_meta else last_real(mask.gather(1, order))
     return x.gather(1, order[:, :N, None].expand(-1, -1, x.shape[-1])), mask.cumsum(1) - 1
 
+
 # %% ../../nbs/electives/42_lfm2.ipynb #0000000c
-GIANT = {"width": 1024, "layers": 9, "heads": 16}            # about 149 million parameters
+GIANT = {"width": 1024, "layers": 9, "heads": 16}  # about 149 million parameters
+
 
 class Lfm2Fusion(nn.Module):
-    """A stack of LFM2's decoder layers (Liquid AI 2025; transformers' own modules) over the real steps of all streams, read at the last one. {name: Stream [B, T, H_m]} -> Fused [B, H].
+    """A stack of LFM2's decoder layers (Liquid AI 2025; transformers' own modules) over the real
+    steps of all streams, read at the last one. {name: Stream [B, T, H_m]} -> Fused [B, H].
 
-    Each step is projected to `width` and told its modality; the real steps of an item stand side by side, stream after stream. Every fourth layer
-    (`every`) is grouped-query attention with rotary positions, the others are gated short convolutions; all are causal, so that the last real step
-    has seen all others and padding behind it is seen by none. An item without any real step has the vector 0. Weights are random: see `reset`.
-    Maps: `attention 4` ... [B, heads, S, S] over the steps of all streams side by side. Raises `ConfigError`, `ShapeError` naming the stream."""
-    def __init__(self, widths: Mapping[str, int], width: int, layers: int, heads: int, dropout: float = 0.0, every: int = 4, ffn: int | None = None):
+    Each step is projected to `width` and told its modality; the real steps of an item stand side
+    by side, stream after stream. Every fourth layer (`every`) is grouped-query attention with
+    rotary positions, the others are gated short convolutions; all are causal, so that the last
+    real step has seen all others and padding behind it is seen by none. An item without any real
+    step has the vector 0. Weights are random: see `reset`. Maps: `attention 4` ... [B, heads, S,
+    S] over the steps of all streams side by side. Raises `ConfigError`, `ShapeError` naming the
+    stream.
+    """
+
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        width: int,
+        layers: int,
+        heads: int,
+        dropout: float = 0.0,
+        every: int = 4,
+        ffn: int | None = None,
+    ):
         from transformers import Lfm2Config
-        from transformers.models.lfm2.modeling_lfm2 import Lfm2DecoderLayer, Lfm2RMSNorm, Lfm2RotaryEmbedding
+        from transformers.models.lfm2.modeling_lfm2 import (
+            Lfm2DecoderLayer,
+            Lfm2RMSNorm,
+            Lfm2RotaryEmbedding,
+        )
+
         super().__init__()
-        logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)       # it asks for a CUDA package, in every run
-        if not widths or min(width, layers, heads, every) < 1: raise ConfigError(f"widths={dict(widths)}, {width=}, {layers=}, {heads=}, {every=}: each must be at least one")
-        if width % (2 * heads): raise ConfigError(f"{width=} cannot be divided among {heads=}: rotary positions need an even number of features a head")
+        # it asks for a CUDA package, in every run
+        logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
+        if not widths or min(width, layers, heads, every) < 1:
+            raise ConfigError(
+                f"widths={dict(widths)}, {width=}, {layers=}, {heads=}, {every=}: each must be at"
+                " least one"
+            )
+        if width % (2 * heads):
+            raise ConfigError(
+                f"{width=} cannot be divided among {heads=}: rotary positions need an even number"
+                " of features a head"
+            )
         kinds = ["conv" if (i + 1) % every else "full_attention" for i in range(layers)]
-        config = Lfm2Config(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=max(1, heads // 2) if heads % 2 == 0 else heads,
-                            intermediate_size=ffn or 4 * width, block_auto_adjust_ff_dim=False, layer_types=kinds)
-        config._attn_implementation = "eager"                        # the one that hands out its weights
+        config = Lfm2Config(
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=max(1, heads // 2) if heads % 2 == 0 else heads,
+            intermediate_size=ffn or 4 * width,
+            block_auto_adjust_ff_dim=False,
+            layer_types=kinds,
+        )
+        config._attn_implementation = "eager"  # the one that hands out its weights
         self.project = nn.ModuleDict({n: nn.Linear(w, width) for n, w in widths.items()})
         self.modality = nn.Parameter(torch.zeros(len(widths), width))
         self.layers = nn.ModuleList(Lfm2DecoderLayer(config, i) for i in range(layers))
-        self.rotary, self.norm, self.dropout = Lfm2RotaryEmbedding(config), Lfm2RMSNorm(width, config.norm_eps), nn.Dropout(dropout)
+        self.rotary, self.norm, self.dropout = (
+            Lfm2RotaryEmbedding(config),
+            Lfm2RMSNorm(width, config.norm_eps),
+            nn.Dropout(dropout),
+        )
         self.reset()
 
     @torch.no_grad()
     def reset(self, std: float | None = 0.02, residual: float = 1.0) -> Lfm2Fusion:
-        """New random weights: normal with spread `std` (LFM2's own is 0.02), or torch's default for each layer where it is None; norms 1, biases 0.
+        """New random weights: normal with spread `std` (LFM2's own is 0.02), or torch's default
+        for each layer where it is None; norms 1, biases 0.
 
-        The last product of every branch is multiplied by `residual`; with 0 each layer begins as the identity."""
+        The last product of every branch is multiplied by `residual`; with 0 each layer begins as
+        the identity.
+        """
         for name, module in self.named_modules():
             if isinstance(module, (nn.Linear, nn.Conv1d)):
                 module.reset_parameters()
                 if std is not None:
                     module.weight.normal_(0, std)
-                    if module.bias is not None: module.bias.zero_()
-                if name.endswith(("out_proj", "w2")): module.weight.mul_(residual)
-            elif "Norm" in type(module).__name__: module.weight.fill_(1)
+                    if module.bias is not None:
+                        module.bias.zero_()
+                if name.endswith(("out_proj", "w2")):
+                    module.weight.mul_(residual)
+            elif "Norm" in type(module).__name__:
+                module.weight.fill_(1)
         self.modality.normal_(0, std or 0.02)
         return self
 
     def forward(self, streams: Mapping[str, Stream]) -> Fused:
         for name, project in self.project.items():
-            if name not in streams: raise ShapeError(f"the fusion joins {', '.join(self.project)}, there is no {name}; a missing modality is a stream whose mask is False")
-            if (H := streams[name].x.shape[-1]) != project.in_features: raise ShapeError(f"{name}: axis H is {H}, the fusion was built for {project.in_features}")
+            if name not in streams:
+                raise ShapeError(
+                    f"the fusion joins {', '.join(self.project)}, there is no {name}; a missing"
+                    " modality is a stream whose mask is False"
+                )
+            if (H := streams[name].x.shape[-1]) != project.in_features:
+                raise ShapeError(
+                    f"{name}: axis H is {H}, the fusion was built for {project.in_features}"
+                )
         mask = torch.cat([streams[n].mask for n in self.project], 1)
-        own = [project(streams[n].x.masked_fill(~streams[n].mask.unsqueeze(-1), 0)) + kind for (n, project), kind in zip(self.project.items(), self.modality)]
+        own = [
+            project(streams[n].x.masked_fill(~streams[n].mask.unsqueeze(-1), 0)) + kind
+            for (n, project), kind in zip(self.project.items(), self.modality)
+        ]
         x, place = pack_steps(torch.cat(own, 1), mask)
         N, maps = x.shape[1], {}
         x, at = self.dropout(x), torch.arange(N, device=x.device)
-        later = torch.zeros(N, N, dtype=x.dtype, device=x.device).masked_fill(at > at[:, None], torch.finfo(x.dtype).min)[None, None]
+        later = torch.zeros(N, N, dtype=x.dtype, device=x.device).masked_fill(
+            at > at[:, None], torch.finfo(x.dtype).min
+        )[None, None]
         turn, seen = self.rotary(x, at[None]), mask[:, None, :, None] & mask[:, None, None, :]
         for i, layer in enumerate(self.layers, 1):
-            hook = layer.self_attn.register_forward_hook(partial(_keep, maps, f"attention {i}")) if layer.is_attention_layer else None
-            try: x = layer(x, position_embeddings=turn, attention_mask=later if hook else None)
-            finally: hook and hook.remove()
+            hook = (
+                layer.self_attn.register_forward_hook(partial(_keep, maps, f"attention {i}"))
+                if layer.is_attention_layer
+                else None
+            )
+            try:
+                x = layer(x, position_embeddings=turn, attention_mask=later if hook else None)
+            finally:
+                hook and hook.remove()
         maps = {name: unpack_steps(weights, place, seen) for name, weights in maps.items()}
         last = place[:, -1].clamp(min=0)
         vector = self.norm(x.gather(1, last[:, None, None].expand(-1, 1, x.shape[-1])))[:, 0]
         return Fused(self.dropout(vector.masked_fill(~mask.any(1, keepdim=True), 0)), maps)
 
-def _keep(maps: dict, name: str, module: nn.Module, given, found) -> None: maps[name] = found[1]
+
+def _keep(maps: dict, name: str, module: nn.Module, given, found) -> None:
+    maps[name] = found[1]
+
 
 def unpack_steps(weights: Tensor, place: Tensor, seen: Tensor) -> Tensor:
-    "Attention among packed steps [B, heads, N, N] as attention among all steps [B, heads, S, S]; 0 where either is not real."
+    """Attention among packed steps [B, heads, N, N] as attention among all steps [B, heads, S, S];
+    0 where either is not real.
+    """
     (B, heads, N, _), S, at = weights.shape, place.shape[1], place.clamp(min=0)[:, None]
     rows = weights.gather(2, at[..., None].expand(B, heads, S, N))
     return rows.gather(3, at[:, :, None].expand(B, heads, S, S)).masked_fill(~seen, 0)

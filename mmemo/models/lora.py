@@ -4,54 +4,122 @@
 
 # %% ../../nbs/course/08_lora.ipynb #00000004
 from __future__ import annotations
+
 import copy
 import json
 import math
 import os
 import tempfile
 import warnings
-import torch
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
 from ..core.errors import CheckpointError, ConfigError, WeightsError
 from ..core.files import fingerprint_tensors
 from ..core.style import COLOURS
 from .text import TextEncoder
 
 # %% auto #0
-__all__ = ['LORA_TARGETS', 'PLAIN_LORA_KEYS', 'draw_update', 'LoRALinear', 'linear_names', 'inject_lora', 'merge_layers',
-           'count_trainable', 'is_peft', 'add_lora', 'merge_adapter', 'save_adapter', 'load_adapter']
+__all__ = [
+    "LORA_TARGETS",
+    "PLAIN_LORA_KEYS",
+    "draw_update",
+    "LoRALinear",
+    "linear_names",
+    "inject_lora",
+    "merge_layers",
+    "count_trainable",
+    "is_peft",
+    "add_lora",
+    "merge_adapter",
+    "save_adapter",
+    "load_adapter",
+]
+
 
 # %% ../../nbs/course/08_lora.ipynb #00000015
 def draw_update(out: int, inside: int, r: int, ax=None):
-    "The weight W [out, inside] and its update's B [out, r] and A [r, inside], drawn to one scale. Returns the axes."
+    """The weight W [out, inside] and its update's B [out, r] and A [r, inside], drawn to one
+    scale. Returns the axes.
+    """
     import matplotlib.pyplot as plt
-    if ax is None: ax = plt.subplots(figsize=(4.2, 2.6), constrained_layout=True)[1]
+
+    if ax is None:
+        ax = plt.subplots(figsize=(4.2, 2.6), constrained_layout=True)[1]
     gap = 0.12 * max(out, inside)
-    places = {"W": (0, 0, inside, out), "B": (inside + gap, 0, r, out), "A": (inside + 1.6 * gap + r, out - r, inside, r)}
+    places = {
+        "W": (0, 0, inside, out),
+        "B": (inside + gap, 0, r, out),
+        "A": (inside + 1.6 * gap + r, out - r, inside, r),
+    }
     for name, (x, y, width, height) in places.items():
-        ax.add_patch(plt.Rectangle((x, y), width, height, color="#BBBBBB" if name == "W" else COLOURS["text"], lw=0))
-    text = lambda x, y, said, **how: ax.text(x, y, said, ha="center", va="center", fontsize=8, **how)
+        ax.add_patch(
+            plt.Rectangle(
+                (x, y), width, height, color="#BBBBBB" if name == "W" else COLOURS["text"], lw=0
+            )
+        )
+
+    def text(x, y, said, **how):
+        return ax.text(x, y, said, ha="center", va="center", fontsize=8, **how)
+
     text(inside / 2, out / 2, f"W  {out} × {inside}\n{out * inside:,} frozen")
-    text(inside + gap / 2, out / 2, "+"); ax.text(inside + 1.6 * gap + r, out - r - .25 * gap, f"A  {r} × {inside}", fontsize=8, va="top", color=COLOURS["text"])
-    ax.text(inside + gap + r + .3 * gap, .02 * out, f"B  {out} × {r}\n{r * (out + inside):,} learn: {r * (out + inside) / (out * inside):.1%}", fontsize=8, va="bottom", color=COLOURS["text"])
-    ax.set(xlim=(-.02 * inside, 2.2 * inside + gap + r), ylim=(-.03 * out, 1.03 * out), aspect="equal"); ax.axis("off")
+    text(inside + gap / 2, out / 2, "+")
+    ax.text(
+        inside + 1.6 * gap + r,
+        out - r - 0.25 * gap,
+        f"A  {r} × {inside}",
+        fontsize=8,
+        va="top",
+        color=COLOURS["text"],
+    )
+    ax.text(
+        inside + gap + r + 0.3 * gap,
+        0.02 * out,
+        f"B  {out} × {r}\n{r * (out + inside):,} learn: {r * (out + inside) / (out * inside):.1%}",
+        fontsize=8,
+        va="bottom",
+        color=COLOURS["text"],
+    )
+    ax.set(
+        xlim=(-0.02 * inside, 2.2 * inside + gap + r),
+        ylim=(-0.03 * out, 1.03 * out),
+        aspect="equal",
+    )
+    ax.axis("off")
     return ax
+
 
 # %% ../../nbs/course/08_lora.ipynb #0000001c
 class LoRALinear(nn.Module):
-    """A frozen linear layer plus a trainable update of rank `r`: y = Wx + b + (alpha / r) B A dropout(x), with [..., I] -> [..., O].
+    """A frozen linear layer plus a trainable update of rank `r`: y = Wx + b + (alpha / r) B A
+    dropout(x), with [..., I] -> [..., O].
 
-    A [r, I] starts Kaiming uniform, B [O, r] at zero, so that training starts at the layer as it was (Hu et al. 2021). Raises `ConfigError`."""
+    A [r, I] starts Kaiming uniform, B [O, r] at zero, so that training starts at the layer as it
+    was (Hu et al. 2021). Raises `ConfigError`.
+    """
+
     def __init__(self, linear: nn.Linear, r: int = 8, alpha: float = 16, dropout: float = 0.0):
         super().__init__()
-        if r < 1: raise ConfigError(f"rank r={r} cannot be: choose a whole number from 1; min(in, out) = {min(linear.weight.shape)} is already full rank")
-        self.linear, self.scale, self.drop = linear.requires_grad_(False), alpha / r, nn.Dropout(dropout)
-        self.A, self.B = (nn.Parameter(linear.weight.new_zeros(shape)) for shape in ((r, linear.in_features), (linear.out_features, r)))
+        if r < 1:
+            raise ConfigError(
+                f"rank r={r} cannot be: choose a whole number from 1; min(in, out) ="
+                f" {min(linear.weight.shape)} is already full rank"
+            )
+        self.linear, self.scale, self.drop = (
+            linear.requires_grad_(False),
+            alpha / r,
+            nn.Dropout(dropout),
+        )
+        self.A, self.B = (
+            nn.Parameter(linear.weight.new_zeros(shape))
+            for shape in ((r, linear.in_features), (linear.out_features, r))
+        )
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
     def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
@@ -64,135 +132,306 @@ class LoRALinear(nn.Module):
         linear.weight += self.scale * self.B @ self.A
         return linear
 
+
 # %% ../../nbs/course/08_lora.ipynb #0000001e
 def linear_names(module: nn.Module) -> list[str]:
-    "The last part of the names of `module`'s plain linear layers, each once: what may be chosen as a target."
-    return list(dict.fromkeys(name.rpartition(".")[2] for name, m in module.named_modules() if type(m) is nn.Linear))
+    """The last part of the names of `module`'s plain linear layers, each once: what may be chosen
+    as a target.
+    """
+    return list(
+        dict.fromkeys(
+            name.rpartition(".")[2] for name, m in module.named_modules() if type(m) is nn.Linear
+        )
+    )
 
-def _is_target(name: str, targets: Iterable[str]) -> bool: return any(f".{name}".endswith(f".{t}") for t in targets)
+
+def _is_target(name: str, targets: Iterable[str]) -> bool:
+    return any(f".{name}".endswith(f".{t}") for t in targets)
+
 
 def _replace(module: nn.Module, make) -> int:
-    "Puts `make(name, child)` in the place of every child for which it is not None; how many names that were. A layer used twice stays one."
+    """Puts `make(name, child)` in the place of every child for which it is not None; how many
+    names that were. A layer used twice stays one.
+    """
     made, count = {}, 0
     for name, child in list(module.named_modules(remove_duplicate=False)):
         if name and (new := made.get(id(child)) or make(name, child)) is not None:
-            module.set_submodule(name, new); made[id(child)] = new; count += 1
+            module.set_submodule(name, new)
+            made[id(child)] = new
+            count += 1
     return count
 
-def inject_lora(module: nn.Module, targets: Sequence[str] = ("query", "value"), r: int = 8, alpha: float = 16, dropout: float = 0.0) -> nn.Module:
-    """Freezes `module` and gives every `nn.Linear` whose name is or ends with (after a dot) one of `targets` a low-rank update, in place.
 
-    Raises `ConfigError` where nothing matches, naming the linear layers that exist."""
-    def make(name, child): return LoRALinear(child, r, alpha, dropout) if type(child) is nn.Linear and _is_target(name, targets) else None
-    found = [name for name, m in module.named_modules() if name and type(m) is nn.Linear and _is_target(name, targets)]
-    if not found: raise ConfigError(f"no linear layer is called {' or '.join(targets)}; there are {', '.join(linear_names(module)) or 'none'}")
-    module.requires_grad_(False); _replace(module, make)
+def inject_lora(
+    module: nn.Module,
+    targets: Sequence[str] = ("query", "value"),
+    r: int = 8,
+    alpha: float = 16,
+    dropout: float = 0.0,
+) -> nn.Module:
+    """Freezes `module` and gives every `nn.Linear` whose name is or ends with (after a dot) one of
+    `targets` a low-rank update, in place.
+
+    Raises `ConfigError` where nothing matches, naming the linear layers that exist.
+    """
+
+    def make(name, child):
+        return (
+            LoRALinear(child, r, alpha, dropout)
+            if type(child) is nn.Linear and _is_target(name, targets)
+            else None
+        )
+
+    found = [
+        name
+        for name, m in module.named_modules()
+        if name and type(m) is nn.Linear and _is_target(name, targets)
+    ]
+    if not found:
+        raise ConfigError(
+            f"no linear layer is called {' or '.join(targets)}; there are"
+            f" {', '.join(linear_names(module)) or 'none'}"
+        )
+    module.requires_grad_(False)
+    _replace(module, make)
     return module
+
 
 def merge_layers(module: nn.Module) -> nn.Module:
-    "The inverse of `inject_lora`, in place: every `LoRALinear` becomes one plain `nn.Linear`. Raises `ConfigError` where there is none."
-    if not _replace(module, lambda name, child: child.merged() if isinstance(child, LoRALinear) else None):
-        raise ConfigError("there is no LoRALinear to merge; was this model injected, and not merged before?")
+    """The inverse of `inject_lora`, in place: every `LoRALinear` becomes one plain `nn.Linear`.
+
+    Raises `ConfigError` where there is none.
+    """
+    if not _replace(
+        module, lambda name, child: child.merged() if isinstance(child, LoRALinear) else None
+    ):
+        raise ConfigError(
+            "there is no LoRALinear to merge; was this model injected, and not merged before?"
+        )
     return module
+
 
 def count_trainable(module: nn.Module) -> tuple[int, int]:
     "How many parameters of `module` learn, and how many there are."
     sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
     return sum(n for n, learns in sizes if learns), sum(n for n, _ in sizes)
 
-# %% ../../nbs/course/08_lora.ipynb #00000021
-LORA_TARGETS = {**dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), ("query", "value")), "distilbert": ("q_lin", "v_lin")}
 
-def is_peft(encoder: TextEncoder) -> bool: return hasattr(encoder.model, "peft_config")
+# %% ../../nbs/course/08_lora.ipynb #00000021
+LORA_TARGETS = {
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), ("query", "value")),
+    "distilbert": ("q_lin", "v_lin"),
+}
+
+
+def is_peft(encoder: TextEncoder) -> bool:
+    return hasattr(encoder.model, "peft_config")
+
 
 def _plain(encoder: TextEncoder) -> TextEncoder:
-    if is_peft(encoder): raise ConfigError("this encoder has an adapter already; merge it (`merge_adapter`) or start from the plain one")
+    if is_peft(encoder):
+        raise ConfigError(
+            "this encoder has an adapter already; merge it (`merge_adapter`) or start from the"
+            " plain one"
+        )
     return encoder
+
 
 def _with_adapter(encoder: TextEncoder, config) -> TextEncoder:
     "A copy of `encoder` with peft's adapter of this `config`."
     from peft import get_peft_model
+
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)                      # peft asks transformers for an attribute by its old name
+        # peft asks transformers for an attribute by its old name
+        warnings.simplefilter("ignore", FutureWarning)
         return TextEncoder(get_peft_model(copy.deepcopy(encoder.model), config))
 
-def add_lora(encoder: TextEncoder, r: int = 8, alpha: float = 16, dropout: float = 0.0, targets: Sequence[str] | None = None) -> TextEncoder:
-    """`encoder` (a copy) frozen, with peft's low-rank updates of rank `r`, scaled by `alpha / r`, on its layers called `targets`.
 
-    Default targets: query and value projections (Hu et al. 2021, 7.1). Raises `ConfigError`, naming the layers to choose from."""
+def add_lora(
+    encoder: TextEncoder,
+    r: int = 8,
+    alpha: float = 16,
+    dropout: float = 0.0,
+    targets: Sequence[str] | None = None,
+) -> TextEncoder:
+    """`encoder` (a copy) frozen, with peft's low-rank updates of rank `r`, scaled by `alpha / r`,
+    on its layers called `targets`.
+
+    Default targets: query and value projections (Hu et al. 2021, 7.1). Raises `ConfigError`,
+    naming the layers to choose from.
+    """
     from peft import LoraConfig
+
     kind, there = _plain(encoder).model.config.model_type, linear_names(encoder.model)
-    if r < 1: raise ConfigError(f"rank r={r} cannot be: choose a whole number from 1")
-    if targets is None and kind not in LORA_TARGETS: raise ConfigError(f"no default targets for a {kind!r}; choose targets from {', '.join(there)}")
+    if r < 1:
+        raise ConfigError(f"rank r={r} cannot be: choose a whole number from 1")
+    if targets is None and kind not in LORA_TARGETS:
+        raise ConfigError(
+            f"no default targets for a {kind!r}; choose targets from {', '.join(there)}"
+        )
     targets = LORA_TARGETS[kind] if targets is None else targets
     names = [name for name, m in encoder.model.named_modules() if isinstance(m, nn.Linear)]
-    if missing := [t for t in targets if not any(_is_target(name, [t]) for name in names)] or not targets:
-        raise ConfigError(f"no linear layer is called {missing if targets else 'nothing'}; there are {', '.join(there) or 'none'}")
-    return _with_adapter(encoder, LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets)))
+    if (
+        missing := [t for t in targets if not any(_is_target(name, [t]) for name in names)]
+        or not targets
+    ):
+        raise ConfigError(
+            f"no linear layer is called {missing if targets else 'nothing'}; there are"
+            f" {', '.join(there) or 'none'}"
+        )
+    return _with_adapter(
+        encoder,
+        LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets)),
+    )
+
 
 def merge_adapter(encoder: TextEncoder) -> TextEncoder:
-    "A plain encoder that does what `encoder` with its adapter does; a copy, the original stays as it is. Raises `ConfigError`."
-    if not is_peft(encoder): raise ConfigError("this encoder has no adapter to merge")
+    """A plain encoder that does what `encoder` with its adapter does; a copy, the original stays
+    as it is. Raises `ConfigError`.
+    """
+    if not is_peft(encoder):
+        raise ConfigError("this encoder has no adapter to merge")
     return TextEncoder(copy.deepcopy(encoder.model).merge_and_unload())
 
+
 # %% ../../nbs/course/08_lora.ipynb #00000030
-PLAIN_LORA_KEYS = {"r", "lora_alpha", "lora_dropout", "target_modules", "inference_mode", "base_model_name_or_path", "peft_version", "task_type", "auto_mapping",
-         "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "init_lora_weights", "revision", "exclude_modules", "layers_to_transform", "layers_pattern"}
+PLAIN_LORA_KEYS = {
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "inference_mode",
+    "base_model_name_or_path",
+    "peft_version",
+    "task_type",
+    "auto_mapping",
+    "use_rslora",
+    "fan_in_fan_out",
+    "rank_pattern",
+    "alpha_pattern",
+    "init_lora_weights",
+    "revision",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+}
+
 
 def _base(encoder: TextEncoder) -> str:
     "Fingerprint of the weights that an adapter stands on, the same with and without it."
-    state = {k.removeprefix("base_model.model.").replace(".base_layer.", "."): v for k, v in encoder.model.state_dict().items() if ".lora_" not in k}
+    state = {
+        k.removeprefix("base_model.model.").replace(".base_layer.", "."): v
+        for k, v in encoder.model.state_dict().items()
+        if ".lora_" not in k
+    }
     return fingerprint_tensors(dict(sorted(state.items())))
 
-def save_adapter(encoder: TextEncoder, folder: str | os.PathLike) -> Path:
-    """Writes the adapter alone, in peft's format (adapter_model.safetensors, adapter_config.json); what it was trained on is noted inside.
 
-    Raises `ConfigError` (no adapter), `CheckpointError` (cannot be written; an older one stays)."""
+def save_adapter(encoder: TextEncoder, folder: str | os.PathLike) -> Path:
+    """Writes the adapter alone, in peft's format (adapter_model.safetensors, adapter_config.json);
+    what it was trained on is noted inside.
+
+    Raises `ConfigError` (no adapter), `CheckpointError` (cannot be written; an older one stays).
+    """
     from peft import get_peft_model_state_dict
-    if not is_peft(encoder): raise ConfigError("this encoder has no adapter to save; `add_lora` gives it one")
+
+    if not is_peft(encoder):
+        raise ConfigError("this encoder has no adapter to save; `add_lora` gives it one")
     folder, config = Path(folder), copy.deepcopy(encoder.model.peft_config["default"])
-    config.inference_mode, config.base_model_name_or_path = True, Path(config.base_model_name_or_path or "").name or None     # no path of this machine
-    tensors = {k: v.detach().cpu().contiguous() for k, v in get_peft_model_state_dict(encoder.model, save_embedding_layers=False).items()}
-    about = {"format": "pt", "base": _base(encoder), "adapter": fingerprint_tensors(dict(sorted(tensors.items())))}
+    # no path of this machine
+    config.inference_mode, config.base_model_name_or_path = (
+        True,
+        Path(config.base_model_name_or_path or "").name or None,
+    )
+    tensors = {
+        k: v.detach().cpu().contiguous()
+        for k, v in get_peft_model_state_dict(encoder.model, save_embedding_layers=False).items()
+    }
+    about = {
+        "format": "pt",
+        "base": _base(encoder),
+        "adapter": fingerprint_tensors(dict(sorted(tensors.items()))),
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as new:              # whole or not at all
-            config.save_pretrained(new); save_file(tensors, Path(new) / "adapter_model.safetensors", about)
-            for name in os.listdir(new): os.replace(Path(new) / name, folder / name)
-    except (OSError, SafetensorError) as error: raise CheckpointError(f"adapter {folder} could not be written: {error}") from error
+        with tempfile.TemporaryDirectory(dir=folder.parent) as new:  # whole or not at all
+            config.save_pretrained(new)
+            save_file(tensors, Path(new) / "adapter_model.safetensors", about)
+            for name in os.listdir(new):
+                os.replace(Path(new) / name, folder / name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"adapter {folder} could not be written: {error}") from error
     return folder
+
 
 def _read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor], dict[str, str]]:
     "Configuration, tensors and notes of an adapter, checked."
     files = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     if missing := [f.name for f in files if not f.is_file()]:
-        raise WeightsError(f"folder {os.fspath(folder)!r} has no {' and no '.join(missing)}: it holds no adapter in peft's safetensors format (nothing else is read)")
+        raise WeightsError(
+            f"folder {os.fspath(folder)!r} has no {' and no '.join(missing)}: it holds no adapter"
+            " in peft's safetensors format (nothing else is read)"
+        )
     try:
         config = json.loads(files[0].read_text())
-        with safe_open(files[1], "pt") as file: tensors, about = {k: file.get_tensor(k) for k in sorted(file.keys())}, file.metadata() or {}
-    except (OSError, ValueError, SafetensorError) as error: raise CheckpointError(f"adapter {folder} is damaged: {error}") from error
-    if not isinstance(config, dict): raise CheckpointError(f"adapter {folder} is damaged: adapter_config.json holds no options")
-    if about.get("adapter", fingerprint_tensors(tensors)) != fingerprint_tensors(tensors): raise CheckpointError(f"adapter {folder} is damaged: its weights are not those that were saved")
-    if bad := [k for k, v in tensors.items() if not torch.isfinite(v).all()]: raise CheckpointError(f"adapter {folder} is damaged: {bad[0]} is not finite")
+        with safe_open(files[1], "pt") as file:
+            tensors, about = (
+                {k: file.get_tensor(k) for k in sorted(file.keys())},
+                file.metadata() or {},
+            )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"adapter {folder} is damaged: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"adapter {folder} is damaged: adapter_config.json holds no options")
+    if about.get("adapter", fingerprint_tensors(tensors)) != fingerprint_tensors(tensors):
+        raise CheckpointError(
+            f"adapter {folder} is damaged: its weights are not those that were saved"
+        )
+    if bad := [k for k, v in tensors.items() if not torch.isfinite(v).all()]:
+        raise CheckpointError(f"adapter {folder} is damaged: {bad[0]} is not finite")
     return config, tensors, about
 
-def load_adapter(encoder: TextEncoder, folder: str | os.PathLike) -> TextEncoder:
-    """`encoder` (a copy) with the adapter of `folder`, ready to predict or to be trained on; made by `save_adapter` or by peft.
 
-    Raises `WeightsError` (no adapter there, or one for other weights), `CheckpointError` (a damaged file)."""
+def load_adapter(encoder: TextEncoder, folder: str | os.PathLike) -> TextEncoder:
+    """`encoder` (a copy) with the adapter of `folder`, ready to predict or to be trained on; made
+    by `save_adapter` or by peft.
+
+    Raises `WeightsError` (no adapter there, or one for other weights), `CheckpointError` (a
+    damaged file).
+    """
     from peft import LoraConfig, set_peft_model_state_dict
+
     config, tensors, about = _read_adapter(Path(folder))
     usual = LoraConfig().to_dict()
     if odd := [k for k, v in config.items() if k not in PLAIN_LORA_KEYS and v != usual.get(k)]:
-        raise WeightsError(f"adapter {os.fspath(folder)!r} is not a plain LoRA adapter: it sets {', '.join(odd)}")
+        raise WeightsError(
+            f"adapter {os.fspath(folder)!r} is not a plain LoRA adapter: it sets {', '.join(odd)}"
+        )
     if about.get("base", now := _base(_plain(encoder))) != now:
-        raise WeightsError(f"adapter {os.fspath(folder)!r} was trained on other weights ({config.get('base_model_name_or_path')}, fingerprint {about['base']}) than the encoder's ({now})")
-    keep = {k: v for k, v in config.items() if k in PLAIN_LORA_KEYS - {"auto_mapping", "peft_version", "base_model_name_or_path"}}
+        raise WeightsError(
+            f"adapter {os.fspath(folder)!r} was trained on other weights"
+            f" ({config.get('base_model_name_or_path')}, fingerprint {about['base']}) than the"
+            f" encoder's ({now})"
+        )
+    keep = {
+        k: v
+        for k, v in config.items()
+        if k in PLAIN_LORA_KEYS - {"auto_mapping", "peft_version", "base_model_name_or_path"}
+    }
     try:
-        made = _with_adapter(encoder, LoraConfig(**keep | {"inference_mode": False, "init_lora_weights": True}))
+        made = _with_adapter(
+            encoder, LoraConfig(**keep | {"inference_mode": False, "init_lora_weights": True})
+        )
         found = set_peft_model_state_dict(made.model, tensors)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise WeightsError(f"adapter {os.fspath(folder)!r} does not fit this encoder: {' '.join(str(error).split())[:300]}") from error
+        raise WeightsError(
+            f"adapter {os.fspath(folder)!r} does not fit this encoder:"
+            f" {' '.join(str(error).split())[:300]}"
+        ) from error
     lost = [*found.unexpected_keys, *(k for k in found.missing_keys if ".lora_" in k)]
-    if lost: raise WeightsError(f"adapter {os.fspath(folder)!r} does not fit this encoder: {lost[0]} is on one side only")
+    if lost:
+        raise WeightsError(
+            f"adapter {os.fspath(folder)!r} does not fit this encoder: {lost[0]} is on one side"
+            " only"
+        )
     return made

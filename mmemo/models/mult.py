@@ -4,59 +4,101 @@
 
 # %% ../../nbs/electives/22_mult.ipynb #00000004
 from __future__ import annotations
+
 import math
-import torch
 from collections.abc import Mapping, Sequence
+
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from ..core.batch import Stream
 from ..core.errors import ConfigError
 from .base import Fused
 
 # %% auto #0
-__all__ = ['TIME_POOLS', 'cheap_dropout', 'Dropout', 'attend_cached', 'Encoders', 'Windows', 'last_step', 'mean_step',
-           'CrossModalTransformer', 'LastState']
+__all__ = [
+    "TIME_POOLS",
+    "cheap_dropout",
+    "Dropout",
+    "attend_cached",
+    "Encoders",
+    "Windows",
+    "last_step",
+    "mean_step",
+    "CrossModalTransformer",
+    "LastState",
+]
+
 
 # %% ../../nbs/electives/22_mult.ipynb #0000000c
 def _coins(shape: Sequence[int], levels: int) -> Tensor:
     "Bytes of 0 (with probability levels / 256) and 1: eight of them from each random number."
     size = math.prod(shape)
-    return torch.empty(-(-size // 8), dtype=torch.int64).random_(-2 ** 63, None).view(torch.uint8)[:size].view(shape).ge_(levels)
+    return (
+        torch.empty(-(-size // 8), dtype=torch.int64)
+        .random_(-(2**63), None)
+        .view(torch.uint8)[:size]
+        .view(shape)
+        .ge_(levels)
+    )
+
 
 def cheap_dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
-    """Dropout (Srivastava et al. 2014) whose noise is some ten times cheaper on a CPU: one random number decides over eight values.
+    """Dropout (Srivastava et al. 2014) whose noise is some ten times cheaper on a CPU: one random
+    number decides over eight values.
 
-    Each value is kept or not by one byte, so `p` is rounded to a 256th; what is kept is divided by the share that is kept on average."""
+    Each value is kept or not by one byte, so `p` is rounded to a 256th; what is kept is divided by
+    the share that is kept on average.
+    """
     levels = round(p * 256)
-    if not training or levels == 0: return x
-    if x.device.type != "cpu" or levels == 256: return F.dropout(x, p)
+    if not training or levels == 0:
+        return x
+    if x.device.type != "cpu" or levels == 256:
+        return F.dropout(x, p)
     return x * _coins(x.shape, levels) * (256 / (256 - levels))
 
+
 class Dropout(nn.Module):
-    "`cheap_dropout` as a layer of any tensor or of a `Stream`'s values. Raises `ConfigError` for a share that is not from 0 to 1."
+    """`cheap_dropout` as a layer of any tensor or of a `Stream`'s values.
+
+    Raises `ConfigError` for a share that is not from 0 to 1.
+    """
+
     def __init__(self, p: float):
         super().__init__()
-        if not 0 <= p <= 1: raise ConfigError(f"dropout={p} cannot be: it is the share of values set to 0, from 0 to 1")
+        if not 0 <= p <= 1:
+            raise ConfigError(
+                f"dropout={p} cannot be: it is the share of values set to 0, from 0 to 1"
+            )
         self.p = p
 
     def forward(self, x: Tensor | Stream) -> Tensor | Stream:
-        if isinstance(x, Stream): return x.with_x(cheap_dropout(x.x, self.p, self.training))
+        if isinstance(x, Stream):
+            return x.with_x(cheap_dropout(x.x, self.p, self.training))
         return cheap_dropout(x, self.p, self.training)
+
 
 # %% ../../nbs/electives/22_mult.ipynb #00000011
 class _InCache(torch.autograd.Function):
-    """Attention in pieces that stay in a core's cache, with a backward pass by hand; q [N, heads, Q, D], k, v [N, heads, K, D], bias [N, 1, Q, K].
+    """Attention in pieces that stay in a core's cache, with a backward pass by hand; q [N, heads,
+    Q, D], k, v [N, heads, K, D], bias [N, 1, Q, K].
 
-    Thin products are written with the thin matrix on the left, which is up to twice as fast."""
+    Thin products are written with the thin matrix on the left, which is up to twice as fast.
+    """
+
     @staticmethod
     def pieces(share: Tensor) -> list[slice]:
-        size = max(1, 2 ** 16 // max(1, share[0].numel()))
+        size = max(1, 2**16 // max(1, share[0].numel()))
         return [slice(a, a + size) for a in range(0, len(share), size)]
 
     @staticmethod
     def forward(ctx, q, k, v, bias, levels):
-        share, heard = q.new_empty(*q.shape[:3], k.shape[2]), q.new_empty(*q.shape[:2], q.shape[3], q.shape[2])
+        share, heard = (
+            q.new_empty(*q.shape[:3], k.shape[2]),
+            q.new_empty(*q.shape[:2], q.shape[3], q.shape[2]),
+        )
         coins = _coins(share.shape, levels) if levels else None
         for n in _InCache.pieces(share):
             part = torch.softmax(torch.matmul(q[n], k[n].mT).add_(bias[n]), -1, out=share[n])
@@ -68,71 +110,178 @@ class _InCache(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gain):
         q, k, v, share, coins = ctx.saved_tensors
-        into_q, into_k, into_v = (x.new_empty(*x.shape[:2], x.shape[3], x.shape[2]) for x in (q, k, v))
+        into_q, into_k, into_v = (
+            x.new_empty(*x.shape[:2], x.shape[3], x.shape[2]) for x in (q, k, v)
+        )
         for n in _InCache.pieces(share):
             part, g = share[n], gain[n]
             into_v[n] = g.mT @ (part if coins is None else part * coins[n])
             g = g @ v[n].mT
-            g = torch._softmax_backward_data(g if coins is None else g.mul_(coins[n]), part, -1, part.dtype)
+            g = torch._softmax_backward_data(
+                g if coins is None else g.mul_(coins[n]), part, -1, part.dtype
+            )
             into_q[n] = k[n].mT @ g.mT
             into_k[n] = q[n].mT @ g
         return into_q.mT, into_k.mT, into_v.mT, None, None
 
-def attend_cached(q: Float[Tensor, "N heads Q D"], k: Float[Tensor, "N heads K D"], v: Float[Tensor, "N heads K D"], bias: Float[Tensor, "N 1 Q K"],
-           dropout: float = 0.0, weights: bool = False) -> tuple[Float[Tensor, "N heads Q D"], Float[Tensor, "N heads Q K"] | None]:
-    """softmax(q kᵀ + bias) v, and the weights where they are wanted. Where the bias is the dtype's minimum a query does not look.
 
-    On an accelerator, and over long sequences, torch's fused kernel computes it; short sequences of thin heads on a CPU are quicker by hand."""
+def attend_cached(
+    q: Float[Tensor, "N heads Q D"],
+    k: Float[Tensor, "N heads K D"],
+    v: Float[Tensor, "N heads K D"],
+    bias: Float[Tensor, "N 1 Q K"],
+    dropout: float = 0.0,
+    weights: bool = False,
+) -> tuple[Float[Tensor, "N heads Q D"], Float[Tensor, "N heads Q K"] | None]:
+    """softmax(q kᵀ + bias) v, and the weights where they are wanted.
+
+    Where the bias is the dtype's minimum a query does not look.
+
+    On an accelerator, and over long sequences, torch's fused kernel computes it; short sequences
+    of thin heads on a CPU are quicker by hand.
+    """
     if weights:
         share = (q @ k.mT + bias).softmax(-1).to(v.dtype)
         return cheap_dropout(share, dropout) @ v, share
     if q.device.type == "cpu" and q.dtype == torch.float32 and (dropout or k.shape[2] <= 128):
         levels = min(round(dropout * 256), 255)
         return _InCache.apply(q, k, v * (256 / (256 - levels)), bias, levels), None
-    return F.scaled_dot_product_attention(q, k, v, bias.clamp(min=torch.finfo(q.dtype).min).to(q.dtype), dropout, scale=1.0), None
+    return (
+        F.scaled_dot_product_attention(
+            q, k, v, bias.clamp(min=torch.finfo(q.dtype).min).to(q.dtype), dropout, scale=1.0
+        ),
+        None,
+    )
+
 
 # %% ../../nbs/electives/22_mult.ipynb #00000014
 class Encoders(nn.Module):
-    """`count` transformer encoders (pre-norm, ReLU, a last norm) side by side, each with weights of its own: [G, B, Q, H] -> [G, B, Q, H].
+    """`count` transformer encoders (pre-norm, ReLU, a last norm) side by side, each with weights
+    of its own: [G, B, Q, H] -> [G, B, Q, H].
 
-    Every product is one batched product over the G encoders. With `asked` [G, B, K, H] their queries look there (cross-attention, Tsai et al.
-    2019), else at themselves. What is asked never changes from layer to layer, so that its keys and values are computed for all layers at once;
-    a norm's scale and shift are folded into the product that follows. Raises `ConfigError`."""
-    def __init__(self, count: int, width: int, heads: int, layers: int, attention_dropout: float = 0.0, dropout: float = 0.0):
+    Every product is one batched product over the G encoders. With `asked` [G, B, K, H] their
+    queries look there (cross-attention, Tsai et al. 2019), else at themselves. What is asked never
+    changes from layer to layer, so that its keys and values are computed for all layers at once; a
+    norm's scale and shift are folded into the product that follows. Raises `ConfigError`.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        width: int,
+        heads: int,
+        layers: int,
+        attention_dropout: float = 0.0,
+        dropout: float = 0.0,
+    ):
         super().__init__()
-        if heads < 1 or width % heads: raise ConfigError(f"width={width} cannot be divided among heads={heads}")
-        self.count, self.width, self.heads, self.layers, self.attention_dropout, self.dropout = count, width, heads, layers, attention_dropout, dropout
-        grid = lambda a, b: nn.Parameter(torch.empty(layers, count, a, b).uniform_(-1, 1) * math.sqrt(6 / (a + b)))     # Xavier's
-        line = lambda n, value=0.0, layers=layers: nn.Parameter(torch.full((layers * count * n,), value))    # of one axis: biases and norms do not decay
-        self.inward, self.outward, self.up, self.down = grid(width, 3 * width), grid(width, width), grid(width, 4 * width), grid(4 * width, width)
-        self.inward_bias, self.outward_bias, self.up_bias, self.down_bias = line(3 * width), line(width), line(4 * width), line(width)
+        if heads < 1 or width % heads:
+            raise ConfigError(f"width={width} cannot be divided among heads={heads}")
+        self.count, self.width, self.heads, self.layers, self.attention_dropout, self.dropout = (
+            count,
+            width,
+            heads,
+            layers,
+            attention_dropout,
+            dropout,
+        )
+
+        # Xavier's
+        def grid(a, b):
+            return nn.Parameter(
+                torch.empty(layers, count, a, b).uniform_(-1, 1) * math.sqrt(6 / (a + b))
+            )
+
+        # of one axis: biases and norms do not decay
+        def line(n, value=0.0, layers=layers):
+            return nn.Parameter(torch.full((layers * count * n,), value))
+
+        self.inward, self.outward, self.up, self.down = (
+            grid(width, 3 * width),
+            grid(width, width),
+            grid(width, 4 * width),
+            grid(4 * width, width),
+        )
+        self.inward_bias, self.outward_bias, self.up_bias, self.down_bias = (
+            line(3 * width),
+            line(width),
+            line(4 * width),
+            line(width),
+        )
         self.norm_scale, self.norm_shift = line(2 * width, 1.0), line(2 * width)
         self.last_scale, self.last_shift = line(width, 1.0, 1), line(width, 0.0, 1)
 
-    def forward(self, x: Float[Tensor, "G B Q H"], asked: Float[Tensor, "G B K H"] | None, allowed: Bool[Tensor, "#G B Q K"], which: slice = slice(None),
-                weights: bool = False) -> tuple[Float[Tensor, "G B Q H"], Float[Tensor, "G B heads Q K"] | None]:
-        "`allowed` says where each query may look; a query that may look nowhere finds zeros. `which` of the encoders these are; the last layer's weights."
+    def forward(
+        self,
+        x: Float[Tensor, "G B Q H"],
+        asked: Float[Tensor, "G B K H"] | None,
+        allowed: Bool[Tensor, "#G B Q K"],
+        which: slice = slice(None),
+        weights: bool = False,
+    ) -> tuple[Float[Tensor, "G B Q H"], Float[Tensor, "G B heads Q K"] | None]:
+        """`allowed` says where each query may look; a query that may look nowhere finds zeros.
+
+        `which` of the encoders these are; the last layer's weights.
+        """
         (G, B, Q, H), heads, maps = x.shape, self.heads, None
-        grid = lambda v, n: v.view(-1, self.count, 1, n)[:, which]
-        scale, shift = (grid(v, 2 * H).unflatten(-1, (2, H)) for v in (self.norm_scale, self.norm_shift))
-        fold = lambda weight, bias, i: (weight[:, which] * scale[..., i, :].mT, grid(bias, weight.shape[-1]) + shift[..., i, :] @ weight[:, which])
+
+        def grid(v, n):
+            return v.view(-1, self.count, 1, n)[:, which]
+
+        scale, shift = (
+            grid(v, 2 * H).unflatten(-1, (2, H)) for v in (self.norm_scale, self.norm_shift)
+        )
+
+        def fold(weight, bias, i):
+            return (
+                weight[:, which] * scale[..., i, :].mT,
+                grid(bias, weight.shape[-1]) + shift[..., i, :] @ weight[:, which],
+            )
+
         inward, inward_bias = fold(self.inward, self.inward_bias, 0)
-        inward, inward_bias = (torch.cat([v[..., :H] * (H // heads) ** -0.5, v[..., H:]], -1) for v in (inward, inward_bias))
+        inward, inward_bias = (
+            torch.cat([v[..., :H] * (H // heads) ** -0.5, v[..., H:]], -1)
+            for v in (inward, inward_bias)
+        )
         up, up_bias = fold(self.up, self.up_bias, 1)
         outward_bias, down_bias = grid(self.outward_bias, H), grid(self.down_bias, H)
-        allowed = allowed.expand(G, -1, -1, -1).flatten(0, 1).unsqueeze(1)                  # [G·B, 1, Q, K]
-        found, bias = allowed.any(-1, keepdim=True), torch.where(allowed, 0.0, torch.finfo(x.dtype).min).to(x.dtype)
-        lose = lambda y: cheap_dropout(y, self.dropout, self.training)
+        allowed = allowed.expand(G, -1, -1, -1).flatten(0, 1).unsqueeze(1)  # [G·B, 1, Q, K]
+        found, bias = (
+            allowed.any(-1, keepdim=True),
+            torch.where(allowed, 0.0, torch.finfo(x.dtype).min).to(x.dtype),
+        )
+
+        def lose(y):
+            return cheap_dropout(y, self.dropout, self.training)
+
         x = x.flatten(1, 2)
-        if asked is not None:                                           # [G, B·K, H] @ [G, H, layers·2·H]
-            every = lambda v: v[..., H:].permute(1, 2, 0, 3).flatten(2)
-            pairs = torch.baddbmm(every(inward_bias), F.layer_norm(asked.flatten(1, 2), (H,)), every(inward))
-            keys, values = pairs.view(G, B, -1, self.layers, 2, heads, H // heads).permute(4, 3, 0, 1, 5, 2, 6).contiguous()
+        if asked is not None:  # [G, B·K, H] @ [G, H, layers·2·H]
+
+            def every(v):
+                return v[..., H:].permute(1, 2, 0, 3).flatten(2)
+
+            pairs = torch.baddbmm(
+                every(inward_bias), F.layer_norm(asked.flatten(1, 2), (H,)), every(inward)
+            )
+            keys, values = (
+                pairs.view(G, B, -1, self.layers, 2, heads, H // heads)
+                .permute(4, 3, 0, 1, 5, 2, 6)
+                .contiguous()
+            )
         for i in range(self.layers):
             z, cut = F.layer_norm(x, (H,)), H if asked is not None else 3 * H
-            own = torch.baddbmm(inward_bias[i, ..., :cut], z, inward[i, ..., :cut]).view(G, B, Q, cut // H, heads, H // heads).permute(3, 0, 1, 4, 2, 5)
+            own = (
+                torch.baddbmm(inward_bias[i, ..., :cut], z, inward[i, ..., :cut])
+                .view(G, B, Q, cut // H, heads, H // heads)
+                .permute(3, 0, 1, 4, 2, 5)
+            )
             q, k, v = (own[0], keys[i], values[i]) if asked is not None else own
-            heard, maps = attend_cached(*(u.flatten(0, 1) for u in (q, k, v)), bias, self.attention_dropout if self.training else 0.0, weights and i + 1 == self.layers)
+            heard, maps = attend_cached(
+                *(u.flatten(0, 1) for u in (q, k, v)),
+                bias,
+                self.attention_dropout if self.training else 0.0,
+                weights and i + 1 == self.layers,
+            )
             heard = (heard * found).transpose(1, 2).reshape(G, B * Q, H)
             x = x + lose(torch.baddbmm(outward_bias[i], heard, self.outward[i, which]))
             z = torch.baddbmm(up_bias[i], F.layer_norm(x, (H,)), up[i]).relu_()
@@ -140,90 +289,189 @@ class Encoders(nn.Module):
         x = F.layer_norm(x, (H,)) * grid(self.last_scale, H)[0] + grid(self.last_shift, H)[0]
         return x.view(G, B, Q, H), None if maps is None else (maps * found).unflatten(0, (G, B))
 
+
 # %% ../../nbs/electives/22_mult.ipynb #00000018
 class Windows(nn.Module):
-    """A linear map of every step and its neighbours: a convolution over `kernel` steps without bias. Stream [B, T, F] -> Stream [B, T, H].
+    """A linear map of every step and its neighbours: a convolution over `kernel` steps without
+    bias. Stream [B, T, F] -> Stream [B, T, H].
 
-    Beyond both ends, and where a step is not real, stand zeros."""
+    Beyond both ends, and where a step is not real, stand zeros.
+    """
+
     def __init__(self, features: int, width: int, kernel: int = 1):
         super().__init__()
-        if kernel < 1 or kernel % 2 == 0: raise ConfigError(f"kernel={kernel} cannot be: a window has a middle; choose 1, 3, 5 ...")
+        if kernel < 1 or kernel % 2 == 0:
+            raise ConfigError(
+                f"kernel={kernel} cannot be: a window has a middle; choose 1, 3, 5 ..."
+            )
         bound = 1 / math.sqrt(features * kernel)
-        self.kernel, self.weight = kernel, nn.Parameter(torch.empty(features, kernel * width).uniform_(-bound, bound))
+        self.kernel, self.weight = (
+            kernel,
+            nn.Parameter(torch.empty(features, kernel * width).uniform_(-bound, bound)),
+        )
 
     def forward(self, stream: Stream) -> Stream:
         T, half = stream.steps, self.kernel // 2
-        each = (torch.where(stream.mask.unsqueeze(-1), stream.x, 0) @ self.weight).unflatten(-1, (self.kernel, -1))
+        each = (torch.where(stream.mask.unsqueeze(-1), stream.x, 0) @ self.weight).unflatten(
+            -1, (self.kernel, -1)
+        )
         ends = F.pad(each, (0, 0, 0, 0, half, half))
-        return stream.with_x(sum(ends[:, j:j + T, j] for j in range(self.kernel)))
+        return stream.with_x(sum(ends[:, j : j + T, j] for j in range(self.kernel)))
+
 
 # %% ../../nbs/electives/22_mult.ipynb #00000019
 def last_step(x: Float[Tensor, "G B T H"], mask: Bool[Tensor, "G B T"]) -> Float[Tensor, "G B H"]:
     "The last real step of each item; zeros where there is none."
     at = (mask * torch.arange(1, mask.shape[-1] + 1, device=mask.device)).argmax(-1, keepdim=True)
-    return x.gather(2, at.unsqueeze(-1).expand(-1, -1, -1, x.shape[-1])).squeeze(2) * mask.any(-1, keepdim=True)
+    return x.gather(2, at.unsqueeze(-1).expand(-1, -1, -1, x.shape[-1])).squeeze(2) * mask.any(
+        -1, keepdim=True
+    )
+
 
 def mean_step(x: Float[Tensor, "G B T H"], mask: Bool[Tensor, "G B T"]) -> Float[Tensor, "G B H"]:
     "The mean over real steps; zeros where there is none."
     return (x * mask.unsqueeze(-1)).sum(2) / mask.sum(-1, keepdim=True).clamp(min=1)
 
+
 TIME_POOLS = {"last": last_step, "mean": mean_step}
 
-class CrossModalTransformer(nn.Module):
-    """MulT (Tsai et al. 2019): each stream asks every other one through a transformer of its own, remembers through another, and one step of each is read.
 
-    {name: Stream [B, T, F_m]} -> Fused [B, M·(M-1)·H]. Streams may differ in length and rate. With `causal`, a step sees nothing that comes after
-    it on the shared clock. The M·(M-1) cross-modal and the M self-attention transformers run side by side wherever lengths agree. A query that finds no
-    real step finds zeros; a missing modality gives zeros. `maps=True` also yields the last layer's weights, `text→audio` ... [B, heads, Q, K].
-    Raises `ConfigError`."""
-    def __init__(self, widths: Mapping[str, int], width: int, heads: int = 4, layers: int = 4, kernel: int = 1, causal: bool = True, pool: str = "last",
-                 dropout: float = 0.1, attention_dropout: float = 0.1, output_dropout: float = 0.1, maps: bool = False):
+class CrossModalTransformer(nn.Module):
+    """MulT (Tsai et al. 2019): each stream asks every other one through a transformer of its own,
+    remembers through another, and one step of each is read.
+
+    {name: Stream [B, T, F_m]} -> Fused [B, M·(M-1)·H]. Streams may differ in length and rate. With
+    `causal`, a step sees nothing that comes after it on the shared clock. The M·(M-1) cross-modal
+    and the M self-attention transformers run side by side wherever lengths agree. A query that
+    finds no real step finds zeros; a missing modality gives zeros. `maps=True` also yields the
+    last layer's weights, `text→audio` ... [B, heads, Q, K]. Raises `ConfigError`.
+    """
+
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        width: int,
+        heads: int = 4,
+        layers: int = 4,
+        kernel: int = 1,
+        causal: bool = True,
+        pool: str = "last",
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        output_dropout: float = 0.1,
+        maps: bool = False,
+    ):
         super().__init__()
-        if len(widths) < 2: raise ConfigError(f"a cross-modal transformer needs two streams or more; it was given {', '.join(widths) or 'none'}")
-        if pool not in TIME_POOLS: raise ConfigError(f"pool={pool!r} cannot be: choose {', '.join(TIME_POOLS)}")
-        self.names, self.causal, self.pool, self.maps = tuple(widths), causal, TIME_POOLS[pool], maps
+        if len(widths) < 2:
+            raise ConfigError(
+                "a cross-modal transformer needs two streams or more; it was given"
+                f" {', '.join(widths) or 'none'}"
+            )
+        if pool not in TIME_POOLS:
+            raise ConfigError(f"pool={pool!r} cannot be: choose {', '.join(TIME_POOLS)}")
+        self.names, self.causal, self.pool, self.maps = (
+            tuple(widths),
+            causal,
+            TIME_POOLS[pool],
+            maps,
+        )
         self.others = [[b for b in range(len(widths)) if b != a] for a in range(len(widths))]
         self.width, self.out_width = width, len(widths) * (len(widths) - 1) * width
-        self.project = nn.ModuleDict({n: Windows(features, width, kernel) for n, features in widths.items()})
-        self.cross = Encoders(len(widths) * (len(widths) - 1), width, heads, layers, attention_dropout)
-        self.memory = Encoders(len(widths), (len(widths) - 1) * width, heads, layers, attention_dropout)
-        self.lose, self.mix = Dropout(dropout), nn.Sequential(nn.Linear(self.out_width, self.out_width), nn.ReLU(), Dropout(output_dropout),
-                                                              nn.Linear(self.out_width, self.out_width))
+        self.project = nn.ModuleDict(
+            {n: Windows(features, width, kernel) for n, features in widths.items()}
+        )
+        self.cross = Encoders(
+            len(widths) * (len(widths) - 1), width, heads, layers, attention_dropout
+        )
+        self.memory = Encoders(
+            len(widths), (len(widths) - 1) * width, heads, layers, attention_dropout
+        )
+        self.lose, self.mix = (
+            Dropout(dropout),
+            nn.Sequential(
+                nn.Linear(self.out_width, self.out_width),
+                nn.ReLU(),
+                Dropout(output_dropout),
+                nn.Linear(self.out_width, self.out_width),
+            ),
+        )
 
     def runs(self, lengths: Sequence[int]) -> list[tuple[int, int]]:
-        "Neighbouring streams of one length, as (first, behind the last): what can run side by side."
-        cuts = [0] + [i for i in range(1, len(lengths)) if lengths[i] != lengths[i - 1]] + [len(lengths)]
+        """Neighbouring streams of one length, as (first, behind the last): what can run side by
+        side.
+        """
+        cuts = (
+            [0]
+            + [i for i in range(1, len(lengths)) if lengths[i] != lengths[i - 1]]
+            + [len(lengths)]
+        )
         return list(zip(cuts, cuts[1:]))
 
     def forward(self, streams: Mapping[str, Stream]) -> Fused:
         own, other = [self.project[n](streams[n]) for n in self.names], len(self.names) - 1
         mask, clock = [s.mask for s in own], [s.t.masked_fill(~s.mask, 0) for s in own]
         step = [s.x * math.sqrt(self.width) for s in own]
-        stack = lambda parts, T: torch.stack([p if p.shape[1] == T else F.pad(p, (0, 0) * (p.ndim - 2) + (0, T - p.shape[1])) for p in parts])
+
+        def stack(parts, T):
+            return torch.stack(
+                [
+                    p if p.shape[1] == T else F.pad(p, (0, 0) * (p.ndim - 2) + (0, T - p.shape[1]))
+                    for p in parts
+                ]
+            )
+
         def see(asks: list[int], asked: list[int], T: int) -> Tensor:
             "[G, B, Q, K]: may this step look there?"
             keys = stack([mask[b] for b in asked], T).unsqueeze(2)
-            if not self.causal: return keys.expand(-1, -1, step[asks[0]].shape[1], -1)
-            return keys & (stack([clock[b] for b in asked], T).unsqueeze(2) <= torch.stack([clock[a] for a in asks]).unsqueeze(3))
+            if not self.causal:
+                return keys.expand(-1, -1, step[asks[0]].shape[1], -1)
+            return keys & (
+                stack([clock[b] for b in asked], T).unsqueeze(2)
+                <= torch.stack([clock[a] for a in asks]).unsqueeze(3)
+            )
+
         vectors, maps = [], {}
         for a, b in self.runs([s.steps for s in own]):
-            asks, asked = [i for i in range(a, b) for _ in range(other)], [j for i in range(a, b) for j in self.others[i]]
+            asks, asked = (
+                [i for i in range(a, b) for _ in range(other)],
+                [j for i in range(a, b) for j in self.others[i]],
+            )
             T = max(own[j].steps for j in asked)
-            x, seen = self.cross(self.lose(torch.stack([step[i] for i in asks])), self.lose(stack([step[j] for j in asked], T)), see(asks, asked, T),
-                                 slice(a * other, b * other), self.maps)
-            if self.maps: maps |= {f"{self.names[i]}→{self.names[j]}": w[..., :own[j].steps] for i, j, w in zip(asks, asked, seen)}
+            x, seen = self.cross(
+                self.lose(torch.stack([step[i] for i in asks])),
+                self.lose(stack([step[j] for j in asked], T)),
+                see(asks, asked, T),
+                slice(a * other, b * other),
+                self.maps,
+            )
+            if self.maps:
+                maps |= {
+                    f"{self.names[i]}→{self.names[j]}": w[..., : own[j].steps]
+                    for i, j, w in zip(asks, asked, seen)
+                }
             x = x.unflatten(0, (b - a, other)).permute(0, 2, 3, 1, 4).flatten(3)
             inside = list(range(a, b))
-            x, _ = self.memory(self.lose(x * math.sqrt(x.shape[-1])), None, see(inside, inside, own[a].steps), slice(a, b))
+            x, _ = self.memory(
+                self.lose(x * math.sqrt(x.shape[-1])),
+                None,
+                see(inside, inside, own[a].steps),
+                slice(a, b),
+            )
             vectors += self.pool(x, torch.stack(mask[a:b]))
         vector = torch.cat(vectors, -1)
         return Fused(vector + self.mix(vector), maps)
 
+
 # %% ../../nbs/electives/22_mult.ipynb #0000001f
 class LastState(nn.Module):
-    """The last state of an LSTM (Hochreiter & Schmidhuber 1997), and a linear map of it. Stream [B, T, F] -> Stream [B, 1, H].
+    """The last state of an LSTM (Hochreiter & Schmidhuber 1997), and a linear map of it.
 
-    It runs over the real steps only: padding, gaps and missing items cost nothing and change nothing. The time is that of the last real step."""
+    Stream [B, T, F] -> Stream [B, 1, H].
+
+    It runs over the real steps only: padding, gaps and missing items cost nothing and change
+    nothing. The time is that of the last real step.
+    """
+
     def __init__(self, features: int, hidden: int, width: int):
         super().__init__()
         self.lstm, self.linear = nn.LSTM(features, hidden), nn.Linear(hidden, width)
@@ -232,14 +480,24 @@ class LastState(nn.Module):
         mask, B = stream.mask, len(stream)
         lengths, (rows, steps) = mask.sum(1), mask.nonzero(as_tuple=True)
         here = lengths.gt(0)
-        if not len(rows): return Stream(self.linear.bias.new_zeros(B, 1, self.linear.out_features), mask.any(1, keepdim=True), stream.t[:, :1])
+        if not len(rows):
+            return Stream(
+                self.linear.bias.new_zeros(B, 1, self.linear.out_features),
+                mask.any(1, keepdim=True),
+                stream.t[:, :1],
+            )
         ends = lengths.cumsum(0)
-        place = torch.arange(len(rows), device=rows.device) - (ends - lengths)[rows]         # of each real step among the real steps of its item
-        turn = (place * B + lengths.argsort(descending=True, stable=True).argsort()[rows]).argsort()    # step by step, the longest item first
+        # of each real step among the real steps of its item
+        place = torch.arange(len(rows), device=rows.device) - (ends - lengths)[rows]
+        # step by step, the longest item first
+        turn = (place * B + lengths.argsort(descending=True, stable=True).argsort()[rows]).argsort()
         counts = torch.bincount(place).cpu()
         packed = nn.utils.rnn.PackedSequence(stream.x[rows[turn], steps[turn]], counts)
         state = self.lstm(packed)[1][0][0]
-        which = lengths.argsort(descending=True, stable=True)[:len(state)]
+        which = lengths.argsort(descending=True, stable=True)[: len(state)]
         out = state.new_zeros(B, self.linear.out_features).index_copy(0, which, self.linear(state))
-        t = stream.t.gather(1, (mask * torch.arange(1, stream.steps + 1, device=mask.device)).argmax(1, keepdim=True))
+        t = stream.t.gather(
+            1,
+            (mask * torch.arange(1, stream.steps + 1, device=mask.device)).argmax(1, keepdim=True),
+        )
         return Stream(out.unsqueeze(1), here.unsqueeze(1), t.masked_fill(~here.unsqueeze(1), 0))

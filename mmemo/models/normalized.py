@@ -4,67 +4,111 @@
 
 # %% ../../nbs/course/09_normalized.ipynb #00000004
 from __future__ import annotations
+
 import math
+from collections.abc import Mapping
+
 import numpy as np
 import torch
-from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor, nn
-from ..core.batch import masked_mean, Stream
+
+from ..core.batch import Stream, masked_mean
 from ..core.errors import ShapeError
 from .base import Fused, Multimodal
 
 # %% auto #0
-__all__ = ['condition_number', 'NormalizedProject', 'NormalizedConcat', 'normalized_model']
+__all__ = ["condition_number", "NormalizedProject", "NormalizedConcat", "normalized_model"]
+
 
 # %% ../../nbs/course/09_normalized.ipynb #0000000a
 def condition_number(x: Float[Tensor, "N F"]) -> float:
-    """How ill-conditioned least squares on features x [N, F] is: the largest over the smallest curvature of a linear layer with its bias.
+    """How ill-conditioned least squares on features x [N, F] is: the largest over the smallest
+    curvature of a linear layer with its bias.
 
-    That is the ratio of the extreme eigenvalues of the second moments of [x, 1]. Directions in which nothing varies (a constant
-    column, a column that is a sum of others) have no curvature and no gradient either, and do not count."""
-    if not len(x) or not torch.isfinite(x).all(): raise ShapeError(f"features {list(x.shape)} must be at least one row of finite numbers")
+    That is the ratio of the extreme eigenvalues of the second moments of [x, 1]. Directions in
+    which nothing varies (a constant column, a column that is a sum of others) have no curvature
+    and no gradient either, and do not count.
+    """
+    if not len(x) or not torch.isfinite(x).all():
+        raise ShapeError(f"features {list(x.shape)} must be at least one row of finite numbers")
     rows = torch.cat([x, torch.ones_like(x[:, :1])], 1).double()
-    alike = rows / rows.norm(dim=0).clamp(min=torch.finfo(torch.double).tiny)    # the rank does not depend on the scale of a column,
-    rank = int(torch.linalg.matrix_rank(alike, rtol=max(x.shape) * torch.finfo(x.dtype).eps))            # but seeing it does
+    # the rank does not depend on the scale of a column,
+    alike = rows / rows.norm(dim=0).clamp(min=torch.finfo(torch.double).tiny)
+    # but seeing it does
+    rank = int(torch.linalg.matrix_rank(alike, rtol=max(x.shape) * torch.finfo(x.dtype).eps))
     values = torch.linalg.svdvals(rows)
     return float((values[0] / values[rank - 1]) ** 2)
 
+
 # %% ../../nbs/course/09_normalized.ipynb #8e5c9e93
 class NormalizedProject(nn.Module):
-    """Linear, LayerNorm, ReLU, dropout at every step. Stream [B, T, F] -> Stream [B, T, H]; steps that are not real stay 0.
+    """Linear, LayerNorm, ReLU, dropout at every step.
 
-    LayerNorm (Ba et al. 2016) works on one step alone, so that neither the batch nor padding has a say in it."""
+    Stream [B, T, F] -> Stream [B, T, H]; steps that are not real stay 0.
+
+    LayerNorm (Ba et al. 2016) works on one step alone, so that neither the batch nor padding has a
+    say in it.
+    """
+
     def __init__(self, features: int, width: int, dropout: float = 0.2):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(features, width), nn.LayerNorm(width), nn.ReLU(), nn.Dropout(dropout))
+        self.layers = nn.Sequential(
+            nn.Linear(features, width), nn.LayerNorm(width), nn.ReLU(), nn.Dropout(dropout)
+        )
 
     def forward(self, stream: Stream) -> Stream:
         return stream.with_x(self.layers(stream.x).masked_fill(~stream.mask.unsqueeze(-1), 0))
 
+
 # %% ../../nbs/course/09_normalized.ipynb #fd8f9381
 class NormalizedConcat(nn.Module):
-    """`ConcatFusion` with a LayerNorm for each modality and after each linear layer. {name: Stream [B, T, H_m]} -> Fused vector [B, H].
+    """`ConcatFusion` with a LayerNorm for each modality and after each linear layer.
 
-    A missing modality contributes zeros, whatever its LayerNorm's bias has become. Raises `ShapeError` naming the modality whose
-    width is not the one that was promised."""
+    {name: Stream [B, T, H_m]} -> Fused vector [B, H].
+
+    A missing modality contributes zeros, whatever its LayerNorm's bias has become. Raises
+    `ShapeError` naming the modality whose width is not the one that was promised.
+    """
+
     def __init__(self, widths: Mapping[str, int], width: int, dropout: float = 0.2):
         super().__init__()
         self.norms = nn.ModuleDict({name: nn.LayerNorm(H) for name, H in widths.items()})
-        self.mix = nn.Sequential(nn.Linear(sum(widths.values()), width), nn.LayerNorm(width), nn.ReLU(), nn.Dropout(dropout),
-                                 nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU())
+        self.mix = nn.Sequential(
+            nn.Linear(sum(widths.values()), width),
+            nn.LayerNorm(width),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(width, width),
+            nn.LayerNorm(width),
+            nn.ReLU(),
+        )
 
     def forward(self, streams: Mapping[str, Stream]) -> Fused:
-        return Fused(self.mix(torch.cat([self.summary(name, streams[name]) for name in self.norms], -1)))
+        return Fused(
+            self.mix(torch.cat([self.summary(name, streams[name]) for name in self.norms], -1))
+        )
 
     def summary(self, name: str, stream: Stream) -> Tensor:
         "The normalised mean [B, H_m] of one modality; zero for an item that does not have it."
         norm, H = self.norms[name], stream.x.shape[-1]
-        if [H] != list(norm.normalized_shape): raise ShapeError(f"{name}: axis H is {H}, the fusion was built for {norm.normalized_shape[0]}")
-        return norm(masked_mean(stream.x, stream.mask)).masked_fill(~stream.mask.any(1, keepdim=True), 0)
+        if [H] != list(norm.normalized_shape):
+            raise ShapeError(
+                f"{name}: axis H is {H}, the fusion was built for {norm.normalized_shape[0]}"
+            )
+        return norm(masked_mean(stream.x, stream.mask)).masked_fill(
+            ~stream.mask.any(1, keepdim=True), 0
+        )
 
-def normalized_model(train, heads: Mapping[str, nn.Module], width: int = 128, dropout: float = 0.2) -> Multimodal:
-    "`static_model` with LayerNorm throughout, for data whose streams are pooled features: `NormalizedProject`, `NormalizedConcat`, heads."
+
+def normalized_model(
+    train, heads: Mapping[str, nn.Module], width: int = 128, dropout: float = 0.2
+) -> Multimodal:
+    """`static_model` with LayerNorm throughout, for data whose streams are pooled features:
+    `NormalizedProject`, `NormalizedConcat`, heads.
+    """
     features = {name: s.x.shape[-1] for name, s in train[[0]].streams.items()}
     encoders = {name: NormalizedProject(F, width, dropout) for name, F in features.items()}
-    return Multimodal(encoders, NormalizedConcat(dict.fromkeys(features, width), width, dropout), heads)
+    return Multimodal(
+        encoders, NormalizedConcat(dict.fromkeys(features, width), width, dropout), heads
+    )

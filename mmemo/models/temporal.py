@@ -4,129 +4,259 @@
 
 # %% ../../nbs/course/10_temporal.ipynb #00000004
 from __future__ import annotations
-import torch
+
 from collections.abc import Sequence
+
+import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from ..core.batch import align, Stream
+
+from ..core.batch import Stream, align
 from ..core.errors import ConfigError
 from ..core.style import COLOURS
 
 # %% auto #0
-__all__ = ['Resample', 'TimeConv', 'TCNBlock', 'receptive_field', 'TCN', 'output_taps', 'draw_receptive_field']
+__all__ = [
+    "Resample",
+    "TimeConv",
+    "TCNBlock",
+    "receptive_field",
+    "TCN",
+    "output_taps",
+    "draw_receptive_field",
+]
+
 
 # %% ../../nbs/course/10_temporal.ipynb #58f9d055
 class Resample(nn.Module):
-    """Uniform sampling to a fixed length: `steps` equal windows over each item's real time. Stream [B, T, F] -> Stream [B, steps, F].
+    """Uniform sampling to a fixed length: `steps` equal windows over each item's real time.
 
-    A window's value is the mean of its real frames and its time is its middle; a window whose frames are all lost is lost (mask False).
-    Where a stream has fewer frames than `steps`, some windows have none of their own: they take the frame nearest to their middle."""
+    Stream [B, T, F] -> Stream [B, steps, F].
+
+    A window's value is the mean of its real frames and its time is its middle; a window whose
+    frames are all lost is lost (mask False). Where a stream has fewer frames than `steps`, some
+    windows have none of their own: they take the frame nearest to their middle.
+    """
+
     def __init__(self, steps: int = 100):
         super().__init__()
-        if steps < 1: raise ConfigError(f"steps={steps}: a stream needs at least one")
+        if steps < 1:
+            raise ConfigError(f"steps={steps}: a stream needs at least one")
         self.steps = steps
 
     def forward(self, stream: Stream) -> Stream:
         some = stream.mask.any(1, keepdim=True)
         low = stream.t.masked_fill(~stream.mask, torch.inf).amin(1, keepdim=True).where(some, 0)
         high = stream.t.masked_fill(~stream.mask, -torch.inf).amax(1, keepdim=True).where(some, 0)
-        middle = low + (high - low) * (torch.arange(self.steps, device=low.device) + 0.5) / self.steps
+        middle = (
+            low + (high - low) * (torch.arange(self.steps, device=low.device) + 0.5) / self.steps
+        )
         clock = Stream(middle.unsqueeze(-1), some.expand_as(middle), middle)
         mean, recorded = align(stream, clock), _recorded(stream.mask)
-        empty = ~align(Stream(stream.t.unsqueeze(-1), recorded, stream.t), clock).mask     # no frame, not even a lost one, falls in here
+        # no frame, not even a lost one, falls in here
+        empty = ~align(Stream(stream.t.unsqueeze(-1), recorded, stream.t), clock).mask
         near = _nearest(stream.t.masked_fill(~recorded, torch.inf), middle)
         mask = torch.where(empty, stream.mask.gather(1, near), mean.mask)
         wide = mask.shape + (1,) * (stream.x.ndim - 2)
-        x = torch.where(empty.reshape(wide), stream.x[torch.arange(len(near), device=near.device).unsqueeze(1), near], mean.x)
+        x = torch.where(
+            empty.reshape(wide),
+            stream.x[torch.arange(len(near), device=near.device).unsqueeze(1), near],
+            mean.x,
+        )
         return Stream(torch.where(mask.reshape(wide), x, 0), mask, middle)
 
+
 def _recorded(mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
-    "True up to each item's last real step: the frames that were recorded, lost ones included, and not the padding."
+    """True up to each item's last real step: the frames that were recorded, lost ones included,
+    and not the padding.
+    """
     return mask.flip(1).cumsum(1).flip(1) > 0
+
 
 def _nearest(t: Float[Tensor, "B T"], at: Float[Tensor, "B S"]) -> Int[Tensor, "B S"]:
     "For each of the times `at`, the step of the rising times `t` that is nearest to it."
     return torch.searchsorted(((t[:, :-1] + t[:, 1:]) / 2).contiguous(), at.contiguous())
 
+
 # %% ../../nbs/course/10_temporal.ipynb #0000001a
 class TimeConv(nn.Conv1d):
-    """`nn.Conv1d` along T of [B, T, F] -> [B, T, H], at the same length: centred, or `causal` (no step sees a later one). Zeros stand beyond the ends.
+    """`nn.Conv1d` along T of [B, T, F] -> [B, T, H], at the same length: centred, or `causal` (no
+    step sees a later one). Zeros stand beyond the ends.
 
-    Computed as a picture one pixel high, whose features already lie innermost: less is copied, and (on a CPU, from two items on) the bits of a step
-    do not depend on the batch's length. A matrix product's do, so a kernel of one tap is given two more that are zero."""
-    def __init__(self, features: int, width: int, kernel: int = 3, dilation: int = 1, causal: bool = False):
-        if kernel < 1 or dilation < 1: raise ConfigError(f"kernel={kernel}, dilation={dilation}: both are whole numbers from 1")
-        if not causal and kernel % 2 == 0: raise ConfigError(f"kernel={kernel}: a centred convolution needs an odd kernel")
+    Computed as a picture one pixel high, whose features already lie innermost: less is copied, and
+    (on a CPU, from two items on) the bits of a step do not depend on the batch's length. A matrix
+    product's do, so a kernel of one tap is given two more that are zero.
+    """
+
+    def __init__(
+        self, features: int, width: int, kernel: int = 3, dilation: int = 1, causal: bool = False
+    ):
+        if kernel < 1 or dilation < 1:
+            raise ConfigError(
+                f"kernel={kernel}, dilation={dilation}: both are whole numbers from 1"
+            )
+        if not causal and kernel % 2 == 0:
+            raise ConfigError(f"kernel={kernel}: a centred convolution needs an odd kernel")
         super().__init__(features, width, kernel, dilation=dilation)
         reach = (kernel - 1) * dilation or 2
         self.ends = (reach, 0) if causal else (reach // 2, reach // 2)
 
     def forward(self, x: Float[Tensor, "B T F"]) -> Float[Tensor, "B T H"]:
-        weight, dilation = (self.weight, self.dilation[0]) if self.kernel_size[0] > 1 else (nn.functional.pad(self.weight, self.ends), 1)
+        weight, dilation = (
+            (self.weight, self.dilation[0])
+            if self.kernel_size[0] > 1
+            else (nn.functional.pad(self.weight, self.ends), 1)
+        )
         picture = rearrange(nn.functional.pad(x, (0, 0, *self.ends)), "B T F -> B F 1 T")
-        return rearrange(nn.functional.conv2d(picture, weight.unsqueeze(2), self.bias, dilation=(1, dilation)), "B H 1 T -> B T H")
+        return rearrange(
+            nn.functional.conv2d(picture, weight.unsqueeze(2), self.bias, dilation=(1, dilation)),
+            "B H 1 T -> B T H",
+        )
+
 
 # %% ../../nbs/course/10_temporal.ipynb #affb67a4
 class TCNBlock(nn.Module):
-    """Two dilated convolutions around LayerNorm, ReLU and dropout, beside a shortcut (Bai, Kolter & Koltun 2018). Stream [B, T, F] -> Stream [B, T, H].
+    """Two dilated convolutions around LayerNorm, ReLU and dropout, beside a shortcut (Bai, Kolter
+    & Koltun 2018). Stream [B, T, F] -> Stream [B, T, H].
 
-    The second convolution begins at zero, so that a new block is its (linear) shortcut and nothing is lost on the way (Goyal et al. 2017).
-    Centred, or `causal`: then no step sees a later one."""
-    def __init__(self, features: int, width: int, kernel: int = 3, dilation: int = 1, causal: bool = False, dropout: float = 0.1):
+    The second convolution begins at zero, so that a new block is its (linear) shortcut and nothing
+    is lost on the way (Goyal et al. 2017). Centred, or `causal`: then no step sees a later one.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        width: int,
+        kernel: int = 3,
+        dilation: int = 1,
+        causal: bool = False,
+        dropout: float = 0.1,
+    ):
         super().__init__()
         self.into = TimeConv(features, width, kernel, dilation, causal)
         self.between = nn.Sequential(nn.LayerNorm(width), nn.ReLU(), nn.Dropout(dropout))
         self.out = TimeConv(width, width, kernel, dilation, causal)
-        self.shortcut = TimeConv(features, width, 1, causal=causal) if features != width else nn.Identity()
-        nn.init.zeros_(self.out.weight); nn.init.zeros_(self.out.bias)
+        self.shortcut = (
+            TimeConv(features, width, 1, causal=causal) if features != width else nn.Identity()
+        )
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
 
     def forward(self, stream: Stream) -> Stream:
         gone = ~stream.mask.unsqueeze(-1)
-        x = stream.x.masked_fill(gone, 0)                        # what is not real is 0 before every convolution, as it is beyond the ends
+        # what is not real is 0 before every convolution, as it is beyond the ends
+        x = stream.x.masked_fill(gone, 0)
         y = self.between(self.into(x)).masked_fill(gone, 0)
         return stream.with_x((self.shortcut(x) + self.out(y)).masked_fill(gone, 0))
 
+
 # %% ../../nbs/course/10_temporal.ipynb #0eaeba19
-def receptive_field(kernel: int = 3, dilations: Sequence[int] = (1, 2, 4), convolutions: int = 2) -> int:
+def receptive_field(
+    kernel: int = 3, dilations: Sequence[int] = (1, 2, 4), convolutions: int = 2
+) -> int:
     "Steps that one output step of a TCN sees: 1 + convolutions (kernel - 1) (sum of dilations)."
     return 1 + convolutions * (kernel - 1) * sum(dilations)
 
+
 class TCN(nn.Sequential):
-    "A temporal convolutional network: a block for each dilation. Stream [B, T, F] -> Stream [B, T, H], the same steps and clock."
-    def __init__(self, features: int, width: int, kernel: int = 3, dilations: Sequence[int] = (1, 2, 4), causal: bool = False, dropout: float = 0.1):
-        if not dilations: raise ConfigError("dilations=(): a TCN needs at least one block, such as (1, 2, 4)")
-        super().__init__(*(TCNBlock(features if i == 0 else width, width, kernel, d, causal, dropout) for i, d in enumerate(dilations)))
+    """A temporal convolutional network: a block for each dilation.
+
+    Stream [B, T, F] -> Stream [B, T, H], the same steps and clock.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        width: int,
+        kernel: int = 3,
+        dilations: Sequence[int] = (1, 2, 4),
+        causal: bool = False,
+        dropout: float = 0.1,
+    ):
+        if not dilations:
+            raise ConfigError("dilations=(): a TCN needs at least one block, such as (1, 2, 4)")
+        super().__init__(
+            *(
+                TCNBlock(features if i == 0 else width, width, kernel, d, causal, dropout)
+                for i, d in enumerate(dilations)
+            )
+        )
         self.receptive_field = receptive_field(kernel, dilations)
+
 
 # %% ../../nbs/course/10_temporal.ipynb #00000028
 def _reads(kernel: int, causal: bool) -> range:
     "The taps of one convolution, in dilations from the step itself."
     return range(1 - kernel, 1) if causal else range(-(kernel // 2), kernel // 2 + 1)
 
-def output_taps(kernel: int = 3, dilations: Sequence[int] = (1, 2, 4), convolutions: int = 2, causal: bool = False) -> list[list[int]]:
-    "The steps that one output step is made of, layer by layer from itself down to the input, as offsets from its own place."
+
+def output_taps(
+    kernel: int = 3,
+    dilations: Sequence[int] = (1, 2, 4),
+    convolutions: int = 2,
+    causal: bool = False,
+) -> list[list[int]]:
+    """The steps that one output step is made of, layer by layer from itself down to the input, as
+    offsets from its own place.
+    """
     reads = _reads(kernel, causal)
     layers = [[0]]
     for dilation in reversed(dilations):
-        for _ in range(convolutions): layers.append(sorted({at + dilation * tap for at in layers[-1] for tap in reads}))
+        for _ in range(convolutions):
+            layers.append(sorted({at + dilation * tap for at in layers[-1] for tap in reads}))
     return layers
 
-def draw_receptive_field(kernel: int = 3, dilations: Sequence[int] = (1, 2, 4), convolutions: int = 2, causal: bool = False, rate: float | None = None, ax=None):
-    "The pyramid of taps under one output step, with the receptive field in steps and, at `rate` steps a second, in seconds. Returns the axes."
+
+def draw_receptive_field(
+    kernel: int = 3,
+    dilations: Sequence[int] = (1, 2, 4),
+    convolutions: int = 2,
+    causal: bool = False,
+    rate: float | None = None,
+    ax=None,
+):
+    """The pyramid of taps under one output step, with the receptive field in steps and, at `rate`
+    steps a second, in seconds. Returns the axes.
+    """
     import matplotlib.pyplot as plt
-    if ax is None: ax = plt.subplots(figsize=(7, 2.6), constrained_layout=True)[1]
-    layers, each = output_taps(kernel, dilations, convolutions, causal), [d for d in reversed(dilations) for _ in range(convolutions)]
+
+    if ax is None:
+        ax = plt.subplots(figsize=(7, 2.6), constrained_layout=True)[1]
+    layers, each = (
+        output_taps(kernel, dilations, convolutions, causal),
+        [d for d in reversed(dilations) for _ in range(convolutions)],
+    )
     reads = _reads(kernel, causal)
     size, top = receptive_field(kernel, dilations, convolutions), len(each)
     for i, (layer, dilation) in enumerate(zip(layers, each)):
-        lines = [((at, top - i), (at + dilation * tap, top - i - 1)) for at in layer for tap in reads]
-        ax.add_collection(plt.matplotlib.collections.LineCollection(lines, colors=COLOURS["fusion"], lw=.7, alpha=.35))
+        lines = [
+            ((at, top - i), (at + dilation * tap, top - i - 1)) for at in layer for tap in reads
+        ]
+        ax.add_collection(
+            plt.matplotlib.collections.LineCollection(
+                lines, colors=COLOURS["fusion"], lw=0.7, alpha=0.35
+            )
+        )
     for i, layer in enumerate(layers):
-        ax.plot(layer, [top - i] * len(layer), "o", ms=max(1.5, min(5, 200 / size)), color=COLOURS["audio"] if i == top else COLOURS["fusion"], mec="white", mew=.3)
+        ax.plot(
+            layer,
+            [top - i] * len(layer),
+            "o",
+            ms=max(1.5, min(5, 200 / size)),
+            color=COLOURS["audio"] if i == top else COLOURS["fusion"],
+            mec="white",
+            mew=0.3,
+        )
     names = [f"dilation {d}" for d in dilations for _ in range(convolutions)]
-    ax.set_yticks(range(top + 1), ["input", *names], fontsize=8); ax.tick_params(axis="y", length=0)
+    ax.set_yticks(range(top + 1), ["input", *names], fontsize=8)
+    ax.tick_params(axis="y", length=0)
     seconds = f" = {size / rate:.3g} s" if rate else ""
-    ax.set(xlabel="steps before and after the output's own", title=f"one output step sees {size} steps{seconds}", ylim=(-.5, top + .5))
-    ax.title.set_fontsize(9.5); ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.set(
+        xlabel="steps before and after the output's own",
+        title=f"one output step sees {size} steps{seconds}",
+        ylim=(-0.5, top + 0.5),
+    )
+    ax.title.set_fontsize(9.5)
+    ax.spines[["top", "right", "left"]].set_visible(False)
     return ax

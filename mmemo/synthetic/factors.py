@@ -4,143 +4,262 @@
 
 # %% ../../nbs/course/02_factors.ipynb #91b62bf6
 from __future__ import annotations
+
 import itertools
 import math
-import numpy as np
-import torch
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import lru_cache
+
+import numpy as np
+import torch
 from torch import Tensor
+
 from ..core.errors import ConfigError
 from ..data.standards import EMOTIONS, SENTIMENTS
 
 # %% auto #0
-__all__ = ['FACTORS', 'LATENTS', 'NEEDS', 'INFORMATION', 'BASE_SCORE', 'FACTOR_WEIGHT', 'STATES', 'Knobs', 'with_sarcasm',
-           'class_of_state', 'prior_lean', 'ceiling', 'bayes_prediction']
+__all__ = [
+    "FACTORS",
+    "LATENTS",
+    "NEEDS",
+    "INFORMATION",
+    "BASE_SCORE",
+    "FACTOR_WEIGHT",
+    "STATES",
+    "Knobs",
+    "with_sarcasm",
+    "class_of_state",
+    "prior_lean",
+    "ceiling",
+    "bayes_prediction",
+]
 
 # %% ../../nbs/course/02_factors.ipynb #97233070
 FACTORS = ("tone", "face", "words", "negation", "contour", "onset", "emphasis", "sarcasm")
-LATENTS = FACTORS[:7]                                                    # independent coins; sarcasm = words x contour
-NEEDS = {"tone": {"audio"}, "face": {"video"}, "words": {"text"}, "negation": {"text"}, "contour": {"audio"},
-         "onset": {"video"}, "emphasis": {"text", "audio"}}             # the modalities that carry a factor's evidence
-INFORMATION = {"nothing": (), "static": LATENTS[:3], "lora": LATENTS[:4], "temporal": LATENTS[:6], "attention": LATENTS}
-BASE_SCORE, FACTOR_WEIGHT = 9.0, 1.5                                                  # PHQ-8 points: the middle, and what one factor adds or takes
+LATENTS = FACTORS[:7]  # independent coins; sarcasm = words x contour
+NEEDS = {
+    "tone": {"audio"},
+    "face": {"video"},
+    "words": {"text"},
+    "negation": {"text"},
+    "contour": {"audio"},
+    # the modalities that carry a factor's evidence
+    "onset": {"video"},
+    "emphasis": {"text", "audio"},
+}
+INFORMATION = {
+    "nothing": (),
+    "static": LATENTS[:3],
+    "lora": LATENTS[:4],
+    "temporal": LATENTS[:6],
+    "attention": LATENTS,
+}
+BASE_SCORE, FACTOR_WEIGHT = 9.0, 1.5  # PHQ-8 points: the middle, and what one factor adds or takes
+
 
 # %% ../../nbs/course/02_factors.ipynb #5e49d5f4
 @dataclass(frozen=True)
 class Knobs:
-    "The nuisances of the known-answer corpus. Raises `ConfigError` where a value is out of its range."
-    label_noise: float = 1.0          # sd of the noise in the PHQ-8, in points
-    class_noise: float = 0.0          # share of emotion and sentiment labels that are drawn anew from their prior
-    imbalance: float = 1.0            # 1 = MELD's class proportions, 0 = classes as equal as they can be
-    evidence: float = 1.0             # strength of a factor's evidence, in spreads of its column
-    difficulty: float = 0.2           # by what share the evidence of the hardest items is weaker
-    speaker: float = 0.1              # sd of a speaker's own offset on every column, in spreads
-    confound: float = 0.0             # correlation of one voice offset with the speaker's mean label, in training speakers only
-    corpora: int = 1                  # recordings come from this many corpora, each with a room of its own
-    room: float = 0.0                 # differences of gain and noise between those rooms
-    prior: float = 0.0                # P(f = +1) runs from 0.5 - prior in the first corpus to 0.5 + prior in the last
-    missing_frames: float = 0.05      # share of audio and video frames that are lost, in short runs
-    missing_modality: float = 0.0     # chance of each modality to be missing; at least one always stays
-    scale_spread: float = 1.0         # 1 = the columns' real spreads (3e-5 to 48), 0 = all spreads equal
+    """The nuisances of the known-answer corpus.
+
+    Raises `ConfigError` where a value is out of its range.
+    """
+
+    label_noise: float = 1.0  # sd of the noise in the PHQ-8, in points
+    # share of emotion and sentiment labels that are drawn anew from their prior
+    class_noise: float = 0.0
+    imbalance: float = 1.0  # 1 = MELD's class proportions, 0 = classes as equal as they can be
+    evidence: float = 1.0  # strength of a factor's evidence, in spreads of its column
+    difficulty: float = 0.2  # by what share the evidence of the hardest items is weaker
+    speaker: float = 0.1  # sd of a speaker's own offset on every column, in spreads
+    # correlation of one voice offset with the speaker's mean label, in training speakers only
+    confound: float = 0.0
+    corpora: int = 1  # recordings come from this many corpora, each with a room of its own
+    room: float = 0.0  # differences of gain and noise between those rooms
+    # P(f = +1) runs from 0.5 - prior in the first corpus to 0.5 + prior in the last
+    prior: float = 0.0
+    missing_frames: float = 0.05  # share of audio and video frames that are lost, in short runs
+    # chance of each modality to be missing; at least one always stays
+    missing_modality: float = 0.0
+    scale_spread: float = 1.0  # 1 = the columns' real spreads (3e-5 to 48), 0 = all spreads equal
     items_per_speaker: int = 20
 
     def __post_init__(self):
         for f in fields(self):
-            value, top = getattr(self, f.name), {"prior": 0.5, "label_noise": 24, "evidence": 5, "room": 5, "speaker": 5}.get(f.name, 1)
+            value, top = (
+                getattr(self, f.name),
+                {"prior": 0.5, "label_noise": 24, "evidence": 5, "room": 5, "speaker": 5}.get(
+                    f.name, 1
+                ),
+            )
             if f.name in ("corpora", "items_per_speaker"):
-                if not (isinstance(value, int) and value >= 1): raise ConfigError(f"knob {f.name}={value!r}: a whole number of at least 1 is needed")
-            elif not 0 <= value <= top: raise ConfigError(f"knob {f.name}={value!r}: it must lie between 0 and {top}")
+                if not (isinstance(value, int) and value >= 1):
+                    raise ConfigError(
+                        f"knob {f.name}={value!r}: a whole number of at least 1 is needed"
+                    )
+            elif not 0 <= value <= top:
+                raise ConfigError(f"knob {f.name}={value!r}: it must lie between 0 and {top}")
+
 
 # %% ../../nbs/course/02_factors.ipynb #9e4195b5
-STATES = np.array(list(itertools.product((-1, 1), repeat=7)))                      # [128, 7]
-_MELD = dict(anger=1109, sadness=683, disgust=271, fear=268, surprise=614, neutral=4710, joy=1743, delight=591)   # training utterances
-_VALENCE = np.array([1.9, 2.3, 3.0, 1.6, 0.7, 0.4, 0.3, 1.2])                      # + is bad; the weights leave no ties
+STATES = np.array(list(itertools.product((-1, 1), repeat=7)))  # [128, 7]
+# training utterances
+_MELD = dict(
+    anger=1109,
+    sadness=683,
+    disgust=271,
+    fear=268,
+    surprise=614,
+    neutral=4710,
+    joy=1743,
+    delight=591,
+)
+_VALENCE = np.array([1.9, 2.3, 3.0, 1.6, 0.7, 0.4, 0.3, 1.2])  # + is bad; the weights leave no ties
 _AROUSAL = np.array([0.9, 0.1, 0.2, 0.35, 1.7, 1.3, 2.0, 0.05])
+
 
 def with_sarcasm(latents):
     "The eight factors [N, 8] of seven coins [N, 7]: sarcasm is words x contour."
     join = torch.cat if isinstance(latents, Tensor) else np.concatenate
     return join([latents, latents[:, 2:3] * latents[:, 4:5]], 1)
 
+
 @lru_cache
 def class_of_state(imbalance: float) -> tuple[np.ndarray, np.ndarray]:
     """Emotion and sentiment of each of the 128 states, in MELD's proportions ** `imbalance`.
 
-    States are ordered by valence and cut into negative, neutral, positive; each part is ordered by arousal and cut again."""
+    States are ordered by valence and cut into negative, neutral, positive; each part is ordered by
+    arousal and cut again.
+    """
     share = np.array(list(_MELD.values()), float) ** imbalance
-    share[[4, 7]] *= (614 + 591) ** imbalance / (614 ** imbalance + 591 ** imbalance)      # surprise is one class with two valences
+    # surprise is one class with two valences
+    share[[4, 7]] *= (614 + 591) ** imbalance / (614**imbalance + 591**imbalance)
     cut = np.round(np.cumsum(share / share.sum()) * 128).astype(int)
     order = np.argsort(-(with_sarcasm(STATES) @ _VALENCE), kind="stable")
     sentiment, emotion = np.empty(128, int), np.empty(128, int)
     arousal = with_sarcasm(STATES) @ _AROUSAL
-    bounds = [("negative", 0, cut[4], ("sadness", "disgust", "fear", "anger", "surprise")), ("neutral", cut[4], cut[5], ("neutral",)),
-              ("positive", cut[5], 128, ("joy", "surprise"))]
+    bounds = [
+        ("negative", 0, cut[4], ("sadness", "disgust", "fear", "anger", "surprise")),
+        ("neutral", cut[4], cut[5], ("neutral",)),
+        ("positive", cut[5], 128, ("joy", "surprise")),
+    ]
     size = dict(zip(_MELD, np.diff(cut, prepend=0)))
     for name, start, stop, parts in bounds:
-        states = order[start:stop]; states = states[np.argsort(arousal[states], kind="stable")]
+        states = order[start:stop]
+        states = states[np.argsort(arousal[states], kind="stable")]
         sentiment[states] = SENTIMENTS.index(name)
         for part in parts:
             n = size["delight"] if (name, part) == ("positive", "surprise") else size[part]
-            emotion[states[:n]] = EMOTIONS.index(part); states = states[n:]
+            emotion[states[:n]] = EMOTIONS.index(part)
+            states = states[n:]
     return emotion, sentiment
+
 
 # %% ../../nbs/course/02_factors.ipynb #1cde2864
 def prior_lean(knobs: Knobs, corpus: int) -> float:
     "By how much a factor's +1 is more likely than one half in a corpus."
     return 0.0 if knobs.corpora == 1 else knobs.prior * (2 * corpus / (knobs.corpora - 1) - 1)
 
+
 def _prior(knobs: Knobs, corpus: int) -> np.ndarray:
     "Probability [128] of each state in a corpus."
     return np.prod(0.5 + prior_lean(knobs, corpus) * STATES, 1)
+
 
 @lru_cache
 def _outcomes(task: str, knobs: Knobs) -> tuple[np.ndarray, np.ndarray]:
     "Probability [128, outcomes] of each label in each state, and the labels' values."
     if task == "phq8":
         mean, edge = BASE_SCORE + FACTOR_WEIGHT * with_sarcasm(STATES).sum(1), np.arange(24) + 0.5
-        if knobs.label_noise == 0: below = (np.round(mean)[:, None] < edge).astype(float)
-        else: below = 0.5 * (1 + np.vectorize(math.erf)((edge - mean[:, None]) / (knobs.label_noise * math.sqrt(2))))
+        if knobs.label_noise == 0:
+            below = (np.round(mean)[:, None] < edge).astype(float)
+        else:
+            below = 0.5 * (
+                1
+                + np.vectorize(math.erf)(
+                    (edge - mean[:, None]) / (knobs.label_noise * math.sqrt(2))
+                )
+            )
         return np.diff(below, axis=1, prepend=0.0, append=1.0), np.arange(25.0)
-    if task not in ("emotion", "sentiment"): raise ConfigError(f"unknown task {task!r}; choose phq8, emotion or sentiment")
+    if task not in ("emotion", "sentiment"):
+        raise ConfigError(f"unknown task {task!r}; choose phq8, emotion or sentiment")
     label = class_of_state(knobs.imbalance)[task == "sentiment"]
     sure = np.eye(len(EMOTIONS) if task == "emotion" else len(SENTIMENTS))[label]
-    return (1 - knobs.class_noise) * sure + knobs.class_noise * sure.mean(0), np.arange(sure.shape[1], dtype=float)
+    return (1 - knobs.class_noise) * sure + knobs.class_noise * sure.mean(0), np.arange(
+        sure.shape[1], dtype=float
+    )
 
-def _posterior(hears: Iterable[str], task: str, knobs: Knobs, corpus: int) -> tuple[np.ndarray, np.ndarray]:
-    "For each state: its prior [128], and the distribution [128, outcomes] of the label given the factors in `hears`."
+
+def _posterior(
+    hears: Iterable[str], task: str, knobs: Knobs, corpus: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each state: its prior [128], and the distribution [128, outcomes] of the label given the
+    factors in `hears`.
+    """
     hears = set(hears)
-    if unknown := hears - set(LATENTS): raise ConfigError(f"unknown factors {sorted(unknown)}; choose from {', '.join(LATENTS)}")
+    if unknown := hears - set(LATENTS):
+        raise ConfigError(f"unknown factors {sorted(unknown)}; choose from {', '.join(LATENTS)}")
     prior, outcome = _prior(knobs, corpus), _outcomes(task, knobs)[0]
     heard = STATES[:, [k in hears for k in LATENTS]]
-    same = (heard[:, None] == heard[None]).all(-1) * prior                           # [128, 128]: states that sound the same
-    total = same.sum(1, keepdims=True)                                               # 0 where a corpus never has the state: nothing can be said of it
+    same = (heard[:, None] == heard[None]).all(-1) * prior  # [128, 128]: states that sound the same
+    # 0 where a corpus never has the state: nothing can be said of it
+    total = same.sum(1, keepdims=True)
     return prior, np.divide(same, total, out=np.full_like(same, 1 / 128), where=total > 0) @ outcome
+
 
 # %% ../../nbs/course/02_factors.ipynb #06a4b2c2
 def _presence(p: float) -> dict[frozenset, float]:
-    "Probability of each set of modalities to be present; an item that would lose all three keeps one."
-    sets = [frozenset(c) for r in (1, 2, 3) for c in itertools.combinations(("text", "audio", "video"), r)]
-    return {s: (1 - p) ** len(s) * p ** (3 - len(s)) + (p ** 3 / 3 if len(s) == 1 else 0) for s in sets}
+    """Probability of each set of modalities to be present; an item that would lose all three keeps
+    one.
+    """
+    sets = [
+        frozenset(c)
+        for r in (1, 2, 3)
+        for c in itertools.combinations(("text", "audio", "video"), r)
+    ]
+    return {
+        s: (1 - p) ** len(s) * p ** (3 - len(s)) + (p**3 / 3 if len(s) == 1 else 0) for s in sets
+    }
+
 
 def ceiling(hears: Iterable[str], task: str = "phq8", knobs: Knobs = Knobs()) -> float:
-    """The best possible score of any model that hears exactly the factors `hears`: RMSE in points (phq8) or accuracy (emotion, sentiment).
+    """The best possible score of any model that hears exactly the factors `hears`: RMSE in points
+    (phq8) or accuracy (emotion, sentiment).
 
-    Exact: the sum over 128 states, 25 scores, corpora and sets of present modalities, after rounding and clipping.
-    Factors that are heard are heard perfectly; where the `prior` differs between corpora the corpus counts as known."""
+    Exact: the sum over 128 states, 25 scores, corpora and sets of present modalities, after
+    rounding and clipping. Factors that are heard are heard perfectly; where the `prior` differs
+    between corpora the corpus counts as known.
+    """
     hears, values, total = set(hears), _outcomes(task, knobs)[1], 0.0
     for present, share in _presence(knobs.missing_modality).items():
         here = [k for k in hears if NEEDS.get(k, set()) <= present]
         for corpus in range(knobs.corpora) if share else ():
             prior, posterior = _posterior(here, task, knobs, corpus)
-            if task == "phq8": score = posterior @ values ** 2 - (posterior @ values) ** 2
-            else: score = posterior.max(1)
+            if task == "phq8":
+                score = posterior @ values**2 - (posterior @ values) ** 2
+            else:
+                score = posterior.max(1)
             total += share / knobs.corpora * float(prior @ score)
     return math.sqrt(total) if task == "phq8" else total
 
-def bayes_prediction(factors: Tensor, hears: Iterable[str], task: str = "phq8", knobs: Knobs = Knobs(), corpus: int = 0) -> Tensor:
-    "What the best model that hears `hears` says of items with these `factors` [N, 7 or 8]: PHQ-8 points [N], or class probabilities [N, C]."
-    state = ((factors[:, :7].long() + 1) // 2 * (2 ** torch.arange(6, -1, -1, device=factors.device))).sum(1)
-    posterior = torch.from_numpy(_posterior(hears, task, knobs, corpus)[1]).float().to(factors.device)[state]
+
+def bayes_prediction(
+    factors: Tensor,
+    hears: Iterable[str],
+    task: str = "phq8",
+    knobs: Knobs = Knobs(),
+    corpus: int = 0,
+) -> Tensor:
+    """What the best model that hears `hears` says of items with these `factors` [N, 7 or 8]: PHQ-8
+    points [N], or class probabilities [N, C].
+    """
+    state = (
+        (factors[:, :7].long() + 1) // 2 * (2 ** torch.arange(6, -1, -1, device=factors.device))
+    ).sum(1)
+    posterior = (
+        torch.from_numpy(_posterior(hears, task, knobs, corpus)[1])
+        .float()
+        .to(factors.device)[state]
+    )
     return posterior @ torch.arange(25.0, device=factors.device) if task == "phq8" else posterior

@@ -4,25 +4,62 @@
 
 # %% ../../nbs/workshop/63_known_answer.ipynb #d98cd441
 from __future__ import annotations
+
 import math
-import numpy as np
-import torch
 from collections.abc import Sequence
 from dataclasses import fields, replace
+
+import numpy as np
+import torch
 from torch import Tensor
+
+from mmemo.synthetic.factors import (
+    BASE_SCORE,
+    FACTOR_WEIGHT,
+    LATENTS,
+    Knobs,
+    class_of_state,
+    prior_lean,
+    with_sarcasm,
+)
+
 from ..core.batch import Batch, Stream
 from ..core.errors import ConfigError
-from ..data.standards import AUDIO_RATE, AUS, fill_unvoiced, SPLITS, VIDEO_RATE
-from .factors import BASE_SCORE, class_of_state, FACTOR_WEIGHT, Knobs, LATENTS, prior_lean, with_sarcasm
+from ..data.standards import AUDIO_RATE, AUS, SPLITS, VIDEO_RATE, fill_unvoiced
 
 # %% auto #0
-__all__ = ['GOOD_WORDS', 'BAD_WORDS', 'HEAVY_WORDS', 'LIGHT_WORDS', 'FILLER_WORDS', 'CUE_WORDS', 'GRAMMAR_WORDS',
-           'SPECIAL_TOKENS', 'VOCABULARY', 'TOKEN_IDS', 'WORD_SPACING', 'COVAREP_MEAN', 'COVAREP_SD', 'AU_MEAN',
-           'AU_SD', 'BURST_SD', 'RAMP', 'BUMP', 'BURST', 'ITEM_BLOCK', 'write_answer', 'known_answer']
+__all__ = [
+    "GOOD_WORDS",
+    "BAD_WORDS",
+    "HEAVY_WORDS",
+    "LIGHT_WORDS",
+    "FILLER_WORDS",
+    "CUE_WORDS",
+    "GRAMMAR_WORDS",
+    "SPECIAL_TOKENS",
+    "VOCABULARY",
+    "TOKEN_IDS",
+    "WORD_SPACING",
+    "COVAREP_MEAN",
+    "COVAREP_SD",
+    "AU_MEAN",
+    "AU_SD",
+    "BURST_SD",
+    "RAMP",
+    "BUMP",
+    "BURST",
+    "ITEM_BLOCK",
+    "write_answer",
+    "known_answer",
+]
 
 # %% ../../nbs/workshop/63_known_answer.ipynb #2bfdfec7
-GOOD_WORDS = "calm happy rested cheerful hopeful relaxed content lively proud strong bright eager".split()
-BAD_WORDS = "tired sad lonely hopeless anxious empty worried numb weak restless guilty bitter".split()
+GOOD_WORDS = (
+    "calm happy rested cheerful hopeful relaxed content lively proud strong bright eager".split()
+)
+BAD_WORDS = (
+    "tired sad lonely hopeless anxious empty worried numb weak restless guilty bitter".split()
+)
 HEAVY_WORDS = "insomnia crying bills pain debt loss medication nightmares arguments illness darkness silence".split()
 LIGHT_WORDS = "friends music garden holidays family dancing sunshine cooking running laughter sleep books".split()
 FILLER_WORDS = "well um so yeah anyway".split()
@@ -30,172 +67,542 @@ CUE_WORDS = "honestly literally actually seriously frankly truly".split()
 GRAMMAR_WORDS = "i felt was really not there is and".split()
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _LETTERS = list("abcdefghijklmnopqrstuvwxyz0123456789")
-VOCABULARY = list(dict.fromkeys([*SPECIAL_TOKENS, *_LETTERS, *("##" + c for c in _LETTERS), *".,?!'-", *GRAMMAR_WORDS, *FILLER_WORDS, *CUE_WORDS, *GOOD_WORDS, *BAD_WORDS, *HEAVY_WORDS, *LIGHT_WORDS]))
-TOKEN_IDS = {word: i for i, word in enumerate(VOCABULARY)}                           # the vocabulary of mmemo-tiny: any text can be spelled with it
-WORD_SPACING = 3                                                                      # words between two bursts, at least
+VOCABULARY = list(
+    dict.fromkeys(
+        [
+            *SPECIAL_TOKENS,
+            *_LETTERS,
+            *("##" + c for c in _LETTERS),
+            *".,?!'-",
+            *GRAMMAR_WORDS,
+            *FILLER_WORDS,
+            *CUE_WORDS,
+            *GOOD_WORDS,
+            *BAD_WORDS,
+            *HEAVY_WORDS,
+            *LIGHT_WORDS,
+        ]
+    )
+)
+# the vocabulary of mmemo-tiny: any text can be spelled with it
+TOKEN_IDS = {word: i for i, word in enumerate(VOCABULARY)}
+WORD_SPACING = 3  # words between two bursts, at least
 
-def write_answer(words: int, negation: int, rng: np.random.Generator) -> tuple[list[str], list[int], int]:
-    """An answer for the factors `words` and `negation` (+-1): its words, the indices of four burst words, and which of the four is the cue.
 
-    The four indices are drawn first and the cue word is put at one of them at random, so that neither text nor audio alone knows the cue's burst."""
+def write_answer(
+    words: int, negation: int, rng: np.random.Generator
+) -> tuple[list[str], list[int], int]:
+    """An answer for the factors `words` and `negation` (+-1): its words, the indices of four burst
+    words, and which of the four is the cue.
+
+    The four indices are drawn first and the cue word is put at one of them at random, so that
+    neither text nor audio alone knows the cue's burst.
+    """
     good, bad = rng.choice(GOOD_WORDS, 2, False), rng.choice(BAD_WORDS, 2, False)
     affirmed, denied = (bad, good) if negation > 0 else (good, bad)
-    clauses = [["i", rng.choice(GRAMMAR_WORDS[1:3]), how, adjective] for how, pair in (("really", affirmed), ("not", denied)) for adjective in pair]
+    clauses = [
+        ["i", rng.choice(GRAMMAR_WORDS[1:3]), how, adjective]
+        for how, pair in (("really", affirmed), ("not", denied))
+        for adjective in pair
+    ]
     nouns = rng.choice(HEAVY_WORDS if words > 0 else LIGHT_WORDS, 3, False)
     clauses.append(["there", "is", nouns[0], "and", nouns[1], "and", nouns[2]])
     answer = [str(w) for i in rng.permutation(len(clauses)) for w in clauses[i]]
-    if rng.random() < 0.5: answer.insert(0, str(rng.choice(FILLER_WORDS)))
-    free = len(answer) + 1 - 4 - 3 * (WORD_SPACING - 1)                                 # spread four bursts with gaps of at least SPACING, away from the ends
+    if rng.random() < 0.5:
+        answer.insert(0, str(rng.choice(FILLER_WORDS)))
+    # spread four bursts with gaps of at least SPACING, away from the ends
+    free = len(answer) + 1 - 4 - 3 * (WORD_SPACING - 1)
     bursts = np.sort(rng.choice(free, 4, False)) + 2 + np.arange(4) * (WORD_SPACING - 1)
     cue = int(rng.integers(4))
     answer.insert(int(bursts[cue]), str(rng.choice(CUE_WORDS)))
     return answer, [int(b) for b in bursts], cue
 
+
 # %% ../../nbs/workshop/63_known_answer.ipynb #05ba0618
-COVAREP_MEAN = np.array([
-    176, .725, .0706, .265, .303, .278, .107, -1.04, 1.48, .497, .325, -9.33, 3, -.514, .602, -.238, .142, -.246, -.0777, -.0736, -.0416,
-    -.0759, .061, -.0182, .0121, .0147, -.0137, .00885, -.0231, .0146, -.00463, -.0131, .00952, -.015, .024, -.0106, 3.94e-7, 4.13e-7,
-    -5e-5, -.00358, -.00413, .0138, .0479, .067, .0815, .205, .267, .234, .318, .397, .465, .438, .426, .442, .459, .374, .311, .302,
-    .267, .168, .0481, -.227, -1.06, -.874, -.81, -.747, -.669, -.573, -.495, -.43, -.351, -.288, -.238, -.183], np.float32)
-COVAREP_SD = np.array([
-    47.8, .157, .0348, .12, 4.21, .0995, .013, 12.8, .158, .0491, .281, 1.1, .731, .398, .387, .376, .298, .263, .254, .186, .191, .136,
-    .129, .135, .118, .117, .0998, .0954, .102, .0863, .0749, .0701, .069, .0667, .0589, .0546, 3.14e-5, .00185, .00463, .0534, .204,
-    .427, .601, .721, .875, 1.03, 1.05, 1.06, 1.16, 1.22, 1.22, 1.22, 1.22, 1.23, 1.17, 1.04, 1.05, 1.1, 1.1, .972, .84, .159, .266,
-    .226, .196, .148, .104, .0785, .0679, .0774, .0967, .109, .126, .135], np.float32)
-AU_MEAN = np.array([.214, .0863, .567, .0412, .429, .0717, .704, .621, .507, .134, .428, .0987, .774, .582], np.float32)
-AU_SD = np.array([.19, .0736, .72, .029, .586, .0511, .718, .726, .516, .064, .184, .0571, .322, .209], np.float32)
-BURST_SD, RAMP, BUMP, BURST = 0.04, 1.2, 2.0, 3.0                               # seconds; then evidence relative to Knobs.evidence
+COVAREP_MEAN = np.array(
+    [
+        176,
+        0.725,
+        0.0706,
+        0.265,
+        0.303,
+        0.278,
+        0.107,
+        -1.04,
+        1.48,
+        0.497,
+        0.325,
+        -9.33,
+        3,
+        -0.514,
+        0.602,
+        -0.238,
+        0.142,
+        -0.246,
+        -0.0777,
+        -0.0736,
+        -0.0416,
+        -0.0759,
+        0.061,
+        -0.0182,
+        0.0121,
+        0.0147,
+        -0.0137,
+        0.00885,
+        -0.0231,
+        0.0146,
+        -0.00463,
+        -0.0131,
+        0.00952,
+        -0.015,
+        0.024,
+        -0.0106,
+        3.94e-7,
+        4.13e-7,
+        -5e-5,
+        -0.00358,
+        -0.00413,
+        0.0138,
+        0.0479,
+        0.067,
+        0.0815,
+        0.205,
+        0.267,
+        0.234,
+        0.318,
+        0.397,
+        0.465,
+        0.438,
+        0.426,
+        0.442,
+        0.459,
+        0.374,
+        0.311,
+        0.302,
+        0.267,
+        0.168,
+        0.0481,
+        -0.227,
+        -1.06,
+        -0.874,
+        -0.81,
+        -0.747,
+        -0.669,
+        -0.573,
+        -0.495,
+        -0.43,
+        -0.351,
+        -0.288,
+        -0.238,
+        -0.183,
+    ],
+    np.float32,
+)
+COVAREP_SD = np.array(
+    [
+        47.8,
+        0.157,
+        0.0348,
+        0.12,
+        4.21,
+        0.0995,
+        0.013,
+        12.8,
+        0.158,
+        0.0491,
+        0.281,
+        1.1,
+        0.731,
+        0.398,
+        0.387,
+        0.376,
+        0.298,
+        0.263,
+        0.254,
+        0.186,
+        0.191,
+        0.136,
+        0.129,
+        0.135,
+        0.118,
+        0.117,
+        0.0998,
+        0.0954,
+        0.102,
+        0.0863,
+        0.0749,
+        0.0701,
+        0.069,
+        0.0667,
+        0.0589,
+        0.0546,
+        3.14e-5,
+        0.00185,
+        0.00463,
+        0.0534,
+        0.204,
+        0.427,
+        0.601,
+        0.721,
+        0.875,
+        1.03,
+        1.05,
+        1.06,
+        1.16,
+        1.22,
+        1.22,
+        1.22,
+        1.22,
+        1.23,
+        1.17,
+        1.04,
+        1.05,
+        1.1,
+        1.1,
+        0.972,
+        0.84,
+        0.159,
+        0.266,
+        0.226,
+        0.196,
+        0.148,
+        0.104,
+        0.0785,
+        0.0679,
+        0.0774,
+        0.0967,
+        0.109,
+        0.126,
+        0.135,
+    ],
+    np.float32,
+)
+AU_MEAN = np.array(
+    [
+        0.214,
+        0.0863,
+        0.567,
+        0.0412,
+        0.429,
+        0.0717,
+        0.704,
+        0.621,
+        0.507,
+        0.134,
+        0.428,
+        0.0987,
+        0.774,
+        0.582,
+    ],
+    np.float32,
+)
+AU_SD = np.array(
+    [
+        0.19,
+        0.0736,
+        0.72,
+        0.029,
+        0.586,
+        0.0511,
+        0.718,
+        0.726,
+        0.516,
+        0.064,
+        0.184,
+        0.0571,
+        0.322,
+        0.209,
+    ],
+    np.float32,
+)
+# seconds; then evidence relative to Knobs.evidence
+BURST_SD, RAMP, BUMP, BURST = 0.04, 1.2, 2.0, 3.0
+
 
 # %% ../../nbs/workshop/63_known_answer.ipynb #4e08dad3
 def _lost(rng, shape: tuple[int, int], share: float, run: int) -> np.ndarray:
-    "Frames [B, T] lost in runs of `run` frames; the pattern and its time reversal are equally likely, so a loss never tells up from down."
-    if share == 0: return np.zeros(shape, bool)
+    """Frames [B, T] lost in runs of `run` frames; the pattern and its time reversal are equally
+    likely, so a loss never tells up from down.
+    """
+    if share == 0:
+        return np.zeros(shape, bool)
     start = rng.random((shape[0], shape[1] + run - 1)) < 1 - (1 - share) ** (1 / run)
     total = np.cumsum(np.pad(start, ((0, 0), (1, 0))), 1)
     return total[:, run:] > total[:, :-run]
 
+
 # %% ../../nbs/workshop/63_known_answer.ipynb #36629e93
 def _timeline(n_words: np.ndarray, rng) -> tuple[np.ndarray, np.ndarray]:
-    "Word spans [B, 32, 2] in seconds (whole milliseconds), and each answer's length in seconds (whole frames of both rates)."
-    shape = (len(n_words), 32)                                                       # longer than any answer
+    """Word spans [B, 32, 2] in seconds (whole milliseconds), and each answer's length in seconds
+    (whole frames of both rates).
+    """
+    shape = (len(n_words), 32)  # longer than any answer
     spoken = 0.07 + rng.gamma(4.0, 0.015, shape)
     spans = 0.15 + np.cumsum(spoken + 0.01 + rng.gamma(1.0, 0.03, shape), 1)
     spans = np.round(np.stack([spans - spoken, spans], -1), 3)
     return spans, np.ceil((spans[np.arange(len(spans)), n_words - 1, 1] + 0.15) * 10) / 10
 
-def _write_audio(f, spans, bursts, cue, seconds, strength, offset, room, knobs: Knobs, rng) -> tuple[Tensor, Tensor]:
-    "COVAREP-like frames [B, T, 74] and mask: tone in H1H2's mean, contour as an F0 ramp that is antisymmetric in time, emphasis in MCEP_0."
-    frames, rows, a = np.round(seconds * AUDIO_RATE).astype(int), np.arange(len(f)), strength[:, None]
+
+def _write_audio(
+    f, spans, bursts, cue, seconds, strength, offset, room, knobs: Knobs, rng
+) -> tuple[Tensor, Tensor]:
+    """COVAREP-like frames [B, T, 74] and mask: tone in H1H2's mean, contour as an F0 ramp that is
+    antisymmetric in time, emphasis in MCEP_0.
+    """
+    frames, rows, a = (
+        np.round(seconds * AUDIO_RATE).astype(int),
+        np.arange(len(f)),
+        strength[:, None],
+    )
     t = ((np.arange(frames.max()) + 0.5) / AUDIO_RATE).astype(np.float32)
     z = rng.standard_normal((len(f), len(t), 74), dtype=np.float32)
-    if knobs.room: z *= 1 + 0.5 * knobs.room * room; z[..., 11:] += knobs.room * room     # a room adds noise, and colours the cepstrum
+    # a room adds noise, and colours the cepstrum
+    if knobs.room:
+        z *= 1 + 0.5 * knobs.room * room
+        z[..., 11:] += knobs.room * room
     z += offset[:, None]
     z[..., 4] += a * f[:, [0]]
     z[..., 0] += a * RAMP * f[:, [4]] * (2 * t / seconds[:, None] - 1)
-    sign = np.repeat(-f[:, [6]], 4, 1); sign[rows, cue] *= -1                            # the cue's burst, against three others ...
-    sign[rows, (cue + rng.integers(1, 4, len(f))) % 4] = f[:, 6]                         # ... of which one agrees: the sum is zero either way
+    # the cue's burst, against three others ...
+    sign = np.repeat(-f[:, [6]], 4, 1)
+    sign[rows, cue] *= -1
+    # ... of which one agrees: the sum is zero either way
+    sign[rows, (cue + rng.integers(1, 4, len(f))) % 4] = f[:, 6]
     for j, at in enumerate(spans[rows[:, None], bursts].mean(-1).T):
         z[..., 11] += a * BURST * sign[:, [j]] * np.exp(-0.5 * ((t - at[:, None]) / BURST_SD) ** 2)
-    spread = COVAREP_SD ** knobs.scale_spread
-    z *= spread; z += COVAREP_MEAN / COVAREP_SD * spread
-    voiced = rng.random(z.shape[:2]) < COVAREP_MEAN[1]; z[..., 1] = voiced
-    mask = torch.from_numpy((np.arange(len(t)) < frames[:, None]) & ~_lost(rng, voiced.shape, knobs.missing_frames, 6))
-    return fill_unvoiced(torch.from_numpy(z), torch.from_numpy(voiced), mask).masked_fill_(~mask[..., None], 0), mask
+    spread = COVAREP_SD**knobs.scale_spread
+    z *= spread
+    z += COVAREP_MEAN / COVAREP_SD * spread
+    voiced = rng.random(z.shape[:2]) < COVAREP_MEAN[1]
+    z[..., 1] = voiced
+    mask = torch.from_numpy(
+        (np.arange(len(t)) < frames[:, None]) & ~_lost(rng, voiced.shape, knobs.missing_frames, 6)
+    )
+    return (
+        fill_unvoiced(torch.from_numpy(z), torch.from_numpy(voiced), mask).masked_fill_(
+            ~mask[..., None], 0
+        ),
+        mask,
+    )
+
 
 def _write_video(f, seconds, strength, offset, knobs: Knobs, rng) -> tuple[Tensor, Tensor]:
-    "Action units [B, T, 14], 0 to 5, and mask: face in AU12's mean, onset as a bump of AU04 at a quarter or three quarters of the answer."
+    """Action units [B, T, 14], 0 to 5, and mask: face in AU12's mean, onset as a bump of AU04 at a
+    quarter or three quarters of the answer.
+    """
     frames, a = np.round(seconds * VIDEO_RATE).astype(int), strength[:, None]
     tau = (np.arange(frames.max()) + 0.5) / VIDEO_RATE / seconds[:, None]
     z = rng.standard_normal((*tau.shape, 14), dtype=np.float32) + offset[:, None]
-    z[..., AUS.index("AU12_r")] -= a * f[:, [1]]                                         # less smile: more points
-    z[..., AUS.index("AU04_r")] += a * BUMP * np.exp(-0.5 * ((tau - 0.5 + 0.25 * f[:, [5]]) / 0.1) ** 2)
-    mask = torch.from_numpy((np.arange(tau.shape[1]) < frames[:, None]) & ~_lost(rng, tau.shape, knobs.missing_frames, 4))
-    return torch.from_numpy(np.clip(z * AU_SD + AU_MEAN, 0, 5)).masked_fill_(~mask[..., None], 0), mask
+    z[..., AUS.index("AU12_r")] -= a * f[:, [1]]  # less smile: more points
+    z[..., AUS.index("AU04_r")] += (
+        a * BUMP * np.exp(-0.5 * ((tau - 0.5 + 0.25 * f[:, [5]]) / 0.1) ** 2)
+    )
+    mask = torch.from_numpy(
+        (np.arange(tau.shape[1]) < frames[:, None])
+        & ~_lost(rng, tau.shape, knobs.missing_frames, 4)
+    )
+    return (
+        torch.from_numpy(np.clip(z * AU_SD + AU_MEAN, 0, 5)).masked_fill_(~mask[..., None], 0),
+        mask,
+    )
+
 
 def _write_text(answers: Sequence[list[str]], spans: np.ndarray, seconds: np.ndarray) -> Stream:
-    "Token ids [n, L] of mmemo-tiny: [CLS] at second 0, each word at the middle of its span, [SEP] at the end."
+    """Token ids [n, L] of mmemo-tiny: [CLS] at second 0, each word at the middle of its span,
+    [SEP] at the end.
+    """
     L = max(map(len, answers)) + 2
     ids, t = torch.zeros(len(answers), L, dtype=torch.long), torch.zeros(len(answers), L)
     for i, (words, end) in enumerate(zip(answers, seconds)):
-        ids[i, :len(words) + 2] = torch.tensor([TOKEN_IDS["[CLS]"], *(TOKEN_IDS[w] for w in words), TOKEN_IDS["[SEP]"]])
-        t[i, 1:len(words) + 1] = torch.from_numpy(spans[i, :len(words)].mean(-1)); t[i, len(words) + 1] = float(end)
+        ids[i, : len(words) + 2] = torch.tensor(
+            [TOKEN_IDS["[CLS]"], *(TOKEN_IDS[w] for w in words), TOKEN_IDS["[SEP]"]]
+        )
+        t[i, 1 : len(words) + 1] = torch.from_numpy(spans[i, : len(words)].mean(-1))
+        t[i, len(words) + 1] = float(end)
     return Stream(ids, ids > 0, t)
+
 
 # %% ../../nbs/workshop/63_known_answer.ipynb #0bec7d2e
 def _people(phq8: np.ndarray, seed: int, knobs: Knobs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Speaker of each item, split (0 train, 1 valid, 2 test) of each speaker, and each speaker's offsets [S, 88] on all columns."
-    speaker = np.arange(len(phq8)) // knobs.items_per_speaker; S = int(speaker[-1]) + 1
-    split = np.array([0, 0, 2, 0, 1, 0, 0, 2])[np.arange(S) % 8]                         # whole speakers: 5 of 8 train, 1 valid, 2 test
+    """Speaker of each item, split (0 train, 1 valid, 2 test) of each speaker, and each speaker's
+    offsets [S, 88] on all columns.
+    """
+    speaker = np.arange(len(phq8)) // knobs.items_per_speaker
+    S = int(speaker[-1]) + 1
+    # whole speakers: 5 of 8 train, 1 valid, 2 test
+    split = np.array([0, 0, 2, 0, 1, 0, 0, 2])[np.arange(S) % 8]
     offset = np.random.default_rng([seed, 7]).standard_normal((S, 88)).astype(np.float32)
-    if knobs.confound:                                                                    # MCEP_1 betrays the speaker's mean label, but only in training
+    if knobs.confound:  # MCEP_1 betrays the speaker's mean label, but only in training
         mean, train = np.bincount(speaker, phq8, S) / np.bincount(speaker, minlength=S), split == 0
         label = (mean[train] - mean[train].mean()) / max(mean[train].std(), 1e-6)
-        offset[train, 12] = knobs.confound * label + math.sqrt(1 - knobs.confound ** 2) * offset[train, 12]
+        offset[train, 12] = (
+            knobs.confound * label + math.sqrt(1 - knobs.confound**2) * offset[train, 12]
+        )
     return speaker, split, knobs.speaker * offset
+
 
 def _labels(latents: np.ndarray, task: str, knobs: Knobs, rng) -> np.ndarray:
     "Class of each item, a share `class_noise` of them drawn anew from the classes' prior."
     by_state = class_of_state(knobs.imbalance)[task == "sentiment"]
     label = by_state[(latents > 0) @ (2 ** np.arange(6, -1, -1))]
-    return np.where(rng.random(len(label)) < knobs.class_noise, by_state[rng.integers(128, size=len(label))], label)
+    return np.where(
+        rng.random(len(label)) < knobs.class_noise,
+        by_state[rng.integers(128, size=len(label))],
+        label,
+    )
+
 
 # %% ../../nbs/workshop/63_known_answer.ipynb #5102f41c
 ITEM_BLOCK = 256
 
-def known_answer(n: int = 4000, seed: int = 0, knobs: Knobs = Knobs(), factors: Tensor | None = None, **overrides) -> Batch:
-    """The known-answer corpus: `n` interview answers as one Batch in memory (about 150 kB an item).
 
-    streams: text token ids [n, L] of mmemo-tiny, audio [n, T, 74] at 100 Hz, video [n, T, 14] at 30 Hz. targets: phq8, emotion, sentiment.
-    meta: id, speaker, session (two speakers), corpus, split, words, spans (seconds), cue (index of the cue word), factors [n, 8],
-    difficulty [n], seconds [n]. `factors` [n, 7] forces the coins; `overrides` change single knobs. Raises `ConfigError`."""
+def known_answer(
+    n: int = 4000, seed: int = 0, knobs: Knobs = Knobs(), factors: Tensor | None = None, **overrides
+) -> Batch:
+    """The known-answer corpus: `n` interview answers as one Batch in memory (about 150 kB an
+    item).
+
+    streams: text token ids [n, L] of mmemo-tiny, audio [n, T, 74] at 100 Hz, video [n, T, 14] at
+    30 Hz. targets: phq8, emotion, sentiment. meta: id, speaker, session (two speakers), corpus,
+    split, words, spans (seconds), cue (index of the cue word), factors [n, 8], difficulty [n],
+    seconds [n]. `factors` [n, 7] forces the coins; `overrides` change single knobs. Raises
+    `ConfigError`.
+    """
     if unknown := set(overrides) - {k.name for k in fields(Knobs)}:
-        raise ConfigError(f"unknown knobs {sorted(unknown)}; there are {', '.join(k.name for k in fields(Knobs))}")
-    if n < 1: raise ConfigError(f"n={n}: a corpus needs at least one item")
-    if factors is not None and not (tuple(factors.shape) == (n, 7) and bool((factors.abs() == 1).all())):
-        raise ConfigError(f"factors must be +-1 of shape [{n}, 7], in the order {', '.join(LATENTS)}; got {list(factors.shape)}")
-    knobs, full = replace(knobs, **overrides), -(-n // ITEM_BLOCK) * ITEM_BLOCK                    # whole blocks are written, then cut to n
-    draw = lambda part, block=0: np.random.default_rng([seed, part, block])              # one generator for each part and block
-    coin, corpus = draw(0).random((full, 8)), np.arange(full) // knobs.items_per_speaker // 2 % knobs.corpora
-    latents = np.where(coin[:, :7] < 0.5 + np.array([prior_lean(knobs, c) for c in range(knobs.corpora)])[corpus, None], 1, -1)
-    if factors is not None: latents[:n] = factors.numpy()
-    phq8 = BASE_SCORE + FACTOR_WEIGHT * with_sarcasm(latents).sum(1) + knobs.label_noise * draw(1).standard_normal(full)
+        raise ConfigError(
+            f"unknown knobs {sorted(unknown)}; there are {', '.join(k.name for k in fields(Knobs))}"
+        )
+    if n < 1:
+        raise ConfigError(f"n={n}: a corpus needs at least one item")
+    if factors is not None and not (
+        tuple(factors.shape) == (n, 7) and bool((factors.abs() == 1).all())
+    ):
+        raise ConfigError(
+            f"factors must be +-1 of shape [{n}, 7], in the order {', '.join(LATENTS)}; got"
+            f" {list(factors.shape)}"
+        )
+    # whole blocks are written, then cut to n
+    knobs, full = replace(knobs, **overrides), -(-n // ITEM_BLOCK) * ITEM_BLOCK
+
+    # one generator for each part and block
+    def draw(part, block=0):
+        return np.random.default_rng([seed, part, block])
+
+    coin, corpus = (
+        draw(0).random((full, 8)),
+        np.arange(full) // knobs.items_per_speaker // 2 % knobs.corpora,
+    )
+    latents = np.where(
+        coin[:, :7]
+        < 0.5 + np.array([prior_lean(knobs, c) for c in range(knobs.corpora)])[corpus, None],
+        1,
+        -1,
+    )
+    if factors is not None:
+        latents[:n] = factors.numpy()
+    phq8 = (
+        BASE_SCORE
+        + FACTOR_WEIGHT * with_sarcasm(latents).sum(1)
+        + knobs.label_noise * draw(1).standard_normal(full)
+    )
     phq8 = np.clip(np.round(phq8), 0, 24).astype(np.float32)
     speaker, split, offset = _people(phq8, seed, knobs)
-    answers, bursts, cue = zip(*(write_answer(f[2], f[3], draw(2, i)) for i, f in enumerate(latents.tolist())))
+    answers, bursts, cue = zip(
+        *(write_answer(f[2], f[3], draw(2, i)) for i, f in enumerate(latents.tolist()))
+    )
     count, bursts, cue = np.array([len(a) for a in answers]), np.array(bursts), np.array(cue)
     blocks = [slice(b, b + ITEM_BLOCK) for b in range(0, full, ITEM_BLOCK)]
-    spans, seconds = (np.concatenate(v) for v in zip(*(_timeline(count[r], draw(3, r.start)) for r in blocks)))
-    strength, f = (knobs.evidence * (1 - knobs.difficulty * coin[:, 7])).astype(np.float32), latents.astype(np.float32)
+    spans, seconds = (
+        np.concatenate(v) for v in zip(*(_timeline(count[r], draw(3, r.start)) for r in blocks))
+    )
+    strength, f = (
+        (knobs.evidence * (1 - knobs.difficulty * coin[:, 7])).astype(np.float32),
+        latents.astype(np.float32),
+    )
     rooms = (corpus / max(knobs.corpora - 1, 1)).astype(np.float32)[:, None, None]
     audio, video = _empty(n, seconds[:n], AUDIO_RATE, 74), _empty(n, seconds[:n], VIDEO_RATE, 14)
     for r in blocks:
         people = offset[speaker[r]]
-        _put(audio, r, *_write_audio(f[r], spans[r], bursts[r], cue[r], seconds[r], strength[r], people[:, :74], rooms[r], knobs, draw(4, r.start)))
-        _put(video, r, *_write_video(f[r], seconds[r], strength[r], people[:, 74:], knobs, draw(5, r.start)))
-    batch = Batch({"text": _write_text(answers[:n], spans, seconds), "audio": audio, "video": video},
-                  {"phq8": torch.from_numpy(phq8[:n]), **{t: torch.from_numpy(_labels(latents, t, knobs, draw(6, t == "emotion")))[:n] for t in ("emotion", "sentiment")}},
-                  {"id": [f"item{i:05d}" for i in range(n)], "speaker": [f"speaker{s:03d}" for s in speaker[:n]],
-                   "session": [f"session{s // 2:03d}" for s in speaker[:n]], "corpus": [f"corpus{c}" for c in corpus[:n]],
-                   "split": [SPLITS[split[s]] for s in speaker[:n]], "words": list(answers[:n]),
-                   "spans": [torch.from_numpy(s[:c].astype(np.float32)) for s, c in zip(spans[:n], count)], "cue": bursts[np.arange(full), cue][:n].tolist(),
-                   "factors": torch.from_numpy(with_sarcasm(latents)[:n]).float(), "difficulty": torch.from_numpy(coin[:n, 7]).float(),
-                   "seconds": torch.from_numpy(seconds[:n]).float()})
-    return _lose_modalities(batch, knobs.missing_modality, torch.from_numpy(draw(7).random((full, 4)))[:n])
+        _put(
+            audio,
+            r,
+            *_write_audio(
+                f[r],
+                spans[r],
+                bursts[r],
+                cue[r],
+                seconds[r],
+                strength[r],
+                people[:, :74],
+                rooms[r],
+                knobs,
+                draw(4, r.start),
+            ),
+        )
+        _put(
+            video,
+            r,
+            *_write_video(f[r], seconds[r], strength[r], people[:, 74:], knobs, draw(5, r.start)),
+        )
+    batch = Batch(
+        {"text": _write_text(answers[:n], spans, seconds), "audio": audio, "video": video},
+        {
+            "phq8": torch.from_numpy(phq8[:n]),
+            **{
+                t: torch.from_numpy(_labels(latents, t, knobs, draw(6, t == "emotion")))[:n]
+                for t in ("emotion", "sentiment")
+            },
+        },
+        {
+            "id": [f"item{i:05d}" for i in range(n)],
+            "speaker": [f"speaker{s:03d}" for s in speaker[:n]],
+            "session": [f"session{s // 2:03d}" for s in speaker[:n]],
+            "corpus": [f"corpus{c}" for c in corpus[:n]],
+            "split": [SPLITS[split[s]] for s in speaker[:n]],
+            "words": list(answers[:n]),
+            "spans": [torch.from_numpy(s[:c].astype(np.float32)) for s, c in zip(spans[:n], count)],
+            "cue": bursts[np.arange(full), cue][:n].tolist(),
+            "factors": torch.from_numpy(with_sarcasm(latents)[:n]).float(),
+            "difficulty": torch.from_numpy(coin[:n, 7]).float(),
+            "seconds": torch.from_numpy(seconds[:n]).float(),
+        },
+    )
+    return _lose_modalities(
+        batch, knobs.missing_modality, torch.from_numpy(draw(7).random((full, 4)))[:n]
+    )
+
 
 # %% ../../nbs/workshop/63_known_answer.ipynb #47401972
 def _empty(n: int, seconds: np.ndarray, rate: int, F: int) -> Stream:
     T = int(np.round(seconds * rate).max())
-    return Stream(torch.zeros(n, T, F), torch.zeros(n, T, dtype=torch.bool), ((torch.arange(T) + 0.5) / rate).expand(n, T))
+    return Stream(
+        torch.zeros(n, T, F),
+        torch.zeros(n, T, dtype=torch.bool),
+        ((torch.arange(T) + 0.5) / rate).expand(n, T),
+    )
+
 
 def _put(stream: Stream, rows: slice, x: Tensor, mask: Tensor) -> None:
     "Write a block into its rows, cut to what the stream holds."
     into, T = stream.x[rows], min(stream.steps, x.shape[1])
-    into[:, :T], stream.mask[rows][:, :T] = x[:len(into), :T], mask[:len(into), :T]
+    into[:, :T], stream.mask[rows][:, :T] = x[: len(into), :T], mask[: len(into), :T]
+
 
 def _lose_modalities(batch: Batch, p: float, draw: Tensor) -> Batch:
-    "Each modality of each item missing with probability p; an item that would lose all three keeps one of them, at random."
+    """Each modality of each item missing with probability p; an item that would lose all three
+    keeps one of them, at random.
+    """
     gone = draw[:, :3] < p
     kept = (draw[:, 3] * 3).long()
     gone[torch.arange(len(gone)), kept] &= ~gone.all(1)
-    lose = lambda s, g: Stream(s.x.masked_fill(g.reshape(-1, *[1] * (s.x.ndim - 1)), 0), s.mask & ~g[:, None], s.t)
-    return batch.replace(**{k: lose(s, g) for (k, s), g in zip(batch.streams.items(), gone.T)}) if p else batch
+
+    def lose(s, g):
+        return Stream(
+            s.x.masked_fill(g.reshape(-1, *[1] * (s.x.ndim - 1)), 0), s.mask & ~g[:, None], s.t
+        )
+
+    return (
+        batch.replace(**{k: lose(s, g) for (k, s), g in zip(batch.streams.items(), gone.T)})
+        if p
+        else batch
+    )

@@ -4,208 +4,441 @@
 
 # %% ../../nbs/workshop/65_lookalike.ipynb #c7c0fee6
 from __future__ import annotations
+
 import csv
 import math
-import numpy as np
 from collections.abc import Collection, Sequence
 from pathlib import Path
+
+import numpy as np
+
+from mmemo.data.standards import (
+    AUDIO_RATE,
+    AUS,
+    COVAREP,
+    EMOTIONS,
+    SENTIMENTS,
+    SOUND_RATE,
+    SPLITS,
+    VIDEO_RATE,
+    VOICED_ONLY,
+)
+
 from ..core.batch import Batch
 from ..core.errors import ConfigError, DataError
-from ..data.standards import AUDIO_RATE, AUS, COVAREP, EMOTIONS, SENTIMENTS, SOUND_RATE, SPLITS, VIDEO_RATE, VOICED_ONLY
 from .render import face_landmarks, mouth_at, render_audio, render_frames, rows_of
 
 # %% auto #0
-__all__ = ['PLANTED_DEFECTS', 'PLANTED_OFFSETS', 'SPOILED_SESSIONS', 'SILENT_ELLIE', 'SHORT', 'WRONG', 'NEEDED_SESSIONS',
-           'SESSIONS', 'INTERVIEW_START', 'SYMPTOMS', 'MELD_FILES', 'MELD_HEADER', 'write_daicwoz', 'write_clip',
-           'write_meld']
+__all__ = [
+    "PLANTED_DEFECTS",
+    "PLANTED_OFFSETS",
+    "SPOILED_SESSIONS",
+    "SILENT_ELLIE",
+    "SHORT",
+    "WRONG",
+    "NEEDED_SESSIONS",
+    "SESSIONS",
+    "INTERVIEW_START",
+    "SYMPTOMS",
+    "MELD_FILES",
+    "MELD_HEADER",
+    "write_daicwoz",
+    "write_clip",
+    "write_meld",
+]
 
 # %% ../../nbs/workshop/65_lookalike.ipynb #2f93ea9c
 PLANTED_DEFECTS = {
     "wrong_binary": "409: PHQ8_Binary contradicts PHQ8_Score",
-    "transcript_offset": "318, 321, 341, 362: both times of every transcript row are early by 34.319917, 3.8379167, 6.1892, 16.8582 s",
-    "interruption": "373 (395-428 s), 444 (286-387 s): someone comes in, and is transcribed as the participant",
+    "transcript_offset": (
+        "318, 321, 341, 362: both times of every transcript row are early by 34.319917, 3.8379167,"
+        " 6.1892, 16.8582 s"
+    ),
+    "interruption": (
+        "373 (395-428 s), 444 (286-387 s): someone comes in, and is transcribed as the participant"
+    ),
     "no_ellie": "451, 458, 480: the transcript has no row of Ellie's",
     "short_video": "402: the video files stop a second before the recording does",
-    "sync_markers": "every session: talk with staff and a <sync> marker stand before Ellie's opening",
-    "scrubbed": "every session: one word is scrubbed_entry, silent in the wav and all zero in COVAREP and FORMANT",
-    "unvoiced_garbage": "every session: the columns that are undefined where VUV = 0 hold garbage there",
+    "sync_markers": (
+        "every session: talk with staff and a <sync> marker stand before Ellie's opening"
+    ),
+    "scrubbed": (
+        "every session: one word is scrubbed_entry, silent in the wav and all zero in COVAREP and"
+        " FORMANT"
+    ),
+    "unvoiced_garbage": (
+        "every session: the columns that are undefined where VUV = 0 hold garbage there"
+    ),
     "failed_frames": "every session: rows with success = 0 hold garbage instead of zeros",
-    "no_creak": "the first session: COVAREP has the 73 columns of the documentation, which forgot creak",
+    "no_creak": (
+        "the first session: COVAREP has the 73 columns of the documentation, which forgot creak"
+    ),
     "missing_session": "the last session: listed in its split, its folder is not there",
     "macos_junk": "every session: a ._ file beside the transcript",
 }
-PLANTED_OFFSETS = {318: 34.319917, 321: 3.8379167, 341: 6.1892, 362: 16.8582}                              # seconds that a reader has to add
-SPOILED_SESSIONS, SILENT_ELLIE, SHORT, WRONG = {373: (395, 428), 444: (286, 387)}, (451, 458, 480), (402,), (409,)
-NEEDED_SESSIONS = dict(wrong_binary=WRONG, transcript_offset=tuple(PLANTED_OFFSETS), interruption=tuple(SPOILED_SESSIONS), no_ellie=SILENT_ELLIE,
-              short_video=SHORT)                     # sessions that a defect belongs to
+# seconds that a reader has to add
+PLANTED_OFFSETS = {318: 34.319917, 321: 3.8379167, 341: 6.1892, 362: 16.8582}
+SPOILED_SESSIONS, SILENT_ELLIE, SHORT, WRONG = (
+    {373: (395, 428), 444: (286, 387)},
+    (451, 458, 480),
+    (402,),
+    (409,),
+)
+NEEDED_SESSIONS = dict(
+    wrong_binary=WRONG,
+    transcript_offset=tuple(PLANTED_OFFSETS),
+    interruption=tuple(SPOILED_SESSIONS),
+    no_ellie=SILENT_ELLIE,
+    short_video=SHORT,
+)  # sessions that a defect belongs to
 SESSIONS = tuple(i for i in range(300, 493) if i not in (342, 394, 398, 460))
-INTERVIEW_START = 2                                             # seconds from Ellie's opening to the answer: whole frames of both rates
+INTERVIEW_START = 2  # seconds from Ellie's opening to the answer: whole frames of both rates
+
 
 # %% ../../nbs/workshop/65_lookalike.ipynb #b785f8ab
 def _prompts(pid: int) -> list[tuple[float, float, str, str]]:
     "Ellie's opening and her question; after 363 her rows read `query (text)`."
-    rows = [(.6, 1.2, "intro", "hi i'm ellie thanks for coming in today"),
-            (1.3, 2.0, "how_have_you_been", "how have you been feeling lately")]
-    return [(a, b, "Ellie", f"{query} ({text})" if pid > 363 else text) for a, b, query, text in rows]
+    rows = [
+        (0.6, 1.2, "intro", "hi i'm ellie thanks for coming in today"),
+        (1.3, 2.0, "how_have_you_been", "how have you been feeling lately"),
+    ]
+    return [
+        (a, b, "Ellie", f"{query} ({text})" if pid > 363 else text) for a, b, query, text in rows
+    ]
 
-def _transcript(item: Batch, pid: int, start: float, flaws: Collection[str], scrub: int) -> list[tuple[float, float, str, str]]:
-    "The rows of a transcript: `xxx` (not understood) spans the answer and starts its clock; then a row a word, so that times survive."
-    words, spans, end = item.meta["words"][0], item.meta["spans"][0].double().numpy() + start, start + float(item.meta["seconds"][0])
-    rows = [] if "no_ellie" in flaws and pid in SILENT_ELLIE else [(a + start - INTERVIEW_START, b + start - INTERVIEW_START, *r) for a, b, *r in _prompts(pid)]
+
+def _transcript(
+    item: Batch, pid: int, start: float, flaws: Collection[str], scrub: int
+) -> list[tuple[float, float, str, str]]:
+    """The rows of a transcript: `xxx` (not understood) spans the answer and starts its clock; then
+    a row a word, so that times survive.
+    """
+    words, spans, end = (
+        item.meta["words"][0],
+        item.meta["spans"][0].double().numpy() + start,
+        start + float(item.meta["seconds"][0]),
+    )
+    rows = (
+        []
+        if "no_ellie" in flaws and pid in SILENT_ELLIE
+        else [
+            (a + start - INTERVIEW_START, b + start - INTERVIEW_START, *r)
+            for a, b, *r in _prompts(pid)
+        ]
+    )
     if "sync_markers" in flaws:
-        rows = [(start - 1.9, start - 1.6, "Participant", "is it on now"), (start - 1.55, start - 1.45, "Participant", "<sync>")] + rows
+        rows = [
+            (start - 1.9, start - 1.6, "Participant", "is it on now"),
+            (start - 1.55, start - 1.45, "Participant", "<sync>"),
+        ] + rows
     shift = PLANTED_OFFSETS.get(pid, 0) if "transcript_offset" in flaws else 0
-    rows.append((start - .001 * (shift > 0), end, "Participant", "xxx"))              # rounding the shift must not cut off the first frame
+    # rounding the shift must not cut off the first frame
+    rows.append((start - 0.001 * (shift > 0), end, "Participant", "xxx"))
     if item.streams["text"].mask.any():
-        rows += [(a, b, "Participant", "scrubbed_entry" if i == scrub else word) for i, (word, (a, b)) in enumerate(zip(words, spans))]
+        rows += [
+            (a, b, "Participant", "scrubbed_entry" if i == scrub else word)
+            for i, (word, (a, b)) in enumerate(zip(words, spans))
+        ]
     if "interruption" in flaws and pid in SPOILED_SESSIONS:
         a, b = SPOILED_SESSIONS[pid]
-        rows += [(a + 2, a + 4, "Participant", "sorry is this room taken"), (b - 4, b - 2, "Participant", "i will come back later")]
+        rows += [
+            (a + 2, a + 4, "Participant", "sorry is this room taken"),
+            (b - 4, b - 2, "Participant", "i will come back later"),
+        ]
     return [(a - shift, b - shift, speaker, text) for a, b, speaker, text in rows]
+
 
 # %% ../../nbs/workshop/65_lookalike.ipynb #259cc40e
 def _clnf(folder: Path, pid: int, points, blink, aus, ok, junk: np.random.Generator | None) -> None:
-    "The five CLNF text files: AUs, landmarks in pixels of a pinhole camera (500 px) 600 mm away and in mm, gaze, pose; zeros where not `ok`."
+    """The five CLNF text files: AUs, landmarks in pixels of a pinhole camera (500 px) 600 mm away
+    and in mm, gaze, pose; zeros where not `ok`.
+    """
     T, place = len(ok), points[:, 27]
-    X, Y, Z = points[..., 0], points[..., 1], 600 + np.hypot(points[..., 0] - place[:, :1], points[..., 1]) ** 2 / 150
-    present = [aus[:, [AUS.index(f"AU{i}_r")]] >= 1 for i in ("04", "12", "15")] + [np.zeros((T, 2)), blink[:, None]]
-    name = lambda letters, n=68: [f"{c}{i}" for c in letters for i in range(n)]
+    X, Y, Z = (
+        points[..., 0],
+        points[..., 1],
+        600 + np.hypot(points[..., 0] - place[:, :1], points[..., 1]) ** 2 / 150,
+    )
+    present = [aus[:, [AUS.index(f"AU{i}_r")]] >= 1 for i in ("04", "12", "15")] + [
+        np.zeros((T, 2)),
+        blink[:, None],
+    ]
+
+    def name(letters, n=68):
+        return [f"{c}{i}" for c in letters for i in range(n)]
+
     gaze = [f"{c}_{eye}" for eye in ("0", "1", "h0", "h1") for c in "xyz"]
-    parts = {"AUs": ([*AUS, *(f"AU{i}_c" for i in ("04", "12", "15", "23", "28", "45"))], np.hstack([aus, *present])),
-             "features": (name("xy"), np.hstack([320 + 500 * X / Z, 240 + 500 * Y / Z])), "features3D": (name("XYZ"), np.hstack([X, Y, Z])),
-             "gaze": (gaze, np.tile([0, 0, -1], (T, 4))),
-             "pose": ("X Y Z Rx Ry Rz".split(), np.hstack([place, np.full((T, 1), 600), np.zeros((T, 3))]))}
-    lead = np.stack([np.arange(T) + 1, np.arange(T) / VIDEO_RATE, np.where(ok, .98, 0), ok], 1)
+    parts = {
+        "AUs": (
+            [*AUS, *(f"AU{i}_c" for i in ("04", "12", "15", "23", "28", "45"))],
+            np.hstack([aus, *present]),
+        ),
+        "features": (name("xy"), np.hstack([320 + 500 * X / Z, 240 + 500 * Y / Z])),
+        "features3D": (name("XYZ"), np.hstack([X, Y, Z])),
+        "gaze": (gaze, np.tile([0, 0, -1], (T, 4))),
+        "pose": (
+            "X Y Z Rx Ry Rz".split(),
+            np.hstack([place, np.full((T, 1), 600), np.zeros((T, 3))]),
+        ),
+    }
+    lead = np.stack([np.arange(T) + 1, np.arange(T) / VIDEO_RATE, np.where(ok, 0.98, 0), ok], 1)
     for part, (columns, values) in parts.items():
-        values = np.where(ok[:, None], values, 0 if junk is None else junk.uniform(0, 5, values.shape))
+        values = np.where(
+            ok[:, None], values, 0 if junk is None else junk.uniform(0, 5, values.shape)
+        )
         form = ["%d", "%.7g", "%.2f", "%d"] + ["%.9g" if part == "AUs" else "%.6g"] * len(columns)
-        np.savetxt(folder / f"{pid}_CLNF_{part}.txt", np.hstack([lead, values]), form, ", ", comments="",
-                   header=", ".join(["frame", "timestamp", "confidence", "success", *columns]))
+        np.savetxt(
+            folder / f"{pid}_CLNF_{part}.txt",
+            np.hstack([lead, values]),
+            form,
+            ", ",
+            comments="",
+            header=", ".join(["frame", "timestamp", "confidence", "success", *columns]),
+        )
+
 
 # %% ../../nbs/workshop/65_lookalike.ipynb #3cd0fd7b
 def _hog(frames: np.ndarray, ok: np.ndarray) -> np.ndarray:
-    "Rows of CLNF_hog.bin [T]: sizes 12 x 12 x 31, validity; a cell has 18 signed and 9 unsigned directions of gradients and 4 energies."
-    grey = frames[:, :, 8:-8, 8:-8].mean(1); dy, dx = np.gradient(grey, axis=(1, 2))
+    """Rows of CLNF_hog.bin [T]: sizes 12 x 12 x 31, validity; a cell has 18 signed and 9 unsigned
+    directions of gradients and 4 energies.
+    """
+    grey = frames[:, :, 8:-8, 8:-8].mean(1)
+    dy, dx = np.gradient(grey, axis=(1, 2))
     size, turn = np.hypot(dx, dy), (np.arctan2(dy, dx) / (2 * np.pi) * 18).astype(int) % 18
-    cell = lambda v: v.reshape(len(v), 12, 8, 12, 8).sum((2, 4))
+
+    def cell(v):
+        return v.reshape(len(v), 12, 8, 12, 8).sum((2, 4))
+
     signed = np.stack([cell(size * (turn == k)) for k in range(18)], -1) / 255
     energy = np.repeat(signed.sum(-1, keepdims=True) / 4, 4, -1)
-    hog = np.concatenate([signed, signed[..., :9] + signed[..., 9:], energy], -1) * ok[:, None, None, None]
+    hog = (
+        np.concatenate([signed, signed[..., :9] + signed[..., 9:], energy], -1)
+        * ok[:, None, None, None]
+    )
     rows = np.zeros(len(ok), [("size", "<i4", 3), ("valid", "<f4"), ("hog", "<f4", 4464)])
     rows["size"], rows["valid"], rows["hog"] = (12, 12, 31), ok, hog.reshape(len(ok), -1)
     return rows
+
 
 # %% ../../nbs/workshop/65_lookalike.ipynb #37e8b379
 def _session(item: Batch, folder: Path, pid: int, flaws: Collection[str], hog: bool) -> None:
     "All files of one session."
     import soundfile
+
     folder.mkdir(parents=True, exist_ok=True)
-    junk, start = np.random.default_rng(pid), INTERVIEW_START + (math.ceil(PLANTED_OFFSETS.get(pid, 0)) if "transcript_offset" in flaws else 0)
-    audio, heard = rows_of(item, "audio", AUDIO_RATE); aus, seen = rows_of(item, "video", VIDEO_RATE)
-    points, _, blink = face_landmarks(item); wav = render_audio(item).numpy()
-    t = (np.arange(len(audio)) + .5) / AUDIO_RATE
-    speaking, formants, _ = mouth_at(item, t); formants = np.where((speaking > 0)[:, None], formants, 0)
+    junk, start = (
+        np.random.default_rng(pid),
+        INTERVIEW_START
+        + (math.ceil(PLANTED_OFFSETS.get(pid, 0)) if "transcript_offset" in flaws else 0),
+    )
+    audio, heard = rows_of(item, "audio", AUDIO_RATE)
+    aus, seen = rows_of(item, "video", VIDEO_RATE)
+    points, _, blink = face_landmarks(item)
+    wav = render_audio(item).numpy()
+    t = (np.arange(len(audio)) + 0.5) / AUDIO_RATE
+    speaking, formants, _ = mouth_at(item, t)
+    formants = np.where((speaking > 0)[:, None], formants, 0)
     if "unvoiced_garbage" in flaws:
         rows = np.flatnonzero(heard & (audio[:, COVAREP.index("VUV")] == 0))
-        audio[np.ix_(rows, VOICED_ONLY)] = 1000 * junk.standard_normal((len(rows), len(VOICED_ONLY)))
+        audio[np.ix_(rows, VOICED_ONLY)] = 1000 * junk.standard_normal(
+            (len(rows), len(VOICED_ONLY))
+        )
     scrub = (item.meta["cue"][0] + 2) % len(item.meta["words"][0]) if "scrubbed" in flaws else -1
     if scrub >= 0:
-        a, b = item.meta["spans"][0][scrub].tolist(); gone = (t > a) & (t < b)
-        audio[gone] = 0; formants[gone] = 0; wav = np.where(np.repeat(gone, SOUND_RATE // AUDIO_RATE), 0, wav)
-    if "no_creak" in flaws: audio = np.delete(audio, COVAREP.index("creak"), 1)
-    before = lambda x, rate: np.concatenate([np.zeros((start * rate, *x.shape[1:]), x.dtype), x])      # nothing before the answer
-    soundfile.write(folder / f"{pid}_AUDIO.wav", before(wav, SOUND_RATE), SOUND_RATE, subtype="PCM_16")
-    np.savetxt(folder / f"{pid}_COVAREP.csv", before(audio, AUDIO_RATE), "%.9g", ",")             # nine digits: float32 comes back bit by bit
+        a, b = item.meta["spans"][0][scrub].tolist()
+        gone = (t > a) & (t < b)
+        audio[gone] = 0
+        formants[gone] = 0
+        wav = np.where(np.repeat(gone, SOUND_RATE // AUDIO_RATE), 0, wav)
+    if "no_creak" in flaws:
+        audio = np.delete(audio, COVAREP.index("creak"), 1)
+
+    # nothing before the answer
+    def before(x, rate):
+        return np.concatenate([np.zeros((start * rate, *x.shape[1:]), x.dtype), x])
+
+    soundfile.write(
+        folder / f"{pid}_AUDIO.wav", before(wav, SOUND_RATE), SOUND_RATE, subtype="PCM_16"
+    )
+    # nine digits: float32 comes back bit by bit
+    np.savetxt(folder / f"{pid}_COVAREP.csv", before(audio, AUDIO_RATE), "%.9g", ",")
     np.savetxt(folder / f"{pid}_FORMANT.csv", before(formants, AUDIO_RATE), "%.6g", ",")
     until = len(aus) - VIDEO_RATE if "short_video" in flaws and pid in SHORT else len(aus)
     frames = before(render_frames(item).numpy(), VIDEO_RATE) if hog else None
     points, blink, aus, seen = (before(v[:until], VIDEO_RATE) for v in (points, blink, aus, seen))
     _clnf(folder, pid, points, blink, aus, seen, junk if "failed_frames" in flaws else None)
-    if hog: _hog(frames[:len(seen)], seen).tofile(folder / f"{pid}_CLNF_hog.bin")
+    if hog:
+        _hog(frames[: len(seen)], seen).tofile(folder / f"{pid}_CLNF_hog.bin")
     with open(folder / f"{pid}_TRANSCRIPT.csv", "w", encoding="utf-8") as file:
         file.write("start_time\tstop_time\tspeaker\tvalue\n")
-        for a, b, speaker, text in _transcript(item, pid, start, flaws, scrub): file.write(f"{a:.3f}\t{b:.3f}\t{speaker}\t{text}\n")
-    if "macos_junk" in flaws: (folder / f"._{pid}_TRANSCRIPT.csv").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X        " + bytes(64))
+        for a, b, speaker, text in _transcript(item, pid, start, flaws, scrub):
+            file.write(f"{a:.3f}\t{b:.3f}\t{speaker}\t{text}\n")
+    if "macos_junk" in flaws:
+        (folder / f"._{pid}_TRANSCRIPT.csv").write_bytes(
+            b"\0\5\26\7\0\2\0\0Mac OS X        " + bytes(64)
+        )
+
 
 # %% ../../nbs/workshop/65_lookalike.ipynb #9c97194f
 def _table(path: Path, rows: list[dict], columns: Sequence[str]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore"); writer.writeheader(); writer.writerows(rows)
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
 
-SYMPTOMS = tuple("PHQ8_" + k for k in "NoInterest Depressed Sleep Tired Appetite Failure Concentrating Moving".split())
+
+SYMPTOMS = tuple(
+    "PHQ8_" + k
+    for k in "NoInterest Depressed Sleep Tired Appetite Failure Concentrating Moving".split()
+)
+
 
 def _known(data: Batch) -> None:
-    if lacking := {"id", "speaker", "session", "split", "words", "spans", "cue", "seconds"} - set(data.meta):
-        raise DataError(f"these items lack {sorted(lacking)}; look-alikes are made of items of `known_answer`")
+    if lacking := {"id", "speaker", "session", "split", "words", "spans", "cue", "seconds"} - set(
+        data.meta
+    ):
+        raise DataError(
+            f"these items lack {sorted(lacking)}; look-alikes are made of items of `known_answer`"
+        )
+
 
 def _label(item: Batch, pid: int, flaws: Collection[str]) -> dict:
-    "A row of the split tables: eight items 0..3 that sum to the score, and a gender that goes with the pitch."
+    """A row of the split tables: eight items 0..3 that sum to the score, and a gender that goes
+    with the pitch.
+    """
     score = float(item.targets["phq8"][0])
     if not (score.is_integer() and 0 <= score <= 24):
         raise DataError(f"{item.meta['id'][0]}: phq8 is {score}; DAIC-WOZ holds whole scores 0..24")
-    score, voiced = int(score), item.streams["audio"].x[0, :, 0][item.streams["audio"].x[0, :, 1] > 0]
+    score, voiced = (
+        int(score),
+        item.streams["audio"].x[0, :, 0][item.streams["audio"].x[0, :, 1] > 0],
+    )
     binary = int(score >= 10) ^ int("wrong_binary" in flaws and pid in WRONG)
-    row = {"Participant_ID": pid, "PHQ8_Binary": binary, "PHQ8_Score": score, "Gender": int(len(voiced) > 0 and float(voiced.mean()) > 176)}
-    return row | {"participant_ID": pid, "PHQ_Binary": binary, "PHQ_Score": score,
-                  **{name: score // 8 + ((k + pid) % 8 < score % 8) for k, name in enumerate(SYMPTOMS)}}
+    row = {
+        "Participant_ID": pid,
+        "PHQ8_Binary": binary,
+        "PHQ8_Score": score,
+        "Gender": int(len(voiced) > 0 and float(voiced.mean()) > 176),
+    }
+    return row | {
+        "participant_ID": pid,
+        "PHQ_Binary": binary,
+        "PHQ_Score": score,
+        **{name: score // 8 + ((k + pid) % 8 < score % 8) for k, name in enumerate(SYMPTOMS)},
+    }
 
-def write_daicwoz(data: Batch, root, defects: Collection[str] = (), sessions: Sequence[int] | None = None, hog: bool = True) -> dict:
-    """Lay items out as DAIC-WOZ (AVEC 2017): one session an item, `root`/300_P/300_COVAREP.csv ..., and four split tables.
 
-    The answer begins START seconds in, with the transcript's row `xxx`; before that, and in missing frames, COVAREP rows are zero and success
-    is 0. Always as in the real thing: `participant_ID` in the test table, leading spaces in CLNF headers, `query (text)` after 363. More
-    `defects`: see DEFECTS. `sessions` names the folders; by default those that the defects need, then 300, 301, ... without those that have a known defect. `hog=False` leaves out the
-    largest file (18 kB a frame). Returns {item id: session}.
-    Raises `ConfigError` for an unknown defect or too few items for it, `DataError` for a score that is no PHQ-8."""
-    if unknown := set(defects) - set(PLANTED_DEFECTS): raise ConfigError(f"unknown defects {sorted(unknown)}; choose from {', '.join(PLANTED_DEFECTS)}")
+def write_daicwoz(
+    data: Batch,
+    root,
+    defects: Collection[str] = (),
+    sessions: Sequence[int] | None = None,
+    hog: bool = True,
+) -> dict:
+    """Lay items out as DAIC-WOZ (AVEC 2017): one session an item, `root`/300_P/300_COVAREP.csv
+    ..., and four split tables.
+
+    The answer begins START seconds in, with the transcript's row `xxx`; before that, and in
+    missing frames, COVAREP rows are zero and success is 0. Always as in the real thing:
+    `participant_ID` in the test table, leading spaces in CLNF headers, `query (text)` after 363.
+    More `defects`: see DEFECTS. `sessions` names the folders; by default those that the defects
+    need, then 300, 301, ... without those that have a known defect. `hog=False` leaves out the
+    largest file (18 kB a frame). Returns {item id: session}. Raises `ConfigError` for an unknown
+    defect or too few items for it, `DataError` for a score that is no PHQ-8.
+    """
+    if unknown := set(defects) - set(PLANTED_DEFECTS):
+        raise ConfigError(
+            f"unknown defects {sorted(unknown)}; choose from {', '.join(PLANTED_DEFECTS)}"
+        )
     first = sorted(pid for name in defects for pid in NEEDED_SESSIONS.get(name, ()))
-    marked = {i for own in NEEDED_SESSIONS.values() for i in own}                   # a reader mends these by their number, so without the defect they would be spoilt
+    # a reader mends these by their number, so without the defect they would be spoilt
+    marked = {i for own in NEEDED_SESSIONS.values() for i in own}
     others = [i for i in (*SESSIONS, *range(493, 493 + len(data))) if i not in marked]
-    names = list(sessions) if sessions is not None else sorted((first + others)[:len(data)])
-    if len(set(names)) != len(data): raise ConfigError(f"{len(data)} items need {len(data)} different sessions, {len(set(names))} were given")
+    names = list(sessions) if sessions is not None else sorted((first + others)[: len(data)])
+    if len(set(names)) != len(data):
+        raise ConfigError(
+            f"{len(data)} items need {len(data)} different sessions, {len(set(names))} were given"
+        )
     if lacking := set(first) - set(names):
-        raise ConfigError(f"the chosen defects need the sessions {sorted(lacking)}: give at least {len(first)} items")
+        raise ConfigError(
+            f"the chosen defects need the sessions {sorted(lacking)}: give at least {len(first)}"
+            " items"
+        )
     _known(data)
     root, tables = Path(root), {split: [] for split in SPLITS}
     for i, (pid, split) in enumerate(zip(names, data.meta["split"])):
         flaws = [d for d in defects if d != "no_creak" or i == 0]
         tables[split].append(_label(data[i], pid, flaws))
-        if "missing_session" not in flaws or i < len(data) - 1: _session(data[i], root / f"{pid}_P", pid, flaws, hog)
+        if "missing_session" not in flaws or i < len(data) - 1:
+            _session(data[i], root / f"{pid}_P", pid, flaws, hog)
     labels = ["Participant_ID", "PHQ8_Binary", "PHQ8_Score", "Gender", *SYMPTOMS]
     _table(root / "train_split_Depression_AVEC2017.csv", tables["train"], labels)
     _table(root / "dev_split_Depression_AVEC2017.csv", tables["valid"], labels)
-    _table(root / "test_split_Depression_AVEC2017.csv", tables["test"], ["participant_ID", "Gender"])
-    _table(root / "full_test_split.csv", tables["test"], ["Participant_ID", "PHQ_Binary", "PHQ_Score", "Gender"])
+    _table(
+        root / "test_split_Depression_AVEC2017.csv", tables["test"], ["participant_ID", "Gender"]
+    )
+    _table(
+        root / "full_test_split.csv",
+        tables["test"],
+        ["Participant_ID", "PHQ_Binary", "PHQ_Score", "Gender"],
+    )
     return dict(zip(data.meta["id"], names))
+
 
 # %% ../../nbs/workshop/65_lookalike.ipynb #eefe3186
 def write_clip(item: Batch, path, fps: int = VIDEO_RATE) -> None:
-    "The item as `path`.mp4 (H.264 and AAC, as in MELD) and `path`.wav (16 kHz, 16 bit: the sound without the codec's loss)."
-    import av, soundfile
-    sound, frames, path = render_audio(item).numpy(), render_frames(item, fps=fps).permute(0, 2, 3, 1).numpy(), Path(path)
+    """The item as `path`.mp4 (H.264 and AAC, as in MELD) and `path`.wav (16 kHz, 16 bit: the sound
+    without the codec's loss).
+    """
+    import av
+    import soundfile
+
+    sound, frames, path = (
+        render_audio(item).numpy(),
+        render_frames(item, fps=fps).permute(0, 2, 3, 1).numpy(),
+        Path(path),
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path.with_suffix(".wav"), sound, SOUND_RATE, subtype="PCM_16")
     with av.open(str(path.with_suffix(".mp4")), "w") as file:
         video = file.add_stream("libx264", rate=fps, options={"crf": "20", "preset": "veryfast"})
         audio = file.add_stream("aac", rate=SOUND_RATE, layout="mono")
-        video.height, video.width, video.pix_fmt, video.thread_count = *frames.shape[1:3], "yuv420p", 1
-        for frame in frames: file.mux(video.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
-        whole = av.AudioFrame.from_ndarray(sound[None], "fltp", "mono"); whole.rate, whole.pts = SOUND_RATE, 0
-        for packets in (video.encode(None), audio.encode(whole), audio.encode(None)): file.mux(packets)
+        video.height, video.width, video.pix_fmt, video.thread_count = (
+            *frames.shape[1:3],
+            "yuv420p",
+            1,
+        )
+        for frame in frames:
+            file.mux(video.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        whole = av.AudioFrame.from_ndarray(sound[None], "fltp", "mono")
+        whole.rate, whole.pts = SOUND_RATE, 0
+        for packets in (video.encode(None), audio.encode(whole), audio.encode(None)):
+            file.mux(packets)
 
-MELD_FILES = {"train": ("train_sent_emo.csv", "train_splits"), "valid": ("dev_sent_emo.csv", "dev_splits_complete"),
-        "test": ("test_sent_emo.csv", "output_repeated_splits_test")}
-MELD_HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime".split(",")
+
+MELD_FILES = {
+    "train": ("train_sent_emo.csv", "train_splits"),
+    "valid": ("dev_sent_emo.csv", "dev_splits_complete"),
+    "test": ("test_sent_emo.csv", "output_repeated_splits_test"),
+}
+MELD_HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime".split(
+    ","
+)
+
 
 def _clock(seconds: float) -> str:
     ms = round(seconds * 1000)
     return f"{ms // 3600000:02d}:{ms // 60000 % 60:02d}:{ms // 1000 % 60:02d},{ms % 1000:03d}"
 
-def write_meld(data: Batch, root, clips: bool = True) -> dict[str, str]:
-    """Lay items out as MELD: a table a split and one clip an utterance, `train_splits/dia0_utt0.mp4` and `.wav`. Returns {item id: clip}.
 
-    A session's items of a split are a dialogue; dialogue and utterance ids restart in each split. Word times are not part of this format.
-    Raises `DataError` where the emotion or the sentiment of an item is unknown."""
+def write_meld(data: Batch, root, clips: bool = True) -> dict[str, str]:
+    """Lay items out as MELD: a table a split and one clip an utterance,
+    `train_splits/dia0_utt0.mp4` and `.wav`. Returns {item id: clip}.
+
+    A session's items of a split are a dialogue; dialogue and utterance ids restart in each split.
+    Word times are not part of this format. Raises `DataError` where the emotion or the sentiment
+    of an item is unknown.
+    """
     _known(data)
     root, paths = Path(root), {}
     for split, (table, folder) in MELD_FILES.items():
@@ -214,13 +447,31 @@ def write_meld(data: Batch, root, clips: bool = True) -> dict[str, str]:
         for i in (i for i, s in enumerate(data.meta["split"]) if s == split):
             item, session = data[i], data.meta["session"][i]
             emotion, sentiment = int(item.targets["emotion"]), int(item.targets["sentiment"])
-            if min(emotion, sentiment) < 0: raise DataError(f"{item.meta['id'][0]}: MELD needs an emotion and a sentiment; this item lacks one")
-            d = dialogues.setdefault(session, len(dialogues)); u = sum(r["Dialogue_ID"] == d for r in rows)
-            start = ends.get(d, 60.0); ends[d] = start + float(item.meta["seconds"][0]) + .5
-            row = (len(rows) + 1, " ".join(item.meta["words"][0]), item.meta["speaker"][0], EMOTIONS[emotion], SENTIMENTS[sentiment],
-                   d, u, 1, d + 1, _clock(start), _clock(ends[d] - .5))
+            if min(emotion, sentiment) < 0:
+                raise DataError(
+                    f"{item.meta['id'][0]}: MELD needs an emotion and a sentiment; this item"
+                    " lacks one"
+                )
+            d = dialogues.setdefault(session, len(dialogues))
+            u = sum(r["Dialogue_ID"] == d for r in rows)
+            start = ends.get(d, 60.0)
+            ends[d] = start + float(item.meta["seconds"][0]) + 0.5
+            row = (
+                len(rows) + 1,
+                " ".join(item.meta["words"][0]),
+                item.meta["speaker"][0],
+                EMOTIONS[emotion],
+                SENTIMENTS[sentiment],
+                d,
+                u,
+                1,
+                d + 1,
+                _clock(start),
+                _clock(ends[d] - 0.5),
+            )
             rows.append(dict(zip(MELD_HEADER, row)))
             paths[item.meta["id"][0]] = f"{folder}/dia{d}_utt{u}"
-            if clips: write_clip(item, root / paths[item.meta["id"][0]])
+            if clips:
+                write_clip(item, root / paths[item.meta["id"][0]])
         _table(root / table, rows, MELD_HEADER)
     return paths

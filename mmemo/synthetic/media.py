@@ -2,36 +2,86 @@
 
 # %% ../../nbs/workshop/66_media.ipynb #00000003
 from __future__ import annotations
+
 import torch
-from ..core.batch import Batch, collate, spread_steps, Stream
+
+from ..core.batch import Batch, Stream, collate, spread_steps
 from ..core.files import fingerprint_tensors
-from ..data.corpus import cached, Corpus
+from ..data.corpus import Corpus, cached
 from ..data.standards import AUDIO_RATE, SOUND_RATE
 from .render import render_audio, render_frames
 
 # %% auto #0
-__all__ = ['render_media', 'render_kept']
+__all__ = ["render_media", "render_kept"]
+
 
 # %% ../../nbs/workshop/66_media.ipynb #00000004
 def render_media(data: Batch, frames: int = 16, size: int = 112) -> Batch:
-    """Known-answer items as a camera and a microphone would have them: video [n, frames, 3, size, size] bytes, `frames` of the tracked ones evenly by
-    the clock; audio [n, N] samples at 16 kHz, not real where frames of the voice were lost. A modality that was missing stays missing.
+    """Known-answer items as a camera and a microphone would have them: video [n, frames, 3, size,
+    size] bytes, `frames` of the tracked ones evenly by the clock; audio [n, N] samples at 16
+    kHz, not real where frames of the voice were lost. A modality that was missing stays
+    missing.
 
-    The other streams, targets and meta stay."""
-    faces, wanted, items = data.streams["video"], spread_steps(data.streams["video"].mask, data.streams["video"].t, frames), []
+    The other streams, targets and meta stay.
+    """
+    faces, wanted, items = (
+        data.streams["video"],
+        spread_steps(data.streams["video"].mask, data.streams["video"].t, frames),
+        [],
+    )
     for i, item in enumerate(data):
         seen, real = faces.mask[i].any(), item.streams["audio"].mask[0]
         t = faces.t[i, wanted[i]]
-        x = render_frames(item, size, times=t.tolist()) if seen else torch.zeros(frames, 3, size, size, dtype=torch.uint8)
+        x = (
+            render_frames(item, size, times=t.tolist())
+            if seen
+            else torch.zeros(frames, 3, size, size, dtype=torch.uint8)
+        )
         sound = render_audio(item)
         heard = torch.zeros(len(sound), dtype=torch.bool)
-        heard[:len(real) * (SOUND_RATE // AUDIO_RATE)] = real.repeat_interleave(SOUND_RATE // AUDIO_RATE)[:len(sound)]
-        items.append(Batch({"audio": Stream.of(sound[None], heard[None], rate=SOUND_RATE), "video": Stream(x[None], seen.expand(1, frames), t[None] * seen)}))
+        heard[: len(real) * (SOUND_RATE // AUDIO_RATE)] = real.repeat_interleave(
+            SOUND_RATE // AUDIO_RATE
+        )[: len(sound)]
+        items.append(
+            Batch(
+                {
+                    "audio": Stream.of(sound[None], heard[None], rate=SOUND_RATE),
+                    "video": Stream(x[None], seen.expand(1, frames), t[None] * seen),
+                }
+            )
+        )
     return data.replace(**collate(items).streams)
 
-def render_kept(data: Batch, frames: int = 16, size: int = 112, cache=None, progress: bool = True, chunk: int = 16) -> Corpus:
-    "`render_media` of many items, drawn once and kept in an Arrow file: the same items, frames and size open at once. Raises `ConfigError`."
-    key = fingerprint_tensors(*(v for s in data.streams.values() for v in (s.x, s.mask, s.t)), dict(data.targets), str(data.meta))
+
+def render_kept(
+    data: Batch,
+    frames: int = 16,
+    size: int = 112,
+    cache=None,
+    progress: bool = True,
+    chunk: int = 16,
+) -> Corpus:
+    """`render_media` of many items, drawn once and kept in an Arrow file: the same items, frames
+    and size open at once. Raises `ConfigError`.
+    """
+    key = fingerprint_tensors(
+        *(v for s in data.streams.values() for v in (s.x, s.mask, s.t)),
+        dict(data.targets),
+        str(data.meta),
+    )
     parts = range(0, len(data), chunk)
-    parse = lambda report: (render_media(data[slice(i, i + chunk)], frames, size) for i in parts)
-    return cached("rendered", parse, ".", [], {"data": key, "frames": frames, "size": size}, rates={"audio": SOUND_RATE}, cache=cache, progress=progress, total=len(parts))
+
+    def parse(report):
+        return (render_media(data[slice(i, i + chunk)], frames, size) for i in parts)
+
+    return cached(
+        "rendered",
+        parse,
+        ".",
+        [],
+        {"data": key, "frames": frames, "size": size},
+        rates={"audio": SOUND_RATE},
+        cache=cache,
+        progress=progress,
+        total=len(parts),
+    )

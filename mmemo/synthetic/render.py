@@ -4,230 +4,478 @@
 
 # %% ../../nbs/workshop/64_render.ipynb #5b30bbfe
 from __future__ import annotations
+
 import re
 import zlib
+from collections.abc import Sequence
+
 import numpy as np
 import torch
-from collections.abc import Sequence
 from jaxtyping import Float, UInt8
 from torch import Tensor
+
 from ..core.batch import Batch
 from ..core.errors import ConfigError
 from ..core.style import COLOURS
 from ..data.standards import AUDIO_RATE, AUS, COVAREP, EMOTIONS, SOUND_RATE, VIDEO_RATE
-from .factors import FACTORS, Knobs, LATENTS
+from .factors import FACTORS, LATENTS, Knobs
 from .known_answer import known_answer
 
 # %% auto #0
-__all__ = ['VOWEL_FORMANTS', 'with_factors', 'mark_cue', 'rows_of', 'smooth_columns', 'voice_columns', 'mouth_at', 'render_audio',
-           'face_landmarks', 'render_frames', 'draw_item', 'show_switchboard']
+__all__ = [
+    "VOWEL_FORMANTS",
+    "with_factors",
+    "mark_cue",
+    "rows_of",
+    "smooth_columns",
+    "voice_columns",
+    "mouth_at",
+    "render_audio",
+    "face_landmarks",
+    "render_frames",
+    "draw_item",
+    "show_switchboard",
+]
+
 
 # %% ../../nbs/workshop/64_render.ipynb #829f3e62
 def with_factors(seed: int = 0, knobs: Knobs = Knobs(), **signs: int) -> Batch:
-    "One known-answer item whose named coins are forced, e.g. `with_factors(3, contour=-1)`; the others are +1. Raises `ConfigError`."
-    if unknown := set(signs) - set(LATENTS): raise ConfigError(f"unknown factors {sorted(unknown)}; choose from {', '.join(LATENTS)}")
-    return known_answer(1, seed, knobs, factors=torch.tensor([[float(signs.get(name, 1)) for name in LATENTS]]))
+    """One known-answer item whose named coins are forced, e.g. `with_factors(3, contour=-1)`; the
+    others are +1. Raises `ConfigError`.
+    """
+    if unknown := set(signs) - set(LATENTS):
+        raise ConfigError(f"unknown factors {sorted(unknown)}; choose from {', '.join(LATENTS)}")
+    return known_answer(
+        1, seed, knobs, factors=torch.tensor([[float(signs.get(name, 1)) for name in LATENTS]])
+    )
+
 
 def mark_cue(item: Batch) -> str:
     "The words of an item, its cue word marked as **word**."
-    return " ".join(f"**{w}**" if i == item.meta["cue"][0] else w for i, w in enumerate(item.meta["words"][0]))
+    return " ".join(
+        f"**{w}**" if i == item.meta["cue"][0] else w for i, w in enumerate(item.meta["words"][0])
+    )
+
 
 # %% ../../nbs/workshop/64_render.ipynb #c5e018e8
 def rows_of(item: Batch, name: str, rate: int) -> tuple[np.ndarray, np.ndarray]:
-    "All rows of an item's stream up to its last second, gaps included: values [T, F] (zero in a gap) and mask [T]."
+    """All rows of an item's stream up to its last second, gaps included: values [T, F] (zero in a
+    gap) and mask [T].
+    """
     stream = item.streams[name]
     T = max(stream.steps, round(float(item.meta["seconds"][0]) * rate))
     x, mask = np.zeros((T, stream.x.shape[2]), np.float32), np.zeros(T, bool)
-    x[:stream.steps], mask[:stream.steps] = stream.x[0].numpy(), stream.mask[0].numpy()
+    x[: stream.steps], mask[: stream.steps] = stream.x[0].numpy(), stream.mask[0].numpy()
     return np.where(mask[:, None], x, 0), mask
 
-def smooth_columns(x: np.ndarray, keep: np.ndarray, frames: int, default: float = 0.0) -> np.ndarray:
-    "Columns [T, F] bridged over the rows not to `keep`, then a running Hann mean of `frames` (odd) rows; `default` where no row is kept."
-    if not keep.any(): return np.full(x.shape, default, float)
+
+def smooth_columns(
+    x: np.ndarray, keep: np.ndarray, frames: int, default: float = 0.0
+) -> np.ndarray:
+    """Columns [T, F] bridged over the rows not to `keep`, then a running Hann mean of `frames`
+    (odd) rows; `default` where no row is kept.
+    """
+    if not keep.any():
+        return np.full(x.shape, default, float)
     window, at = np.hanning(frames + 2)[1:-1], np.arange(len(x))
-    pad = lambda v: np.pad(v, frames // 2, mode="edge")
-    return np.stack([np.convolve(pad(np.interp(at, at[keep], v[keep])), window / window.sum(), "valid") for v in x.T], 1)
+
+    def pad(v):
+        return np.pad(v, frames // 2, mode="edge")
+
+    return np.stack(
+        [
+            np.convolve(pad(np.interp(at, at[keep], v[keep])), window / window.sum(), "valid")
+            for v in x.T
+        ],
+        1,
+    )
+
 
 # %% ../../nbs/workshop/64_render.ipynb #d6e53770
 def voice_columns(item: Batch) -> dict[str, np.ndarray]:
-    "The three columns that carry evidence, smoothed [T]: F0 and H1H2 over 0.4 s of voiced frames, MCEP_0 over 0.05 s of real frames."
+    """The three columns that carry evidence, smoothed [T]: F0 and H1H2 over 0.4 s of voiced
+    frames, MCEP_0 over 0.05 s of real frames.
+    """
     x, mask = rows_of(item, "audio", AUDIO_RATE)
     voiced = mask & (x[:, COVAREP.index("VUV")] > 0)
-    column = lambda name, keep, frames, default: smooth_columns(x[:, [COVAREP.index(name)]], keep, frames, default)[:, 0]
-    return {"F0": column("F0", voiced, 41, 150), "H1H2": column("H1H2", voiced, 41, 0), "MCEP_0": column("MCEP_0", mask, 5, -9.33)}
+
+    def column(name, keep, frames, default):
+        return smooth_columns(x[:, [COVAREP.index(name)]], keep, frames, default)[:, 0]
+
+    return {
+        "F0": column("F0", voiced, 41, 150),
+        "H1H2": column("H1H2", voiced, 41, 0),
+        "MCEP_0": column("MCEP_0", mask, 5, -9.33),
+    }
+
 
 # %% ../../nbs/workshop/64_render.ipynb #0d04da41
-VOWEL_FORMANTS = {"a": (730, 1090, 2440), "e": (530, 1840, 2480), "i": (270, 2290, 3010), "o": (570, 840, 2410), "u": (300, 870, 2240)}
+VOWEL_FORMANTS = {
+    "a": (730, 1090, 2440),
+    "e": (530, 1840, 2480),
+    "i": (270, 2290, 3010),
+    "o": (570, 840, 2410),
+    "u": (300, 870, 2240),
+}
+
 
 def _syllables(item: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Start and stop [S, 2] in seconds, formants F1..F5 [S, 5] in Hz (Peterson & Barney 1952), and how much hiss opens each [S]."
+    """Start and stop [S, 2] in seconds, formants F1..F5 [S, 5] in Hz (Peterson & Barney 1952), and
+    how much hiss opens each [S].
+    """
     spans, formants, hiss = [], [], []
     for word, (start, stop) in zip(item.meta["words"][0], item.meta["spans"][0].tolist()):
-        vowels = re.findall("[aeiou]+|(?<!^)y", re.sub("(?<=[a-z]{2})e$", "", word.lower())) or ["e"]
+        vowels = re.findall("[aeiou]+|(?<!^)y", re.sub("(?<=[a-z]{2})e$", "", word.lower())) or [
+            "e"
+        ]
         edges = np.linspace(start, stop, len(vowels) + 1)
         spans += zip(edges[:-1], edges[1:])
         formants += [VOWEL_FORMANTS[v[0].replace("y", "i")] + (3500, 4500) for v in vowels]
         hiss += [float(word[0].lower() in "cfhkpstx")] + [0.0] * (len(vowels) - 1)
-    if not spans: return np.array([[0.0, 1e-9]]), np.full((1, 5), 500.0), np.zeros(1)
+    if not spans:
+        return np.array([[0.0, 1e-9]]), np.full((1, 5), 500.0), np.zeros(1)
     return np.array(spans), np.array(formants, float), np.array(hiss)
 
+
 def mouth_at(item: Batch, t: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "At times t [N]: the syllable's envelope [N] (0 between words), its formants [N, 5] and the hiss [N]."
+    """At times t [N]: the syllable's envelope [N] (0 between words), its formants [N, 5] and the
+    hiss [N].
+    """
     spans, formants, hiss = _syllables(item)
     at = np.clip(np.searchsorted(spans[:, 0], t, "right") - 1, 0, None)
     place = (t - spans[at, 0]) / (spans[at, 1] - spans[at, 0])
     inside = (place >= 0) & (place < 1)
-    return np.where(inside, np.sin(np.pi * place.clip(0, 1)) ** .5, 0), formants[at], inside * hiss[at] * (1 - place / .3).clip(0)
+    return (
+        np.where(inside, np.sin(np.pi * place.clip(0, 1)) ** 0.5, 0),
+        formants[at],
+        inside * hiss[at] * (1 - place / 0.3).clip(0),
+    )
+
 
 # %% ../../nbs/workshop/64_render.ipynb #5cb1b5c8
 def render_audio(item: Batch) -> Float[Tensor, "N"]:
-    """An item's voice [N] at 16 kHz within -1..1: harmonics of F0 through one vowel a syllable, silent between words and in lost frames.
+    """An item's voice [N] at 16 kHz within -1..1: harmonics of F0 through one vowel a syllable,
+    silent between words and in lost frames.
 
-    MCEP_0 is the loudness (half of it, in nepers), H1H2 the first harmonic over the second before the vowel (dB) and the breath, both as
-    `voice_columns` smooths them. Additive synthesis (McAulay & Quatieri 1986) by sin kp = 2 cos p sin (k-1)p - sin (k-2)p."""
-    voice, mask, step = voice_columns(item), rows_of(item, "audio", AUDIO_RATE)[1], SOUND_RATE // AUDIO_RATE
+    MCEP_0 is the loudness (half of it, in nepers), H1H2 the first harmonic over the second before
+    the vowel (dB) and the breath, both as `voice_columns` smooths them. Additive synthesis
+    (McAulay & Quatieri 1986) by sin kp = 2 cos p sin (k-1)p - sin (k-2)p.
+    """
+    voice, mask, step = (
+        voice_columns(item),
+        rows_of(item, "audio", AUDIO_RATE)[1],
+        SOUND_RATE // AUDIO_RATE,
+    )
     T, f0, tilt = len(mask), voice["F0"].clip(60, 500), voice["H1H2"].clip(-15, 15)
-    gain = np.exp(.5 * (voice["MCEP_0"] + 9.33).clip(-4, 4))
-    t = (np.arange(T * step) + .5) / SOUND_RATE
-    fine = lambda frames: np.interp(t * AUDIO_RATE - .5, np.arange(T), frames)                       # frames [T] -> samples [N]
+    gain = np.exp(0.5 * (voice["MCEP_0"] + 9.33).clip(-4, 4))
+    t = (np.arange(T * step) + 0.5) / SOUND_RATE
+
+    # frames [T] -> samples [N]
+    def fine(frames):
+        return np.interp(t * AUDIO_RATE - 0.5, np.arange(T), frames)
+
     envelope, _, hiss = mouth_at(item, t)
-    F = smooth_columns(mouth_at(item, (np.arange(T) + .5) / AUDIO_RATE)[1], np.ones(T, bool), 5)
+    F = smooth_columns(mouth_at(item, (np.arange(T) + 0.5) / AUDIO_RATE)[1], np.ones(T, bool), 5)
     phase = 2 * np.pi * np.cumsum(fine(f0)) / SOUND_RATE
     wave, before, now, twice = np.zeros(len(t)), np.zeros(len(t)), np.sin(phase), 2 * np.cos(phase)
     for k in range(1, int(5000 / f0.min()) + 1):
-        tract = sum(.6 ** i / np.hypot(1, (k * f0 - F[:, i]) / (40 + 30 * i)) for i in range(5)) * (k * f0 < 5000)
+        tract = sum(0.6**i / np.hypot(1, (k * f0 - F[:, i]) / (40 + 30 * i)) for i in range(5)) * (
+            k * f0 < 5000
+        )
         wave += fine(tract / k if k > 1 else tract * 10 ** (tilt / 20) / 2) * now
         before, now = now, twice * now - before
-    noise = np.diff(np.random.default_rng(0).standard_normal(len(t) + 1))                           # white noise, tilted upwards
-    sound = (wave + noise * (.01 * 10 ** (fine(tilt) / 20) + .3 * hiss)) * envelope * fine(gain) * np.repeat(mask, step)
-    return torch.from_numpy(np.tanh(.5 * sound).astype(np.float32))
+    # white noise, tilted upwards
+    noise = np.diff(np.random.default_rng(0).standard_normal(len(t) + 1))
+    sound = (
+        (wave + noise * (0.01 * 10 ** (fine(tilt) / 20) + 0.3 * hiss))
+        * envelope
+        * fine(gain)
+        * np.repeat(mask, step)
+    )
+    return torch.from_numpy(np.tanh(0.5 * sound).astype(np.float32))
+
 
 # %% ../../nbs/workshop/64_render.ipynb #46d4cebd
 _POINTS = """-68,-8 -66,11 -63,30 -56,47 -47,61 -36,72 -24,80 -12,85 0,86 |
 -57,-36 -48,-43 -37,-45 -26,-43 -16,-39 | 0,-22 0,-9 0,4 0,16 -13,24 -7,27 0,29 |
 -46,-17 -38,-25 -28,-25 -20,-16 -28,-12 -38,-12 | -28,52 -18,46 -7,43 0,45 | 0,61 -8,60 -18,57 | -24,52 -8,50 0,50 | 0,51 -8,51"""
-_MOVES = {                                            # points: outward, down (mm a unit)
-    "AU01_r": "20,21,22,23:0,-3", "AU02_r": "17,18,25,26:0,-3", "AU04_r": "17,18,25,26:0,2 19,24:-1,4 20,21,22,23:-2,4",
-    "AU05_r": "37,38,43,44:0,-2", "AU06_r": "40,41,46,47:0,-1.5", "AU09_r": "31,35:0,-2 30:0,-1", "AU10_r": "50,51,52,61,62,63:0,-1.2",
-    "AU12_r": "48,54,60,64:2,-6.5 49,53,55,59:1,-2", "AU14_r": "48,54,60,64:1.5,0", "AU15_r": "48,54,60,64:0,3",
-    "AU17_r": "7,8,9:0,-1.5 56,57,58:0,-1", "AU20_r": "48,54,60,64:3,0",
-    "AU25_r": "55,56,57,58,59,65,66,67:0,1.2 61,62,63:0,-.4", "AU26_r": "5,6,7,8,9,10,11,55,56,57,58,59,65,66,67:0,2"}
+_MOVES = {  # points: outward, down (mm a unit)
+    "AU01_r": "20,21,22,23:0,-3",
+    "AU02_r": "17,18,25,26:0,-3",
+    "AU04_r": "17,18,25,26:0,2 19,24:-1,4 20,21,22,23:-2,4",
+    "AU05_r": "37,38,43,44:0,-2",
+    "AU06_r": "40,41,46,47:0,-1.5",
+    "AU09_r": "31,35:0,-2 30:0,-1",
+    "AU10_r": "50,51,52,61,62,63:0,-1.2",
+    "AU12_r": "48,54,60,64:2,-6.5 49,53,55,59:1,-2",
+    "AU14_r": "48,54,60,64:1.5,0",
+    "AU15_r": "48,54,60,64:0,3",
+    "AU17_r": "7,8,9:0,-1.5 56,57,58:0,-1",
+    "AU20_r": "48,54,60,64:3,0",
+    "AU25_r": "55,56,57,58,59,65,66,67:0,1.2 61,62,63:0,-.4",
+    "AU26_r": "5,6,7,8,9,10,11,55,56,57,58,59,65,66,67:0,2",
+}
+
 
 def _face() -> tuple[np.ndarray, np.ndarray]:
-    "The neutral face [68, 2] in mm (x right, y down, iBUG's order), and how each action unit moves it [14, 68, 2]."
+    """The neutral face [68, 2] in mm (x right, y down, iBUG's order), and how each action unit
+    moves it [14, 68, 2].
+    """
     parts = ([tuple(map(float, p.split(","))) for p in part.split()] for part in _POINTS.split("|"))
     jaw, brow, nose, eye, above, below, inner, under = parts
-    mirror = lambda points: [(-x, y) for x, y in reversed(points)]
+
+    def mirror(points):
+        return [(-x, y) for x, y in reversed(points)]
+
     right = [(-eye[i][0], eye[i][1]) for i in (3, 2, 1, 0, 5, 4)]
-    rest = np.array(jaw + mirror(jaw[:-1]) + brow + mirror(brow) + nose + mirror(nose[4:6]) + eye + right + above + mirror(above[:-1])
-                    + [(-x, y) for x, y in reversed(below[1:])] + below + inner + mirror(inner[:-1]) + mirror(under[1:]) + under)
+    rest = np.array(
+        jaw
+        + mirror(jaw[:-1])
+        + brow
+        + mirror(brow)
+        + nose
+        + mirror(nose[4:6])
+        + eye
+        + right
+        + above
+        + mirror(above[:-1])
+        + [(-x, y) for x, y in reversed(below[1:])]
+        + below
+        + inner
+        + mirror(inner[:-1])
+        + mirror(under[1:])
+        + under
+    )
     moves = np.zeros((len(AUS), 68, 2))
     for k, name in enumerate(AUS):
         for part in _MOVES[name].split():
             points, shift = ([float(v) for v in half.split(",")] for half in part.split(":"))
-            for p in map(int, points): moves[k, p] = np.sign(rest[p, 0]) * shift[0], shift[1]
+            for p in map(int, points):
+                moves[k, p] = np.sign(rest[p, 0]) * shift[0], shift[1]
     return rest, moves
 
+
 def face_landmarks(item: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "The item's 68 points [T, 68, 2] in mm at 30 Hz, driven by its action units (smoothed over 5 frames); success [T]; eyes closed [T]."
+    """The item's 68 points [T, 68, 2] in mm at 30 Hz, driven by its action units (smoothed over 5
+    frames); success [T]; eyes closed [T].
+    """
     x, mask = rows_of(item, "video", VIDEO_RATE)
     rest, moves = _face()
     points = rest + np.tensordot(3 * np.tanh(smooth_columns(x, mask, 5) / 3), moves, 1)
-    t = (np.arange(len(x)) + .5) / VIDEO_RATE
-    blink = (t + zlib.crc32(item.meta["speaker"][0].encode()) % 97 / 40) % 2.4 < .13
-    for upper, lower in ((37, 41), (38, 40), (43, 47), (44, 46)): points[blink, upper] = points[blink, lower]
-    return points + np.stack([2 * np.sin(1.7 * t), np.sin(2.3 * t)], 1)[:, None], mask, blink       # the head is never quite still
+    t = (np.arange(len(x)) + 0.5) / VIDEO_RATE
+    blink = (t + zlib.crc32(item.meta["speaker"][0].encode()) % 97 / 40) % 2.4 < 0.13
+    for upper, lower in ((37, 41), (38, 40), (43, 47), (44, 46)):
+        points[blink, upper] = points[blink, lower]
+    # the head is never quite still
+    return points + np.stack([2 * np.sin(1.7 * t), np.sin(2.3 * t)], 1)[:, None], mask, blink
+
 
 # %% ../../nbs/workshop/64_render.ipynb #c8a57502
-_LOOKS = [("#f3cfb3", "#5b3a26"), ("#c98f66", "#1f1a17"), ("#8d5a3c", "#15110f"),
-          ("#e9b995", "#a2522b"), ("#f0d3bd", "#b98f45"), ("#b97a50", "#3a2a22")]
-_ROOMS, _SHIRTS = ["#dbe7f0", "#ece6d9", "#dfeadd", "#e7e1ef"], ["#4477AA", "#AA3377", "#228833", "#CC7744", "#667788"]
+_LOOKS = [
+    ("#f3cfb3", "#5b3a26"),
+    ("#c98f66", "#1f1a17"),
+    ("#8d5a3c", "#15110f"),
+    ("#e9b995", "#a2522b"),
+    ("#f0d3bd", "#b98f45"),
+    ("#b97a50", "#3a2a22"),
+]
+_ROOMS, _SHIRTS = (
+    ["#dbe7f0", "#ece6d9", "#dfeadd", "#e7e1ef"],
+    ["#4477AA", "#AA3377", "#228833", "#CC7744", "#667788"],
+)
+
 
 def _draw(p: np.ndarray, look: int, size: int, over: int = 4) -> np.ndarray:
-    "One face [size, size, 3] uint8 from its points [68, 2] in mm, drawn `over` times too large and averaged down."
+    """One face [size, size, 3] uint8 from its points [68, 2] in mm, drawn `over` times too large
+    and averaged down.
+    """
     from PIL import Image, ImageDraw
+
     (skin, hair), room, shirt = _LOOKS[look % 6], _ROOMS[look // 6 % 4], _SHIRTS[look // 24 % 5]
-    shade, scale = "#" + "".join(f"{int(skin[i:i + 2], 16) * 6 // 7:02x}" for i in (1, 3, 5)), over * size / 232
-    image = Image.new("RGB", (over * size,) * 2, room); draw = ImageDraw.Draw(image)
-    at = lambda q: [tuple(v) for v in (np.reshape(q, (-1, 2)) + [116, 122]) * scale]
-    oval = lambda x, y, rx, ry, colour: draw.ellipse(at([x - rx, y - ry, x + rx, y + ry]), fill=colour)
-    line = lambda q, colour, width: draw.line(at(q), fill=colour, width=round(width * scale), joint="curve")
-    (x, y), arch = p[27], np.linspace(0, np.pi, 17)[1:-1]                            # the bridge of the nose says where the head is
-    oval(x, y - 14, 79, 84, hair); oval(0, 146, 100, 56, shirt)
+    shade, scale = (
+        "#" + "".join(f"{int(skin[i : i + 2], 16) * 6 // 7:02x}" for i in (1, 3, 5)),
+        over * size / 232,
+    )
+    image = Image.new("RGB", (over * size,) * 2, room)
+    draw = ImageDraw.Draw(image)
+
+    def at(q):
+        return [tuple(v) for v in (np.reshape(q, (-1, 2)) + [116, 122]) * scale]
+
+    def oval(x, y, rx, ry, colour):
+        return draw.ellipse(at([x - rx, y - ry, x + rx, y + ry]), fill=colour)
+
+    def line(q, colour, width):
+        return draw.line(at(q), fill=colour, width=round(width * scale), joint="curve")
+
+    # the bridge of the nose says where the head is
+    (x, y), arch = p[27], np.linspace(0, np.pi, 17)[1:-1]
+    oval(x, y - 14, 79, 84, hair)
+    oval(0, 146, 100, 56, shirt)
     draw.polygon(at([-23, 50, 23, 50, 27, 92, 0, 108, -27, 92]), fill=shade)
-    for side in (-1, 1): oval(x + side * 68, y + 20, 9, 15, skin)
-    draw.polygon(at([*p[:17], *np.stack([x + 67 * np.cos(arch), y + 14 - 88 * np.sin(arch)], 1)]), fill=skin)
+    for side in (-1, 1):
+        oval(x + side * 68, y + 20, 9, 15, skin)
+    draw.polygon(
+        at([*p[:17], *np.stack([x + 67 * np.cos(arch), y + 14 - 88 * np.sin(arch)], 1)]), fill=skin
+    )
     fringe = np.stack([x + 73 * np.cos(arch), y + 16 - 101 * np.sin(arch)], 1)
-    draw.polygon(at([*fringe, (x - 62, y - 12), (x - 42, y - 48), (x + 10, y - 66), (x + 52, y - 44), (x + 63, y - 12)]), fill=hair)
+    draw.polygon(
+        at(
+            [
+                *fringe,
+                (x - 62, y - 12),
+                (x - 42, y - 48),
+                (x + 10, y - 66),
+                (x + 52, y - 44),
+                (x + 63, y - 12),
+            ]
+        ),
+        fill=hair,
+    )
     for eye in (p[36:42], p[42:48]):
         if (opening := np.ptp(eye[[1, 5], 1])) > 1:
-            draw.polygon(at(eye), fill="white"); middle, reach = eye.mean(0), min(6.5, opening / 2 + .5)
-            oval(*middle, reach, reach, "#33475b"); oval(*(middle + [1.5, -2]), 1.6, 1.6, "white")
+            draw.polygon(at(eye), fill="white")
+            middle, reach = eye.mean(0), min(6.5, opening / 2 + 0.5)
+            oval(*middle, reach, reach, "#33475b")
+            oval(*(middle + [1.5, -2]), 1.6, 1.6, "white")
         line(eye[:4], "#2b2320", 2.2)
-    for brow in (p[17:22], p[22:27]): line(brow, hair, 5.5)
-    line(p[[28, 29, 30]], shade, 2.5); line(p[31:36], shade, 3)
-    draw.polygon(at(p[48:60]), fill="#bd5a52"); draw.polygon(at(p[60:68]), fill="#5a2323")
+    for brow in (p[17:22], p[22:27]):
+        line(brow, hair, 5.5)
+    line(p[[28, 29, 30]], shade, 2.5)
+    line(p[31:36], shade, 3)
+    draw.polygon(at(p[48:60]), fill="#bd5a52")
+    draw.polygon(at(p[60:68]), fill="#5a2323")
     return np.asarray(image.reduce(over))
 
-def render_frames(item: Batch, size: int = 112, fps: float = VIDEO_RATE, times: Sequence[float] | None = None) -> UInt8[Tensor, "T C size size"]:
-    """A drawn face [T, 3, size, size] that follows the item's action units, `fps` frames a second or at the given `times` (seconds); a frame without
-    a face is a grey card."""
+
+def render_frames(
+    item: Batch, size: int = 112, fps: float = VIDEO_RATE, times: Sequence[float] | None = None
+) -> UInt8[Tensor, "T C size size"]:
+    """A drawn face [T, 3, size, size] that follows the item's action units, `fps` frames a second
+    or at the given `times` (seconds); a frame without a face is a grey card.
+    """
     points, mask, _ = face_landmarks(item)
     look = int(np.random.default_rng(zlib.crc32(item.meta["speaker"][0].encode())).integers(120))
-    t = (np.arange(round(len(mask) / VIDEO_RATE * fps)) + .5) / fps if times is None else np.asarray(times)
+    t = (
+        (np.arange(round(len(mask) / VIDEO_RATE * fps)) + 0.5) / fps
+        if times is None
+        else np.asarray(times)
+    )
     nearest = (t * VIDEO_RATE).astype(int).clip(max=len(mask) - 1)
     card = np.full((size, size, 3), 128, np.uint8)
-    return torch.from_numpy(np.stack([_draw(points[i], look, size) if mask[i] else card for i in nearest])).permute(0, 3, 1, 2).contiguous()
+    return (
+        torch.from_numpy(
+            np.stack([_draw(points[i], look, size) if mask[i] else card for i in nearest])
+        )
+        .permute(0, 3, 1, 2)
+        .contiguous()
+    )
+
 
 # %% ../../nbs/workshop/64_render.ipynb #da792f73
 def draw_item(item: Batch):
-    "All streams of one item on one clock: words (cue in purple), columns and action units that carry evidence, the face; gaps stay open."
+    """All streams of one item on one clock: words (cue in purple), columns and action units that
+    carry evidence, the face; gaps stay open.
+    """
     import matplotlib.pyplot as plt
+
     end, cue = float(item.meta["seconds"][0]), item.meta["spans"][0][item.meta["cue"][0]].tolist()
-    fig, axes = plt.subplots(7, 1, figsize=(8, 7), sharex=True, height_ratios=[1.1, 1, 1, 1, 1, 1, 1.1], constrained_layout=True)
+    fig, axes = plt.subplots(
+        7,
+        1,
+        figsize=(8, 7),
+        sharex=True,
+        height_ratios=[1.1, 1, 1, 1, 1, 1, 1.1],
+        constrained_layout=True,
+    )
     for i, (word, (a, b)) in enumerate(zip(item.meta["words"][0], item.meta["spans"][0].tolist())):
         colour = COLOURS["fusion" if i == item.meta["cue"][0] else "text"]
-        axes[0].axvspan(a, b, color=colour, alpha=.25, lw=0)
-        axes[0].text((a + b) / 2, .5, word, rotation=90, ha="center", va="center", fontsize=7, color=colour)
-    voice, (audio, heard), (aus, seen) = voice_columns(item), rows_of(item, "audio", AUDIO_RATE), rows_of(item, "video", VIDEO_RATE)
+        axes[0].axvspan(a, b, color=colour, alpha=0.25, lw=0)
+        axes[0].text(
+            (a + b) / 2, 0.5, word, rotation=90, ha="center", va="center", fontsize=7, color=colour
+        )
+    voice, (audio, heard), (aus, seen) = (
+        voice_columns(item),
+        rows_of(item, "audio", AUDIO_RATE),
+        rows_of(item, "video", VIDEO_RATE),
+    )
     voiced = heard & (audio[:, COVAREP.index("VUV")] > 0)
-    lines = [(name, audio[:, COVAREP.index(name)], voiced if name != "MCEP_0" else heard, heard, even, "audio", AUDIO_RATE)
-             for name, even in voice.items()]
-    lines += [(name, x[:, 0], seen, seen, smooth_columns(x, seen, 9)[:, 0], "video", VIDEO_RATE)
-              for name in ("AU12_r", "AU04_r") for x in [aus[:, [AUS.index(name)]]]]
+    lines = [
+        (
+            name,
+            audio[:, COVAREP.index(name)],
+            voiced if name != "MCEP_0" else heard,
+            heard,
+            even,
+            "audio",
+            AUDIO_RATE,
+        )
+        for name, even in voice.items()
+    ]
+    lines += [
+        (name, x[:, 0], seen, seen, smooth_columns(x, seen, 9)[:, 0], "video", VIDEO_RATE)
+        for name in ("AU12_r", "AU04_r")
+        for x in [aus[:, [AUS.index(name)]]]
+    ]
     for ax, (name, raw, shown, real, even, modality, rate) in zip(axes[1:6], lines):
-        t = (np.arange(len(raw)) + .5) / rate
-        ax.plot(t[shown], raw[shown], ".", ms=1.5, alpha=.45, color=COLOURS[modality])
+        t = (np.arange(len(raw)) + 0.5) / rate
+        ax.plot(t[shown], raw[shown], ".", ms=1.5, alpha=0.45, color=COLOURS[modality])
         ax.plot(t, np.where(real, even, np.nan), color=COLOURS[modality], lw=1.8)
-        ax.axvspan(*cue, color=COLOURS["fusion"], alpha=.15, lw=0); ax.margins(x=0, y=.02)
-        ax.set_ylabel(name, rotation=0, ha="right", va="center", color=COLOURS[modality]); ax.tick_params(labelsize=7)
+        ax.axvspan(*cue, color=COLOURS["fusion"], alpha=0.15, lw=0)
+        ax.margins(x=0, y=0.02)
+        ax.set_ylabel(name, rotation=0, ha="right", va="center", color=COLOURS[modality])
+        ax.tick_params(labelsize=7)
     frames, n = render_frames(item), 12
     for i in range(n):
-        face = frames[min(int((i + .5) / n * len(frames)), len(frames) - 1)].permute(1, 2, 0)
+        face = frames[min(int((i + 0.5) / n * len(frames)), len(frames) - 1)].permute(1, 2, 0)
         axes[6].imshow(face, extent=(i / n * end, (i + 1) / n * end, 0, 1), aspect="auto")
-    axes[0].set(yticks=[], ylim=(0, 1)); axes[6].set(yticks=[], ylim=(0, 1), xlim=(0, end), xlabel="seconds")
+    axes[0].set(yticks=[], ylim=(0, 1))
+    axes[6].set(yticks=[], ylim=(0, 1), xlim=(0, end), xlabel="seconds")
     for ax, name, modality in ((axes[0], "words", "text"), (axes[6], "face", "video")):
         ax.set_ylabel(name, rotation=0, ha="right", va="center", color=COLOURS[modality])
-    for ax in axes: ax.spines[["top", "right"]].set_visible(False)
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
     coins = "  ".join(f"{name} {int(v):+d}" for name, v in zip(FACTORS, item.meta["factors"][0]))
-    fig.suptitle(f"{coins}\nPHQ-8 {item.targets['phq8'].item():.0f}, {EMOTIONS[int(item.targets['emotion'])]}", fontsize=9)
+    fig.suptitle(
+        f"{coins}\nPHQ-8 {item.targets['phq8'].item():.0f},"
+        f" {EMOTIONS[int(item.targets['emotion'])]}",
+        fontsize=9,
+    )
     return fig
+
 
 # %% ../../nbs/workshop/64_render.ipynb #4c2c7b9a
 def show_switchboard(seed: int = 3):
-    "A widget with a switch a factor: the item is made anew, drawn and played. `children[0]` holds the switches, `children[1]` the picture."
+    """A widget with a switch a factor: the item is made anew, drawn and played.
+
+    `children[0]` holds the switches, `children[1]` the picture.
+    """
     import ipywidgets as w
     import matplotlib.pyplot as plt
     from IPython.display import Audio, Markdown, display
-    switches = [w.ToggleButton(True, description=f"{name} +1", tooltip=name, layout=w.Layout(width="118px")) for name in LATENTS]
+
+    switches = [
+        w.ToggleButton(True, description=f"{name} +1", tooltip=name, layout=w.Layout(width="118px"))
+        for name in LATENTS
+    ]
     board, picture = w.HBox(switches, layout=w.Layout(flex_flow="row wrap")), w.Output()
+
     def turn(change=None):
-        for s in switches: s.description = f"{s.tooltip} {'+1' if s.value else '-1'}"
+        for s in switches:
+            s.description = f"{s.tooltip} {'+1' if s.value else '-1'}"
         item = with_factors(seed, **{s.tooltip: 1 if s.value else -1 for s in switches})
         with picture:
             picture.clear_output(wait=True)
-            fig = draw_item(item); plt.close(fig)
-            display(Markdown(mark_cue(item)), Audio(render_audio(item).numpy(), rate=SOUND_RATE, normalize=False), fig)
-    for s in switches: s.observe(turn, "value")
+            fig = draw_item(item)
+            plt.close(fig)
+            display(
+                Markdown(mark_cue(item)),
+                Audio(render_audio(item).numpy(), rate=SOUND_RATE, normalize=False),
+                fig,
+            )
+
+    for s in switches:
+        s.observe(turn, "value")
     turn()
-    return w.VBox([board, picture], model_id=f"switchboard{seed}")                # a fixed id: saved notebooks do not change
+    # a fixed id: saved notebooks do not change
+    return w.VBox([board, picture], model_id=f"switchboard{seed}")

@@ -4,107 +4,183 @@
 
 # %% ../../nbs/workshop/71_checkpoint.ipynb #a052efe8
 from __future__ import annotations
+
 import hashlib
 import json
 import math
 import os
 import shutil
 import warnings
-import safetensors.torch
-import torch
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import safetensors.torch
+import torch
 from torch import Tensor, nn
+
 from ..core.errors import CheckpointError
 from ..core.files import canonical_json, remove_folder, sync_folder, write_through
 from ..core.style import COLOURS
 
 # %% auto #0
-__all__ = ['save_checkpoint', 'list_checkpoints', 'newest_checkpoint', 'prune_checkpoints', 'clear_run', 'step_of', 'Checkpoint',
-           'read_checkpoint', 'load_weights', 'optimiser_tensors', 'restore_optimiser', 'Log', 'read_log', 'History']
+__all__ = [
+    "save_checkpoint",
+    "list_checkpoints",
+    "newest_checkpoint",
+    "prune_checkpoints",
+    "clear_run",
+    "step_of",
+    "Checkpoint",
+    "read_checkpoint",
+    "load_weights",
+    "optimiser_tensors",
+    "restore_optimiser",
+    "Log",
+    "read_log",
+    "History",
+]
+
 
 # %% ../../nbs/workshop/71_checkpoint.ipynb #18bd04ab
-def save_checkpoint(folder: str | Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict) -> Path:
-    """Write `folder/step-N` whole or not at all: every part as safetensors, `state` as JSON, a manifest of sizes and SHA-256.
+def save_checkpoint(
+    folder: str | Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict
+) -> Path:
+    """Write `folder/step-N` whole or not at all: every part as safetensors, `state` as JSON, a
+    manifest of sizes and SHA-256.
 
-    Raises `CheckpointError` where it cannot be written (a full disk); the checkpoints before it stay as they are."""
+    Raises `CheckpointError` where it cannot be written (a full disk); the checkpoints before it
+    stay as they are.
+    """
     folder = Path(folder)
     target, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        files = {"state.json": write_through(temporary / "state.json", canonical_json(state).encode())}
+        files = {
+            "state.json": write_through(temporary / "state.json", canonical_json(state).encode())
+        }
         for part, named in tensors.items():
-            data = safetensors.torch.save({k: v.detach().to("cpu", copy=True).contiguous() for k, v in named.items()})
+            data = safetensors.torch.save(
+                {k: v.detach().to("cpu", copy=True).contiguous() for k, v in named.items()}
+            )
             files[f"{part}.safetensors"] = write_through(temporary / f"{part}.safetensors", data)
-        write_through(temporary / "manifest.json", canonical_json({"files": files, "sha256": _digest(files)}).encode())
+        write_through(
+            temporary / "manifest.json",
+            canonical_json({"files": files, "sha256": _digest(files)}).encode(),
+        )
         sync_folder(temporary)
-        remove_folder(target)                                    # only a damaged one of the same step can stand here
+        remove_folder(target)  # only a damaged one of the same step can stand here
         os.replace(temporary, target)
         sync_folder(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(f"{target} could not be written: {error.strerror or error}; earlier checkpoints are untouched, "
-                              "mend that and resume") from error
+        raise CheckpointError(
+            f"{target} could not be written: {error.strerror or error}; earlier checkpoints are"
+            " untouched, mend that and resume"
+        ) from error
     return target
 
-def _digest(files: dict) -> str: return hashlib.sha256(canonical_json(files).encode()).hexdigest()
+
+def _digest(files: dict) -> str:
+    return hashlib.sha256(canonical_json(files).encode()).hexdigest()
+
 
 # %% ../../nbs/workshop/71_checkpoint.ipynb #5a634491
 def list_checkpoints(folder: str | Path) -> list[Path]:
-    "The checkpoint folders of a run, oldest first; what a crash left half-written is not among them."
+    """The checkpoint folders of a run, oldest first; what a crash left half-written is not among
+    them.
+    """
     return sorted(Path(folder).glob("step-*"))
 
-def newest_checkpoint(folder: str | Path, check: Callable[[Checkpoint], None] = lambda found: None) -> Checkpoint | None:
-    """The newest checkpoint that is whole; None where there is none. A damaged one is named in a warning, the one before it used.
 
-    `check` may refuse one too, by raising `CheckpointError`. Raises it where checkpoints exist and none can be used."""
+def newest_checkpoint(
+    folder: str | Path, check: Callable[[Checkpoint], None] = lambda found: None
+) -> Checkpoint | None:
+    """The newest checkpoint that is whole; None where there is none.
+
+    A damaged one is named in a warning, the one before it used.
+
+    `check` may refuse one too, by raising `CheckpointError`. Raises it where checkpoints exist and
+    none can be used.
+    """
     refused = []
     for path in reversed(list_checkpoints(folder)):
         try:
-            found = read_checkpoint(path); check(found)
-        except CheckpointError as error: refused.append(str(error))
+            found = read_checkpoint(path)
+            check(found)
+        except CheckpointError as error:
+            refused.append(str(error))
         else:
-            for message in refused: warnings.warn(f"checkpoint refused: {message}; going on from {path.name}", stacklevel=3)
+            for message in refused:
+                warnings.warn(
+                    f"checkpoint refused: {message}; going on from {path.name}", stacklevel=3
+                )
             return found
     if refused:
-        raise CheckpointError(f"no checkpoint can be used: {'; '.join(refused)}; begin anew with resume=False or another folder")
+        raise CheckpointError(
+            f"no checkpoint can be used: {'; '.join(refused)}; begin anew with resume=False or"
+            " another folder"
+        )
+
 
 def prune_checkpoints(folder: str | Path, keep: set[int]) -> None:
     "Delete every checkpoint whose step is not in `keep`, and the leavings of crashes."
-    for path in Path(folder).glob(".step-*"): shutil.rmtree(path, ignore_errors=True)
+    for path in Path(folder).glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
     for path in list_checkpoints(folder):
-        if step_of(path) not in keep: remove_folder(path)
+        if step_of(path) not in keep:
+            remove_folder(path)
+
 
 def clear_run(folder: Path) -> None:
     "Delete what an earlier run left in a folder, and nothing else that lies there."
-    for part in ("checkpoints", "tb", "wandb", "nan"): shutil.rmtree(folder / part, ignore_errors=True)
+    for part in ("checkpoints", "tb", "wandb", "nan"):
+        shutil.rmtree(folder / part, ignore_errors=True)
     (folder / "log.jsonl").unlink(missing_ok=True)
 
-def step_of(path: Path) -> int: return int(path.name.removeprefix("step-"))
+
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
 
 # %% ../../nbs/workshop/71_checkpoint.ipynb #b5bbf46d
 @dataclass(frozen=True)
 class Checkpoint:
-    "A verified checkpoint: `tensors` {part: {name: Tensor}} on the CPU, `state` as it was given to `save_checkpoint`."
+    """A verified checkpoint: `tensors` {part: {name: Tensor}} on the CPU, `state` as it was given
+    to `save_checkpoint`.
+    """
+
     path: Path
     tensors: dict[str, dict[str, Tensor]]
     state: dict
 
+
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    "Read a checkpoint folder and verify every byte of it. Raises `CheckpointError` naming the file that is missing or damaged."
+    """Read a checkpoint folder and verify every byte of it.
+
+    Raises `CheckpointError` naming the file that is missing or damaged.
+    """
     path, read = Path(path), {}
     for name, want in _manifest(path).items():
-        try: data = (path / name).read_bytes()
-        except OSError as error: raise CheckpointError(f"{path / name} cannot be read: {error.strerror}") from None
+        try:
+            data = (path / name).read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{path / name} cannot be read: {error.strerror}") from None
         if len(data) != want["bytes"]:
-            raise CheckpointError(f"{path / name} is torn: {len(data)} bytes, its manifest says {want['bytes']}")
+            raise CheckpointError(
+                f"{path / name} is torn: {len(data)} bytes, its manifest says {want['bytes']}"
+            )
         if hashlib.sha256(data).hexdigest() != want["sha256"]:
             raise CheckpointError(f"{path / name} is damaged: its SHA-256 is not the manifest's")
         read[name] = data
-    tensors = {name.removesuffix(".safetensors"): safetensors.torch.load(read[name]) for name in read if name != "state.json"}
+    tensors = {
+        name.removesuffix(".safetensors"): safetensors.torch.load(read[name])
+        for name in read
+        if name != "state.json"
+    }
     return Checkpoint(path, tensors, json.loads(read["state.json"]))
+
 
 def _manifest(path: Path) -> dict:
     "The manifest's files, after checking that not a byte of the manifest itself has changed."
@@ -112,39 +188,67 @@ def _manifest(path: Path) -> dict:
     try:
         text = file.read_bytes().decode()
         found = json.loads(text)
-        if canonical_json(found) == text and found["sha256"] == _digest(found["files"]) and "state.json" in found["files"]:
+        if (
+            canonical_json(found) == text
+            and found["sha256"] == _digest(found["files"])
+            and "state.json" in found["files"]
+        ):
             return found["files"]
-    except OSError as error: raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError): pass
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError):
+        pass
     raise CheckpointError(f"{file} is damaged: it does not agree with its own SHA-256")
+
 
 # %% ../../nbs/workshop/71_checkpoint.ipynb #2944309e
 def load_weights(model: nn.Module, found: Checkpoint | str | Path) -> nn.Module:
     "The model with the weights of a checkpoint. Raises `CheckpointError` naming what does not fit."
-    if not isinstance(found, Checkpoint): found = read_checkpoint(found)
-    try: model.load_state_dict(found.tensors["weights"])
-    except (RuntimeError, KeyError) as error: raise CheckpointError(f"{found.path} does not fit this model: {error}") from None
+    if not isinstance(found, Checkpoint):
+        found = read_checkpoint(found)
+    try:
+        model.load_state_dict(found.tensors["weights"])
+    except (RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{found.path} does not fit this model: {error}") from None
     return model
 
-def optimiser_tensors(optimiser: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    "The optimiser's state as {parameter name/quantity: Tensor}; `names` in the order of its groups."
-    state = optimiser.state_dict()["state"]
-    return {f"{names[i]}/{key}": v for i, kept in state.items() for key, v in kept.items() if v is not None}
 
-def restore_optimiser(optimiser: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
+def optimiser_tensors(optimiser: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """The optimiser's state as {parameter name/quantity: Tensor}; `names` in the order of its
+    groups.
+    """
+    state = optimiser.state_dict()["state"]
+    return {
+        f"{names[i]}/{key}": v
+        for i, kept in state.items()
+        for key, v in kept.items()
+        if v is not None
+    }
+
+
+def restore_optimiser(
+    optimiser: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]
+) -> None:
     "The inverse of `optimiser_tensors`; learning rates and other options stay as they are."
     state, index = {}, {name: i for i, name in enumerate(names)}
     for key, value in tensors.items():
         name, quantity = key.rsplit("/", 1)
         state.setdefault(index[name], {})[quantity] = value
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    optimiser.load_state_dict(
+        {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
+    )
+
 
 # %% ../../nbs/workshop/71_checkpoint.ipynb #10dcd879
 class Log:
-    """The run's `log.jsonl`: one JSON line per record, handed to the operating system at once, so that a kill loses nothing.
+    """The run's `log.jsonl`: one JSON line per record, handed to the operating system at once, so
+    that a kill loses nothing.
 
-    `mark` is what a checkpoint stores (bytes and SHA-256 so far); whatever follows the mark it is opened with is cut off, so that
-    no record is doubled. Raises `CheckpointError` where a line cannot be written."""
+    `mark` is what a checkpoint stores (bytes and SHA-256 so far); whatever follows the mark it is
+    opened with is cut off, so that no record is doubled. Raises `CheckpointError` where a line
+    cannot be written.
+    """
+
     def __init__(self, path: str | Path, mark: dict | None = None):
         self.path, start = Path(path), read_log(path, mark) if mark else b""
         self.bytes, self.hash = len(start), hashlib.sha256(start)
@@ -152,35 +256,55 @@ class Log:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = open(self.path, "ab", buffering=0)
             self.file.truncate(self.bytes)
-        except OSError as error: raise CheckpointError(f"{self.path} could not be opened: {error.strerror}") from error
+        except OSError as error:
+            raise CheckpointError(f"{self.path} could not be opened: {error.strerror}") from error
 
     def write(self, record: dict) -> None:
         line = canonical_json(record).encode() + b"\n"
         try:
-            if self.file.write(line) != len(line): raise OSError(None, "No space left on device")
+            if self.file.write(line) != len(line):
+                raise OSError(None, "No space left on device")
         except OSError as error:
-            raise CheckpointError(f"{self.path} could not be written: {error.strerror}; mend that and resume") from error
-        self.hash.update(line); self.bytes += len(line)
+            raise CheckpointError(
+                f"{self.path} could not be written: {error.strerror}; mend that and resume"
+            ) from error
+        self.hash.update(line)
+        self.bytes += len(line)
 
     @property
-    def mark(self) -> dict: return {"bytes": self.bytes, "sha256": self.hash.hexdigest()}
-    def close(self) -> None: self.file.close()
+    def mark(self) -> dict:
+        return {"bytes": self.bytes, "sha256": self.hash.hexdigest()}
+
+    def close(self) -> None:
+        self.file.close()
+
 
 def read_log(path: str | Path, mark: dict) -> bytes:
-    "The log up to a mark. Raises `CheckpointError` where the log does not begin with what was marked."
+    """The log up to a mark. Raises `CheckpointError` where the log does not begin with what was
+    marked.
+    """
     try:
-        with open(path, "rb") as file: start = file.read(mark["bytes"])
-    except OSError as error: raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+        with open(path, "rb") as file:
+            start = file.read(mark["bytes"])
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     if hashlib.sha256(start).hexdigest() != mark["sha256"]:
-        raise CheckpointError(f"{path} does not begin with the {mark['bytes']} bytes that its checkpoint was made with")
+        raise CheckpointError(
+            f"{path} does not begin with the {mark['bytes']} bytes that its checkpoint was made"
+            " with"
+        )
     return start
+
 
 # %% ../../nbs/workshop/71_checkpoint.ipynb #cec7350e
 @dataclass(eq=False)
 class History:
-    """What a training run recorded: `steps` (one dict per update), `epochs` (one per pass), `runs` (provenance of each start).
+    """What a training run recorded: `steps` (one dict per update), `epochs` (one per pass), `runs`
+    (provenance of each start).
 
-    `best` is the epoch with the best `monitor`; numbers that were not finite are None."""
+    `best` is the epoch with the best `monitor`; numbers that were not finite are None.
+    """
+
     monitor: str = "loss"
     direction: str = "min"
     steps: list[dict] = field(default_factory=list)
@@ -192,15 +316,20 @@ class History:
 
     @classmethod
     def load(cls, folder: str | Path) -> History:
-        "The history of the run in `folder`, from its log; a line that a crash cut short is left out."
+        """The history of the run in `folder`, from its log; a line that a crash cut short is left
+        out.
+        """
         lines = (Path(folder) / "log.jsonl").read_bytes().split(b"\n")[:-1]
         first = json.loads(lines[0])
         history = cls(first["monitor"], first["direction"])
-        for line in lines: history.add(json.loads(line))
+        for line in lines:
+            history.add(json.loads(line))
         return history
 
     def values(self) -> list[float]:
-        "The monitored quantity of every epoch, as something to minimise; infinite where it was not finite."
+        """The monitored quantity of every epoch, as something to minimise; infinite where it was
+        not finite.
+        """
         sign = 1 if self.direction == "min" else -1
         found = [e["valid"].get(self.monitor) for e in self.epochs if "valid" in e]
         return [math.inf if v is None else sign * v for v in found]
@@ -208,7 +337,11 @@ class History:
     @property
     def best(self) -> dict | None:
         values = self.values()
-        return self.epochs[min(range(len(values)), key=values.__getitem__)] if values and min(values) < math.inf else None
+        return (
+            self.epochs[min(range(len(values)), key=values.__getitem__)]
+            if values and min(values) < math.inf
+            else None
+        )
 
     @property
     def stale(self) -> int:
@@ -218,24 +351,63 @@ class History:
     def table(self):
         "The epochs as a pandas table, the best one marked."
         import pandas as pd
+
         best = self.best and self.best["epoch"]
-        numbers = lambda e: {f"{part} {k}": v for part in ("train", "valid") for k, v in e.get(part, {}).items()}
-        rows = [{"epoch": e["epoch"], "updates": e["step"], **numbers(e), "lr": e["lr"], "best": "*" * (e["epoch"] == best)}
-                for e in self.epochs]
+
+        def numbers(e):
+            return {
+                f"{part} {k}": v for part in ("train", "valid") for k, v in e.get(part, {}).items()
+            }
+
+        rows = [
+            {
+                "epoch": e["epoch"],
+                "updates": e["step"],
+                **numbers(e),
+                "lr": e["lr"],
+                "best": "*" * (e["epoch"] == best),
+            }
+            for e in self.epochs
+        ]
         return pd.DataFrame(rows).set_index("epoch")
 
     def plot(self, axes=None):
         "Training and validation loss over updates, the best epoch marked, and the learning rate."
         import matplotlib.pyplot as plt
-        if axes is None: _, axes = plt.subplots(1, 2, figsize=(7.5, 2.6), width_ratios=(2, 1), constrained_layout=True)
+
+        if axes is None:
+            _, axes = plt.subplots(
+                1, 2, figsize=(7.5, 2.6), width_ratios=(2, 1), constrained_layout=True
+            )
         (left, right), at = axes, [s["step"] for s in self.steps]
-        left.plot(at, [s["loss"] for s in self.steps], color=COLOURS["text"], lw=.6, alpha=.35, label="update")
+        left.plot(
+            at,
+            [s["loss"] for s in self.steps],
+            color=COLOURS["text"],
+            lw=0.6,
+            alpha=0.35,
+            label="update",
+        )
         for part, colour in (("train", COLOURS["text"]), ("valid", COLOURS["audio"])):
-            points = [(e["step"], e[part]["loss"]) for e in self.epochs if e.get(part, {}).get("loss") is not None]
-            if points: left.plot(*zip(*points), "o-", ms=3, color=colour, label=part)
-        if self.best: left.axvline(self.best["step"], color="k", lw=1, ls=":", label=f"best: epoch {self.best['epoch']}")
-        left.set(xlabel="update", ylabel="loss"); left.legend(fontsize=8, frameon=False)
+            points = [
+                (e["step"], e[part]["loss"])
+                for e in self.epochs
+                if e.get(part, {}).get("loss") is not None
+            ]
+            if points:
+                left.plot(*zip(*points), "o-", ms=3, color=colour, label=part)
+        if self.best:
+            left.axvline(
+                self.best["step"],
+                color="k",
+                lw=1,
+                ls=":",
+                label=f"best: epoch {self.best['epoch']}",
+            )
+        left.set(xlabel="update", ylabel="loss")
+        left.legend(fontsize=8, frameon=False)
         right.plot(at, [s["lr"] for s in self.steps], color=COLOURS["fusion"])
         right.set(xlabel="update", ylabel="learning rate", ylim=(0, None))
-        for ax in axes: ax.spines[["top", "right"]].set_visible(False)
+        for ax in axes:
+            ax.spines[["top", "right"]].set_visible(False)
         return axes

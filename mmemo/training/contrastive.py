@@ -2,48 +2,82 @@
 
 # %% ../../nbs/course/14_contrast.ipynb #00000003
 from __future__ import annotations
-import torch
+
 import math
-from jaxtyping import Float, Bool, Int
-from torch import Tensor
 from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
 from ..core.batch import Batch
 from ..core.errors import ConfigError
 
 # %% auto #0
-__all__ = ['supervised_contrastive', 'contrastive']
+__all__ = ["supervised_contrastive", "contrastive"]
+
 
 # %% ../../nbs/course/14_contrast.ipynb #00000004
 def _pairs(labels: Int[Tensor, " B"]) -> tuple[Bool[Tensor, "B B"], Bool[Tensor, "B B"]]:
-    "Which items each anchor is compared with, and which of them share its label; unknown labels (-100) take no part."
+    """Which items each anchor is compared with, and which of them share its label; unknown labels
+    (-100) take no part.
+    """
     known = labels != -100
-    others = known[:, None] & known & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    others = (
+        known[:, None] & known & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    )
     return others, others & (labels[:, None] == labels)
 
-def supervised_contrastive(z: Float[Tensor, "B H"], labels: Int[Tensor, " B"], temperature: float = 0.1) -> Float[Tensor, ""]:
-    """Supervised contrastive loss (Khosla et al. 2020, L_out) of vectors z [B, H], normalised here, with labels [B]; in float32, also under autocast.
 
-    Unknown labels (-100) take no part, anchors without a positive are dropped; with none left it is exactly 0 and so are the gradients.
-    A vector of zeros has no direction: it stays zero and gets no gradient. Raises `ConfigError` for a temperature that is not above 0."""
-    if not (math.isfinite(temperature) and temperature > 0): raise ConfigError(f"{temperature=} cannot be: choose a number above 0, such as 0.1")
-    with torch.autocast(z.device.type, enabled=False):                               # bf16 products would round the similarities to 2 digits
+def supervised_contrastive(
+    z: Float[Tensor, "B H"], labels: Int[Tensor, " B"], temperature: float = 0.1
+) -> Float[Tensor, ""]:
+    """Supervised contrastive loss (Khosla et al. 2020, L_out) of vectors z [B, H], normalised
+    here, with labels [B]; in float32, also under autocast.
+
+    Unknown labels (-100) take no part, anchors without a positive are dropped; with none left it
+    is exactly 0 and so are the gradients. A vector of zeros has no direction: it stays zero and
+    gets no gradient. Raises `ConfigError` for a temperature that is not above 0.
+    """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ConfigError(f"{temperature=} cannot be: choose a number above 0, such as 0.1")
+    # bf16 products would round the similarities to 2 digits
+    with torch.autocast(z.device.type, enabled=False):
         z, (others, positive) = z.float(), _pairs(labels)
         length = z.norm(dim=-1, keepdim=True)
-        empty = (length <= 1e-12) | (labels == -100)[:, None]                        # not "> ... & known": NaN must stay NaN and be seen
+        # not "> ... & known": NaN must stay NaN and be seen
+        empty = (length <= 1e-12) | (labels == -100)[:, None]
         z = torch.where(empty, 0, z / length.clamp(min=1e-12))
         scores = (z @ z.T / temperature).masked_fill(~others, torch.finfo(torch.float32).min)
         log_share = scores - scores.logsumexp(1, keepdim=True)
         each = torch.where(positive, -log_share, 0).sum(1) / positive.sum(1).clamp(min=1)
         return each.sum() / positive.any(1).sum().clamp(min=1)
 
-# %% ../../nbs/course/14_contrast.ipynb #00000005
-def contrastive(prediction: str = "contrast", labels: str = "emotion", temperature: float = 0.1) -> Callable:
-    """Objective: `supervised_contrastive` of the head `prediction` [B, S] with target `labels` [B], and the share of `anchors` that have a positive.
 
-    Raises `ConfigError` naming the heads or targets that there are."""
+# %% ../../nbs/course/14_contrast.ipynb #00000005
+def contrastive(
+    prediction: str = "contrast", labels: str = "emotion", temperature: float = 0.1
+) -> Callable:
+    """Objective: `supervised_contrastive` of the head `prediction` [B, S] with target `labels`
+    [B], and the share of `anchors` that have a positive.
+
+    Raises `ConfigError` naming the heads or targets that there are.
+    """
+
     def objective(output, batch: Batch) -> dict[str, Tensor]:
-        for kind, name, there in (("head", prediction, output.predictions), ("target", labels, batch.targets)):
-            if name not in there: raise ConfigError(f"contrastive: there is no {kind} {name!r}; there are {', '.join(there) or 'none'}")
+        for kind, name, there in (
+            ("head", prediction, output.predictions),
+            ("target", labels, batch.targets),
+        ):
+            if name not in there:
+                raise ConfigError(
+                    f"contrastive: there is no {kind} {name!r}; there are"
+                    f" {', '.join(there) or 'none'}"
+                )
         target = batch.targets[labels]
-        return {"loss": supervised_contrastive(output.predictions[prediction], target, temperature), "anchors": _pairs(target)[1].any(1).float().mean()}
+        return {
+            "loss": supervised_contrastive(output.predictions[prediction], target, temperature),
+            "anchors": _pairs(target)[1].any(1).float().mean(),
+        }
+
     return objective

@@ -4,12 +4,15 @@
 
 # %% ../../nbs/electives/24_curriculum.ipynb #00000004
 from __future__ import annotations
+
 import math
-import torch
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
 from ..core.batch import Batch
 from ..core.errors import ConfigError, DataError, ShapeError
 from ..core.state import epoch_order, seed_of
@@ -17,102 +20,214 @@ from ..models.base import predict, probabilities
 from .objectives import cross_entropy
 
 # %% auto #0
-__all__ = ['PACINGS', 'rank_shares', 'difficulty_by_label', 'difficulty_by_class', 'difficulty_by_confidence', 'cross_fit',
-           'pace_at', 'Curriculum', 'scaled_cross_entropy', 'dropout_after']
+__all__ = [
+    "PACINGS",
+    "rank_shares",
+    "difficulty_by_label",
+    "difficulty_by_class",
+    "difficulty_by_confidence",
+    "cross_fit",
+    "pace_at",
+    "Curriculum",
+    "scaled_cross_entropy",
+    "dropout_after",
+]
+
 
 # %% ../../nbs/electives/24_curriculum.ipynb #00000011
 def rank_shares(values: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-    "Ranks [N] from 0 (smallest) to 1 (largest), their mean always 1/2; equal values share their mean rank, NaN counts as the largest."
-    if len(values) == 1: return torch.tensor([0.5])
-    _, place, count = torch.unique(values.nan_to_num(math.inf, math.inf, -math.inf), return_inverse=True, return_counts=True)
+    """Ranks [N] from 0 (smallest) to 1 (largest), their mean always 1/2; equal values share their
+    mean rank, NaN counts as the largest.
+    """
+    if len(values) == 1:
+        return torch.tensor([0.5])
+    _, place, count = torch.unique(
+        values.nan_to_num(math.inf, math.inf, -math.inf), return_inverse=True, return_counts=True
+    )
     return ((count.cumsum(0) - (count + 1) / 2)[place] / (len(values) - 1)).float()
 
-# %% ../../nbs/electives/24_curriculum.ipynb #00000014
-def difficulty_by_label(values: Float[Tensor, "N *D"], labels: Int[Tensor, " N"], centres: Float[Tensor, "C *D"] | None = None) -> Float[Tensor, " N"]:
-    """Difficulty [N] in 0..1: how far an item's continuous annotation lies from the centre of its class, by rank (an item like its class is easy).
 
-    `values` [N] or [N, D], such as a score, or valence, arousal and dominance; `centres` [C, D], one a class, otherwise the classes' means over
-    the items given: give training items only. Items with an unknown value (NaN) or label (-100) are the hardest. Raises `DataError`."""
+# %% ../../nbs/electives/24_curriculum.ipynb #00000014
+def difficulty_by_label(
+    values: Float[Tensor, "N *D"],
+    labels: Int[Tensor, " N"],
+    centres: Float[Tensor, "C *D"] | None = None,
+) -> Float[Tensor, " N"]:
+    """Difficulty [N] in 0..1: how far an item's continuous annotation lies from the centre of its
+    class, by rank (an item like its class is easy).
+
+    `values` [N] or [N, D], such as a score, or valence, arousal and dominance; `centres` [C, D],
+    one a class, otherwise the classes' means over the items given: give training items only. Items
+    with an unknown value (NaN) or label (-100) are the hardest. Raises `DataError`.
+    """
     flat = values.reshape(len(values), -1).double()
     known = (labels >= 0) & torch.isfinite(flat).all(1)
-    if not known.any(): raise DataError(f"none of the {len(labels)} items has both a value and a label")
+    if not known.any():
+        raise DataError(f"none of the {len(labels)} items has both a value and a label")
     if centres is None:
         count = torch.bincount(labels[known]).clamp(min=1)
-        centres = flat.new_zeros(len(count), flat.shape[1]).index_add(0, labels[known], flat[known]) / count.unsqueeze(1)
-    if labels.max() >= len(centres): raise DataError(f"a label is {int(labels.max())}; there are centres for {len(centres)} classes")
+        centres = flat.new_zeros(len(count), flat.shape[1]).index_add(
+            0, labels[known], flat[known]
+        ) / count.unsqueeze(1)
+    if labels.max() >= len(centres):
+        raise DataError(
+            f"a label is {int(labels.max())}; there are centres for {len(centres)} classes"
+        )
     distance = (flat - centres.reshape(len(centres), -1)[labels.clamp(min=0)]).norm(dim=1)
     return rank_shares(torch.where(known, distance, torch.nan))
 
+
 def difficulty_by_class(labels: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-    "Difficulty [N] in 0..1: items of common classes are easy, those of rare classes hard, those without a label (-100) the hardest; by rank."
+    """Difficulty [N] in 0..1: items of common classes are easy, those of rare classes hard, those
+    without a label (-100) the hardest; by rank.
+    """
     known = labels >= 0
-    if not known.any(): raise DataError(f"none of the {len(labels)} labels is known: there is nothing to count")
-    return rank_shares(torch.where(known, -torch.bincount(labels[known])[labels.clamp(min=0)].double(), torch.nan))
+    if not known.any():
+        raise DataError(f"none of the {len(labels)} labels is known: there is nothing to count")
+    return rank_shares(
+        torch.where(known, -torch.bincount(labels[known])[labels.clamp(min=0)].double(), torch.nan)
+    )
 
-def difficulty_by_confidence(scores: Float[Tensor, "N C"], labels: Int[Tensor, " M"]) -> Float[Tensor, " N"]:
-    """Difficulty [N] in 0..1: how little probability a reference model gives to the right class, by rank (Hacohen & Weinshall 2019).
 
-    `scores` are logits or probabilities of a model that was NOT trained on these items: see `cross_fit`. Items without a label (-100) are the
-    hardest. Raises `ShapeError`, `DataError`."""
-    if len(scores) != len(labels): raise ShapeError(f"axis N disagrees: {len(scores)} rows of scores for {len(labels)} labels")
-    if labels.max() >= scores.shape[1]: raise DataError(f"a label is {int(labels.max())}; the scores are of {scores.shape[1]} classes")
-    if not torch.isfinite(scores).all(): raise DataError(f"the scores of item {int((~torch.isfinite(scores)).any(1).nonzero()[0])} are not finite")
-    right = torch.from_numpy(probabilities(scores.detach().cpu())).gather(1, labels.cpu().clamp(min=0).unsqueeze(1))[:, 0]
+def difficulty_by_confidence(
+    scores: Float[Tensor, "N C"], labels: Int[Tensor, " M"]
+) -> Float[Tensor, " N"]:
+    """Difficulty [N] in 0..1: how little probability a reference model gives to the right class,
+    by rank (Hacohen & Weinshall 2019).
+
+    `scores` are logits or probabilities of a model that was NOT trained on these items: see
+    `cross_fit`. Items without a label (-100) are the hardest. Raises `ShapeError`, `DataError`.
+    """
+    if len(scores) != len(labels):
+        raise ShapeError(f"axis N disagrees: {len(scores)} rows of scores for {len(labels)} labels")
+    if labels.max() >= scores.shape[1]:
+        raise DataError(
+            f"a label is {int(labels.max())}; the scores are of {scores.shape[1]} classes"
+        )
+    if not torch.isfinite(scores).all():
+        raise DataError(
+            f"the scores of item {int((~torch.isfinite(scores)).any(1).nonzero()[0])} are not"
+            " finite"
+        )
+    right = torch.from_numpy(probabilities(scores.detach().cpu())).gather(
+        1, labels.cpu().clamp(min=0).unsqueeze(1)
+    )[:, 0]
     return rank_shares(torch.where(labels.cpu() >= 0, -right, torch.nan))
 
-# %% ../../nbs/electives/24_curriculum.ipynb #00000016
-def cross_fit(train: Callable[[list[int]], nn.Module], data, task: str, folds: int = 3, by: Sequence | None = None, seed: int = 0) -> Float[Tensor, "N C"]:
-    """Scores [N, C] of every item of `data` by a model that has not seen it: `train(rows)` gives a model trained on these rows only, once a fold.
 
-    `by` [N] names each item's group, such as its speaker: a group is never cut in two. Raises `ShapeError`, `ConfigError`."""
+# %% ../../nbs/electives/24_curriculum.ipynb #00000016
+def cross_fit(
+    train: Callable[[list[int]], nn.Module],
+    data,
+    task: str,
+    folds: int = 3,
+    by: Sequence | None = None,
+    seed: int = 0,
+) -> Float[Tensor, "N C"]:
+    """Scores [N, C] of every item of `data` by a model that has not seen it: `train(rows)` gives a
+    model trained on these rows only, once a fold.
+
+    `by` [N] names each item's group, such as its speaker: a group is never cut in two. Raises
+    `ShapeError`, `ConfigError`.
+    """
     names = list(range(len(data))) if by is None else list(by)
-    if len(names) != len(data): raise ShapeError(f"axis N disagrees: {len(names)} groups for {len(data)} items")
+    if len(names) != len(data):
+        raise ShapeError(f"axis N disagrees: {len(names)} groups for {len(data)} items")
     groups = sorted(set(names))
-    if not 2 <= folds <= len(groups): raise ConfigError(f"{folds=} cannot be: choose 2 to {len(groups)}, the number of groups")
+    if not 2 <= folds <= len(groups):
+        raise ConfigError(f"{folds=} cannot be: choose 2 to {len(groups)}, the number of groups")
     fold = {groups[g]: i % folds for i, g in enumerate(epoch_order(len(groups), seed, 0))}
     parts, places = [], []
     for k in range(folds):
         held = [i for i, name in enumerate(names) if fold[name] == k]
-        parts.append(predict(train([i for i, name in enumerate(names) if fold[name] != k]), data[held])[task]); places += held
+        parts.append(
+            predict(train([i for i, name in enumerate(names) if fold[name] != k]), data[held])[task]
+        )
+        places += held
     return torch.cat(parts)[torch.argsort(torch.tensor(places))]
+
 
 # %% ../../nbs/electives/24_curriculum.ipynb #0000001b
 PACINGS = ("linear", "sqrt", "log", "step")
 
-def pace_at(epoch: int, epochs: int, kind: str = "sqrt", start: float = 0.3) -> float:
-    """Share of the items that `epoch` (from 0) of a curriculum of `epochs` sees: `start` in the first, 1 in the last and in all after it.
 
-    "linear"; "sqrt", the root pacing of Platanios et al. 2019, in which new items come at a rate that falls as the share grows; "log", which
-    gives most of them at once; "step", three equal stairs (Bengio et al. 2009 had two). Raises `ConfigError`."""
-    if kind not in PACINGS: raise ConfigError(f"pacing {kind!r} is not known; choose one of {', '.join(PACINGS)}")
-    if epochs < 1: raise ConfigError(f"epochs={epochs} cannot be: a curriculum has at least one")
-    if not 0 < start <= 1: raise ConfigError(f"start={start} cannot be: choose a share above 0, up to 1")
-    if epoch >= epochs - 1: return 1.0
+def pace_at(epoch: int, epochs: int, kind: str = "sqrt", start: float = 0.3) -> float:
+    """Share of the items that `epoch` (from 0) of a curriculum of `epochs` sees: `start` in the
+    first, 1 in the last and in all after it.
+
+    "linear"; "sqrt", the root pacing of Platanios et al. 2019, in which new items come at a rate
+    that falls as the share grows; "log", which gives most of them at once; "step", three equal
+    stairs (Bengio et al. 2009 had two). Raises `ConfigError`.
+    """
+    if kind not in PACINGS:
+        raise ConfigError(f"pacing {kind!r} is not known; choose one of {', '.join(PACINGS)}")
+    if epochs < 1:
+        raise ConfigError(f"epochs={epochs} cannot be: a curriculum has at least one")
+    if not 0 < start <= 1:
+        raise ConfigError(f"start={start} cannot be: choose a share above 0, up to 1")
+    if epoch >= epochs - 1:
+        return 1.0
     done = epoch / (epochs - 1)
-    if kind == "sqrt": return math.sqrt(start ** 2 + (1 - start ** 2) * done)
-    part = {"linear": done, "log": math.log1p(epoch) / math.log(epochs), "step": 3 * epoch // epochs / 2}[kind]
+    if kind == "sqrt":
+        return math.sqrt(start**2 + (1 - start**2) * done)
+    part = {
+        "linear": done,
+        "log": math.log1p(epoch) / math.log(epochs),
+        "step": 3 * epoch // epochs / 2,
+    }[kind]
     return start + (1 - start) * part
+
 
 # %% ../../nbs/electives/24_curriculum.ipynb #00000021
 class Curriculum:
-    """A sampler for `fit`: rows of an epoch, the easiest share of the items in random order; a pure function of the epoch, so a resumed run is exact.
+    """A sampler for `fit`: rows of an epoch, the easiest share of the items in random order; a
+    pure function of the epoch, so a resumed run is exact.
 
-    `difficulty` [N]: small is easy (1 - difficulty puts the hard first). `balance` [N]: labels; then the easiest share of *each class* is taken.
-    `fill`: the rows are repeated until an epoch has N, as without a curriculum. From the last of `epochs` on, the rows are those that `fit` itself would take with
-    `Plan(seed=seed)`. `fit` splits every batch over the processes, so their number changes nothing. Raises `ConfigError`, `DataError`, `ShapeError`."""
-    def __init__(self, difficulty: Float[Tensor, " N"], epochs: int = 15, pacing: str = "sqrt", start: float = 0.3,
-                 balance: Int[Tensor, " M"] | None = None, seed: int = 0, fill: bool = False):
-        pace_at(0, epochs, pacing, start)                                           # an impossible pacing is said now, not in the middle of a run
-        if not len(difficulty): raise DataError("difficulty is empty: there are no items to order")
+    `difficulty` [N]: small is easy (1 - difficulty puts the hard first). `balance` [N]: labels;
+    then the easiest share of *each class* is taken. `fill`: the rows are repeated until an epoch
+    has N, as without a curriculum. From the last of `epochs` on, the rows are those that `fit`
+    itself would take with `Plan(seed=seed)`. `fit` splits every batch over the processes, so their
+    number changes nothing. Raises `ConfigError`, `DataError`, `ShapeError`.
+    """
+
+    def __init__(
+        self,
+        difficulty: Float[Tensor, " N"],
+        epochs: int = 15,
+        pacing: str = "sqrt",
+        start: float = 0.3,
+        balance: Int[Tensor, " M"] | None = None,
+        seed: int = 0,
+        fill: bool = False,
+    ):
+        # an impossible pacing is said now, not in the middle of a run
+        pace_at(0, epochs, pacing, start)
+        if not len(difficulty):
+            raise DataError("difficulty is empty: there are no items to order")
         if not torch.isfinite(difficulty).all():
-            raise DataError(f"the difficulty of item {int((~torch.isfinite(difficulty)).nonzero()[0])} is not a finite number")
+            raise DataError(
+                f"the difficulty of item {int((~torch.isfinite(difficulty)).nonzero()[0])} is not a"
+                " finite number"
+            )
         if balance is not None and len(balance) != len(difficulty):
-            raise ShapeError(f"axis N disagrees: {len(difficulty)} difficulties, {len(balance)} labels to balance")
-        self.epochs, self.pacing, self.start, self.seed, self.fill, self.items = epochs, pacing, start, seed, fill, len(difficulty)
-        mixed = torch.tensor(epoch_order(self.items, seed_of(seed, 2 ** 31), 0))          # equal difficulties must not keep the order of a file
+            raise ShapeError(
+                f"axis N disagrees: {len(difficulty)} difficulties, {len(balance)} labels to"
+                " balance"
+            )
+        self.epochs, self.pacing, self.start, self.seed, self.fill, self.items = (
+            epochs,
+            pacing,
+            start,
+            seed,
+            fill,
+            len(difficulty),
+        )
+        # equal difficulties must not keep the order of a file
+        mixed = torch.tensor(epoch_order(self.items, seed_of(seed, 2**31), 0))
         ranked = mixed[torch.argsort(difficulty.cpu()[mixed], stable=True)]
         kinds = torch.zeros(self.items) if balance is None else balance.cpu()
-        self.lanes = [ranked[kinds[ranked] == kind].tolist() for kind in kinds.unique()]        # easiest first, a lane for each class
+        # easiest first, a lane for each class
+        self.lanes = [ranked[kinds[ranked] == kind].tolist() for kind in kinds.unique()]
 
     def share(self, epoch: int) -> float:
         "The share of the items that an epoch sees."
@@ -120,43 +235,91 @@ class Curriculum:
 
     def chosen(self, epoch: int) -> set[int]:
         "The rows that an epoch draws from; of each lane as many as its share, rounded up."
-        return {i for lane in self.lanes for i in lane[:math.ceil(self.share(epoch) * len(lane) - 1e-9)]}
+        return {
+            i
+            for lane in self.lanes
+            for i in lane[: math.ceil(self.share(epoch) * len(lane) - 1e-9)]
+        }
 
     def __call__(self, epoch: int) -> list[int]:
         chosen, rounds = self.chosen(epoch), 1
-        if self.fill: rounds = math.ceil(self.items / len(chosen))
+        if self.fill:
+            rounds = math.ceil(self.items / len(chosen))
         seeds = [self.seed, *(seed_of(self.seed, again) for again in range(1, rounds))]
         rows = [i for seed in seeds for i in epoch_order(self.items, seed, epoch) if i in chosen]
-        return rows[:self.items]
+        return rows[: self.items]
+
 
 # %% ../../nbs/electives/24_curriculum.ipynb #00000028
-def scaled_cross_entropy(task: str, difficulty: str = "difficulty", strength: float = 2 / 3, **options) -> Callable:
-    """Objective: `cross_entropy` of `task` in which an item counts 1 + strength (d - 1/2) times, d in 0..1 being its target `difficulty`.
+def scaled_cross_entropy(
+    task: str, difficulty: str = "difficulty", strength: float = 2 / 3, **options
+) -> Callable:
+    """Objective: `cross_entropy` of `task` in which an item counts 1 + strength (d - 1/2) times, d
+    in 0..1 being its target `difficulty`.
 
-    By rank d has mean 1/2, so that the weights have mean 1; 2/3 gives the proportions of the usual "loss x (1 + d)" without its half larger loss, 0
-    is `cross_entropy`, below 0 the easy items count more. No item's weight depends on its batch: parts of a batch add up. An unknown d (NaN) weighs 1: with
-    NaN in the validation data, their loss is the plain one. "plain" logs it in training. `options` as in `cross_entropy`. Raises `ConfigError`."""
-    if not -2 <= strength <= 2: raise ConfigError(f"strength={strength} cannot be: choose -2 to 2, or some items would weigh less than nothing")
+    By rank d has mean 1/2, so that the weights have mean 1; 2/3 gives the proportions of the usual
+    "loss x (1 + d)" without its half larger loss, 0 is `cross_entropy`, below 0 the easy items
+    count more. No item's weight depends on its batch: parts of a batch add up. An unknown d (NaN)
+    weighs 1: with NaN in the validation data, their loss is the plain one. "plain" logs it in
+    training. `options` as in `cross_entropy`. Raises `ConfigError`.
+    """
+    if not -2 <= strength <= 2:
+        raise ConfigError(
+            f"strength={strength} cannot be: choose -2 to 2, or some items would weigh less than"
+            " nothing"
+        )
     inner = cross_entropy(task, **options)
+
     def objective(output, batch: Batch) -> dict[str, Tensor]:
-        if difficulty not in batch.targets: raise ConfigError(f"there is no target {difficulty!r}; there are {', '.join(batch.targets) or 'none'}")
+        if difficulty not in batch.targets:
+            raise ConfigError(
+                f"there is no target {difficulty!r}; there are {', '.join(batch.targets) or 'none'}"
+            )
         logits, target = output.predictions[task].float(), batch.targets[task]
-        weight = options["weight"].to(logits) if options.get("weight") is not None else logits.new_ones(logits.shape[1])
-        each = nn.functional.cross_entropy(logits, target, reduction="none", **options | {"weight": weight})
+        weight = (
+            options["weight"].to(logits)
+            if options.get("weight") is not None
+            else logits.new_ones(logits.shape[1])
+        )
+        each = nn.functional.cross_entropy(
+            logits, target, reduction="none", **options | {"weight": weight}
+        )
         scale = 1 + strength * (batch.targets[difficulty].float().nan_to_num(0.5) - 0.5)
         total = (weight[target.clamp(min=0)] * (target != -100)).sum()
         found = inner(output, batch)
-        return found | {"loss": (each * scale).sum() / torch.where(total > 0, total, 1), "plain": found["loss"].detach()}
+        return found | {
+            "loss": (each * scale).sum() / torch.where(total > 0, total, 1),
+            "plain": found["loss"].detach(),
+        }
+
     return objective
 
-# %% ../../nbs/electives/24_curriculum.ipynb #0000002a
-def dropout_after(epochs: int = 15, low: float = 0.1, high: float = 0.6, where: str = "*") -> Callable[[nn.Module, int], None]:
-    """An `at_epoch` for `fit`: the rate of every `nn.Dropout` whose name matches `where` is `low` before epoch `epochs`, and `high` from it on.
 
-    A pure function of the epoch, so that a resumed run is exact. Raises `ConfigError` for rates that cannot be and for a model without such a module."""
-    if not (0 <= low < 1 and 0 <= high < 1): raise ConfigError(f"dropout {low=}, {high=} cannot be: choose rates from 0 to below 1")
+# %% ../../nbs/electives/24_curriculum.ipynb #0000002a
+def dropout_after(
+    epochs: int = 15, low: float = 0.1, high: float = 0.6, where: str = "*"
+) -> Callable[[nn.Module, int], None]:
+    """An `at_epoch` for `fit`: the rate of every `nn.Dropout` whose name matches `where` is `low`
+    before epoch `epochs`, and `high` from it on.
+
+    A pure function of the epoch, so that a resumed run is exact. Raises `ConfigError` for rates
+    that cannot be and for a model without such a module.
+    """
+    if not (0 <= low < 1 and 0 <= high < 1):
+        raise ConfigError(f"dropout {low=}, {high=} cannot be: choose rates from 0 to below 1")
+
     def at_epoch(model: nn.Module, epoch: int) -> None:
-        found = [m for name, m in model.named_modules() if isinstance(m, nn.Dropout) and fnmatchcase(name, where)]
-        if not found: raise ConfigError(f"no nn.Dropout of the model has a name like {where!r}: a schedule would change nothing")
-        for module in found: module.p = low if epoch < epochs else high
+        found = [
+            m
+            for name, m in model.named_modules()
+            if isinstance(m, nn.Dropout) and fnmatchcase(name, where)
+        ]
+        if not found:
+            raise ConfigError(
+                f"no nn.Dropout of the model has a name like {where!r}: a schedule would change"
+                " nothing"
+            )
+        for module in found:
+            module.p = low if epoch < epochs else high
+
     return at_epoch

@@ -4,175 +4,340 @@
 
 # %% ../../nbs/electives/36_finetune.ipynb #00000004
 from __future__ import annotations
+
 import copy
-import torch
-import torch.nn.functional as F
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from functools import partial
+
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
 from ..core.errors import ConfigError
 from ..models.base import Frozen
 
 # %% auto #0
-__all__ = ['parameter_depths', 'layer_rates', 'Thaw', 'FrozenNorm', 'freeze_norms', 'checkpoint_gradients', 'head_first']
+__all__ = [
+    "parameter_depths",
+    "layer_rates",
+    "Thaw",
+    "FrozenNorm",
+    "freeze_norms",
+    "checkpoint_gradients",
+    "head_first",
+]
+
 
 # %% ../../nbs/electives/36_finetune.ipynb #0000000a
 def _pretrained(model: nn.Module) -> list[tuple[str, nn.Module]]:
     "The outermost models of the transformers library inside `model`, by name."
     from transformers import PreTrainedModel
+
     every = [(name, m) for name, m in model.named_modules() if isinstance(m, PreTrainedModel)]
-    return [(name, m) for name, m in every if not any(name != outer and name.startswith(f"{outer}." if outer else "") for outer, _ in every)]
+    return [
+        (name, m)
+        for name, m in every
+        if not any(
+            name != outer and name.startswith(f"{outer}." if outer else "") for outer, _ in every
+        )
+    ]
+
 
 def _cover(names: Sequence[str], wanted: set[str], prefix: str = "") -> list[str]:
     "The fewest patterns `part.of.the.name.*` that match all `wanted` of `names` and no other."
-    if wanted.issuperset(names): return [f"{prefix}*"] if len(names) > 1 or prefix else list(names)
+    if wanted.issuperset(names):
+        return [f"{prefix}*"] if len(names) > 1 or prefix else list(names)
     children, patterns = {}, []
-    for name in names: children.setdefault(name.removeprefix(prefix).partition(".")[0], []).append(name)
+    for name in names:
+        children.setdefault(name.removeprefix(prefix).partition(".")[0], []).append(name)
     for child, below in children.items():
-        if below == [f"{prefix}{child}"]: patterns += wanted.intersection(below)                          # a parameter itself
-        elif not wanted.isdisjoint(below): patterns += _cover(below, wanted, f"{prefix}{child}.")
+        # a parameter itself
+        if below == [f"{prefix}{child}"]:
+            patterns += wanted.intersection(below)
+        elif not wanted.isdisjoint(below):
+            patterns += _cover(below, wanted, f"{prefix}{child}.")
     return patterns
 
-def parameter_depths(model: nn.Module) -> dict[str, int]:
-    """How deep every parameter lies: {pattern: depth}, 0 for new parts, 1 for the last layer of each transformers model inside, and so on down.
 
-    Embeddings, and whatever comes before the layers, lie below the first one. The layers are the members of the largest `nn.ModuleList`.
-    No parameter matches two patterns. Raises `ConfigError` where there is no such model, or one without layers."""
+def parameter_depths(model: nn.Module) -> dict[str, int]:
+    """How deep every parameter lies: {pattern: depth}, 0 for new parts, 1 for the last layer of
+    each transformers model inside, and so on down.
+
+    Embeddings, and whatever comes before the layers, lie below the first one. The layers are the
+    members of the largest `nn.ModuleList`. No parameter matches two patterns. Raises `ConfigError`
+    where there is no such model, or one without layers.
+    """
     names = [name for name, _ in model.named_parameters()]
     depth = dict.fromkeys(names, 0)
-    if not (found := _pretrained(model)): raise ConfigError("no part of this model is a model of the transformers library: say the patterns yourself, {'encoders.*': 1e-5, '*': 1e-3}")
+    if not (found := _pretrained(model)):
+        raise ConfigError(
+            "no part of this model is a model of the transformers library: say the patterns"
+            " yourself, {'encoders.*': 1e-5, '*': 1e-3}"
+        )
     for prefix, part in found:
-        lists = [(sum(p.numel() for p in m.parameters()), name) for name, m in part.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
-        if not lists: raise ConfigError(f"{prefix} ({type(part).__name__}) has no stack of layers (an nn.ModuleList of two or more)")
+        lists = [
+            (sum(p.numel() for p in m.parameters()), name)
+            for name, m in part.named_modules()
+            if isinstance(m, nn.ModuleList) and len(m) > 1
+        ]
+        if not lists:
+            raise ConfigError(
+                f"{prefix} ({type(part).__name__}) has no stack of layers (an nn.ModuleList of two"
+                " or more)"
+            )
         stack, dot = max(lists, key=lambda found: found[0])[1], f"{prefix}." if prefix else ""
         total, above = len(part.get_submodule(stack)), False
         for name in filter(lambda name: name.startswith(dot), names):
-            if name.startswith(layer := f"{dot}{stack}."): depth[name], above = total - int(name.removeprefix(layer).partition(".")[0]), True
-            else: depth[name] = 1 if above else total + 1
-    return {pattern: d for d in sorted(set(depth.values())) for pattern in _cover(names, {n for n in names if depth[n] == d})}
+            if name.startswith(layer := f"{dot}{stack}."):
+                depth[name], above = total - int(name.removeprefix(layer).partition(".")[0]), True
+            else:
+                depth[name] = 1 if above else total + 1
+    return {
+        pattern: d
+        for d in sorted(set(depth.values()))
+        for pattern in _cover(names, {n for n in names if depth[n] == d})
+    }
 
-def layer_rates(model: nn.Module, lr: float, decay: float = 0.9, head_lr: float | None = None) -> dict[str, float]:
-    """Learning rates for `Plan(lr=...)`: `lr` for the last layer of each pretrained model, times `decay` for each layer below (Howard & Ruder 2018).
 
-    New parts get `head_lr` (default: `lr`). Pretrained is what transformers made. Raises `ConfigError`."""
-    if not 0 < decay <= 1: raise ConfigError(f"decay={decay} cannot be: choose a number above 0, up to 1 (all layers alike)")
-    return {pattern: lr * decay ** (d - 1) if d else (lr if head_lr is None else head_lr) for pattern, d in parameter_depths(model).items()}
+def layer_rates(
+    model: nn.Module, lr: float, decay: float = 0.9, head_lr: float | None = None
+) -> dict[str, float]:
+    """Learning rates for `Plan(lr=...)`: `lr` for the last layer of each pretrained model, times
+    `decay` for each layer below (Howard & Ruder 2018).
+
+    New parts get `head_lr` (default: `lr`). Pretrained is what transformers made. Raises
+    `ConfigError`.
+    """
+    if not 0 < decay <= 1:
+        raise ConfigError(
+            f"decay={decay} cannot be: choose a number above 0, up to 1 (all layers alike)"
+        )
+    return {
+        pattern: lr * decay ** (d - 1) if d else (lr if head_lr is None else head_lr)
+        for pattern, d in parameter_depths(model).items()
+    }
+
 
 # %% ../../nbs/electives/36_finetune.ipynb #0000000f
 class Thaw:
-    """An `at_epoch` for `fit`: parameters of stage i are frozen before epoch `at[i]` and learn from it on (gradual unfreezing, Howard & Ruder 2018).
+    """An `at_epoch` for `fit`: parameters of stage i are frozen before epoch `at[i]` and learn
+    from it on (gradual unfreezing, Howard & Ruder 2018).
 
-    `stages`: patterns of parameter names, or lists of them; the first stage that matches a parameter counts, and what none matches stays as it is.
-    `at` defaults to one stage every `every` epochs, the first at once. A pure function of the epoch: a resumed run thaws as the first did."""
-    def __init__(self, stages: Sequence[str | Sequence[str]], every: int = 1, at: Sequence[int] | None = None):
+    `stages`: patterns of parameter names, or lists of them; the first stage that matches a
+    parameter counts, and what none matches stays as it is. `at` defaults to one stage every
+    `every` epochs, the first at once. A pure function of the epoch: a resumed run thaws as the
+    first did.
+    """
+
+    def __init__(
+        self, stages: Sequence[str | Sequence[str]], every: int = 1, at: Sequence[int] | None = None
+    ):
         self.stages = [[s] if isinstance(s, str) else list(s) for s in stages]
         self.at = [i * every for i in range(len(self.stages))] if at is None else list(at)
-        if len(self.at) != len(self.stages): raise ConfigError(f"at={self.at} has {len(self.at)} epochs for {len(self.stages)} stages: give one each")
-        if any(not isinstance(e, int) or e < 0 for e in self.at): raise ConfigError(f"at={self.at} cannot be: epochs are whole numbers from 0")
+        if len(self.at) != len(self.stages):
+            raise ConfigError(
+                f"at={self.at} has {len(self.at)} epochs for {len(self.stages)} stages: give one"
+                " each"
+            )
+        if any(not isinstance(e, int) or e < 0 for e in self.at):
+            raise ConfigError(f"at={self.at} cannot be: epochs are whole numbers from 0")
 
     @classmethod
     def gradual(cls, model: nn.Module, every: int = 1, at: Sequence[int] | None = None) -> Thaw:
-        "New parts first, then one layer after the other from the last down, embeddings at the end. Raises `ConfigError`."
+        """New parts first, then one layer after the other from the last down, embeddings at the
+        end. Raises `ConfigError`.
+        """
         stages: dict[int, list[str]] = {}
-        for pattern, d in parameter_depths(model).items(): stages.setdefault(d, []).append(pattern)
+        for pattern, d in parameter_depths(model).items():
+            stages.setdefault(d, []).append(pattern)
         return cls(list(stages.values()), every, at)
 
     def stage(self, name: str) -> int | None:
         "The stage of a parameter; None where no pattern matches."
-        return next((i for i, patterns in enumerate(self.stages) if any(fnmatchcase(name, p) for p in patterns)), None)
+        return next(
+            (
+                i
+                for i, patterns in enumerate(self.stages)
+                if any(fnmatchcase(name, p) for p in patterns)
+            ),
+            None,
+        )
 
     def __call__(self, model: nn.Module, epoch: int) -> None:
-        "Freeze and thaw. Raises `ConfigError` for a stage without a parameter, one inside a `Frozen`, and where nothing would learn."
+        """Freeze and thaw. Raises `ConfigError` for a stage without a parameter, one inside a
+        `Frozen`, and where nothing would learn.
+        """
         stages = {name: self.stage(name) for name, _ in model.named_parameters()}
         if empty := set(range(len(self.stages))) - set(stages.values()):
-            raise ConfigError(f"stage {min(empty)} of the thaw, {self.stages[min(empty)]}, matches no parameter that is left; names look like {next(iter(stages))!r}")
+            raise ConfigError(
+                f"stage {min(empty)} of the thaw, {self.stages[min(empty)]}, matches no parameter"
+                f" that is left; names look like {next(iter(stages))!r}"
+            )
         closed = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, Frozen))
         for name, p in model.named_parameters():
-            if stages[name] is None: continue
-            if closed and name.startswith(closed): raise ConfigError(f"{name} lies inside a Frozen, through which no gradient comes: take the Frozen off to thaw it")
+            if stages[name] is None:
+                continue
+            if closed and name.startswith(closed):
+                raise ConfigError(
+                    f"{name} lies inside a Frozen, through which no gradient comes: take the Frozen"
+                    " off to thaw it"
+                )
             p.requires_grad_(epoch >= self.at[stages[name]])
-        if not any(p.requires_grad for p in model.parameters()): raise ConfigError(f"nothing learns in epoch {epoch}: the first stage begins at {min(self.at)}")
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ConfigError(
+                f"nothing learns in epoch {epoch}: the first stage begins at {min(self.at)}"
+            )
+
 
 # %% ../../nbs/electives/36_finetune.ipynb #0000001a
 class FrozenNorm(nn.Module):
-    """A BatchNorm that only uses its statistics, in training too. [B, F, ...] -> the same; the names in `state_dict` are BatchNorm's.
+    """A BatchNorm that only uses its statistics, in training too.
 
-    Weight and bias are buffers, so that nothing can thaw, decay or move them (He et al. 2016, torchvision's FrozenBatchNorm2d, for any axes)."""
+    [B, F, ...] -> the same; the names in `state_dict` are BatchNorm's.
+
+    Weight and bias are buffers, so that nothing can thaw, decay or move them (He et al. 2016,
+    torchvision's FrozenBatchNorm2d, for any axes).
+    """
+
     def __init__(self, norm: nn.modules.batchnorm._BatchNorm):
         super().__init__()
-        if norm.running_mean is None: raise ConfigError("a BatchNorm with track_running_stats=False has no statistics to freeze")
+        if norm.running_mean is None:
+            raise ConfigError(
+                "a BatchNorm with track_running_stats=False has no statistics to freeze"
+            )
         self.eps = norm.eps
         for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
             value = getattr(norm, name)
             self.register_buffer(name, None if value is None else value.detach().clone())
         self.eval()
 
-    def train(self, mode: bool = True) -> FrozenNorm: return super().train(False)
+    def train(self, mode: bool = True) -> FrozenNorm:
+        return super().train(False)
 
     def forward(self, x: Float[Tensor, "B F *axes"]) -> Float[Tensor, "B F *axes"]:
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
+
 
 def freeze_norms(model: nn.Module) -> nn.Module:
     "Every BatchNorm of `model` becomes a `FrozenNorm`, in place; one that is used twice stays one."
     made: dict[int, FrozenNorm] = {}
-    norms = [(name, m) for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [
+        (name, m)
+        for name, m in model.named_modules(remove_duplicate=False)
+        if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    ]
     for name, norm in norms:
-        if not name: raise ConfigError("the model is a BatchNorm itself: FrozenNorm(model) freezes it")
+        if not name:
+            raise ConfigError("the model is a BatchNorm itself: FrozenNorm(model) freezes it")
         model.set_submodule(name, made.setdefault(id(norm), FrozenNorm(norm)))
     return model
+
 
 # %% ../../nbs/electives/36_finetune.ipynb #00000020
 @contextmanager
 def _still(block: nn.Module) -> Iterator[None]:
-    "Running statistics do not move inside: a block that is computed again has seen this batch before."
-    norms = [(m, m.momentum, m.num_batches_tracked) for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for m, _, count in norms: m.momentum, m.num_batches_tracked = 0.0, count.clone()
-    try: yield
+    """Running statistics do not move inside: a block that is computed again has seen this batch
+    before.
+    """
+    norms = [
+        (m, m.momentum, m.num_batches_tracked)
+        for m in block.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
+    for m, _, count in norms:
+        m.momentum, m.num_batches_tracked = 0.0, count.clone()
+    try:
+        yield
     finally:
-        for m, momentum, count in norms: m.momentum, m.num_batches_tracked = momentum, count
+        for m, momentum, count in norms:
+            m.momentum, m.num_batches_tracked = momentum, count
+
 
 def _again(block: nn.Module, *args, **kwargs):
     "The block's forward, whose activations are not kept but computed again in the backward pass."
     run = partial(type(block).forward, block)
-    if not block.training or not torch.is_grad_enabled(): return run(*args, **kwargs)
-    return torch.utils.checkpoint.checkpoint(run, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _still(block)), **kwargs)
+    if not block.training or not torch.is_grad_enabled():
+        return run(*args, **kwargs)
+    return torch.utils.checkpoint.checkpoint(
+        run, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _still(block)), **kwargs
+    )
+
 
 def _blocks(model: nn.Module, taken: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
-    "Outermost blocks of stacks: members of an nn.ModuleList or nn.Sequential of one class, two or more of it, that hold modules themselves."
+    """Outermost blocks of stacks: members of an nn.ModuleList or nn.Sequential of one class, two
+    or more of it, that hold modules themselves.
+    """
     for name, stack in model.named_modules():
-        if not isinstance(stack, (nn.ModuleList, nn.Sequential)) or any(f"{name}.".startswith(f"{t}." if t else "") for t in taken): continue
+        if not isinstance(stack, (nn.ModuleList, nn.Sequential)) or any(
+            f"{name}.".startswith(f"{t}." if t else "") for t in taken
+        ):
+            continue
         kinds = [type(m) for m in stack]
         for i, m in enumerate(stack):
-            if kinds.count(type(m)) > 1 and any(m.children()) and not isinstance(m, (nn.ModuleList, Frozen)):
+            if (
+                kinds.count(type(m)) > 1
+                and any(m.children())
+                and not isinstance(m, (nn.ModuleList, Frozen))
+            ):
                 taken = [*taken, inner := f"{name}.{i}" if name else str(i)]
                 yield inner, m
 
-def checkpoint_gradients(model: nn.Module, on: bool = True) -> list[str]:
-    """Gradient checkpointing (Chen et al. 2016) on or off, in place: blocks keep their input only and are computed again in the backward pass.
 
-    Models of transformers do it their way, every other stack of equal blocks here; gradients, dropout and BatchNorm's statistics stay the same.
-    Returns the names of what is computed twice. Raises `ConfigError` where there is no stack of blocks."""
+def checkpoint_gradients(model: nn.Module, on: bool = True) -> list[str]:
+    """Gradient checkpointing (Chen et al. 2016) on or off, in place: blocks keep their input only
+    and are computed again in the backward pass.
+
+    Models of transformers do it their way, every other stack of equal blocks here; gradients,
+    dropout and BatchNorm's statistics stay the same. Returns the names of what is computed twice.
+    Raises `ConfigError` where there is no stack of blocks.
+    """
     from transformers.modeling_layers import GradientCheckpointingLayer
+
     able = [(name, m) for name, m in _pretrained(model) if m.supports_gradient_checkpointing]
     for _, m in able:
-        how = "activation" if hasattr(m, "activation_checkpointing_enable") else "gradient"                             # the older name
-        getattr(m, f"{how}_checkpointing_{'enable' if on else 'disable'}")(*[{"use_reentrant": False}] * on)
-        if on and getattr(m.config, "use_cache", False): m.config.use_cache = False                                   # or it warns in every run
-    found = [f"{prefix}.{name}" if prefix else name for prefix, m in able for name, layer in m.named_modules() if isinstance(layer, GradientCheckpointingLayer)]
+        # the older name
+        how = "activation" if hasattr(m, "activation_checkpointing_enable") else "gradient"
+        getattr(m, f"{how}_checkpointing_{'enable' if on else 'disable'}")(
+            *[{"use_reentrant": False}] * on
+        )
+        # or it warns in every run
+        if on and getattr(m.config, "use_cache", False):
+            m.config.use_cache = False
+    found = [
+        f"{prefix}.{name}" if prefix else name
+        for prefix, m in able
+        for name, layer in m.named_modules()
+        if isinstance(layer, GradientCheckpointingLayer)
+    ]
     for name, block in list(_blocks(model, [name for name, _ in able])):
-        if on: block.forward = partial(_again, block)
-        else: vars(block).pop("forward", None)
+        if on:
+            block.forward = partial(_again, block)
+        else:
+            vars(block).pop("forward", None)
         found.append(name)
-    if not found: raise ConfigError("nothing to checkpoint: this model has no stack of two or more equal blocks")
+    if not found:
+        raise ConfigError(
+            "nothing to checkpoint: this model has no stack of two or more equal blocks"
+        )
     return found if on else []
 
-# %% ../../nbs/electives/36_finetune.ipynb #00000407
-def head_first(epochs: int, lr: float = 1e-4, then: float = 1e-6, head: str = "heads.*") -> tuple[dict[str, float], Thaw]:
-    """Head first, then everything: `lr` for `Plan` and `at_epoch` for `fit`. The parameters `head` learn alone for `epochs` at `lr`; from then on the rest learns too, at `then`.
 
-    The head goes on at `lr`, times the schedule. Raises `ConfigError`."""
-    if epochs < 1: raise ConfigError(f"{epochs=} cannot be: the head learns alone for one epoch or more")
+# %% ../../nbs/electives/36_finetune.ipynb #00000407
+def head_first(
+    epochs: int, lr: float = 1e-4, then: float = 1e-6, head: str = "heads.*"
+) -> tuple[dict[str, float], Thaw]:
+    """Head first, then everything: `lr` for `Plan` and `at_epoch` for `fit`.
+
+    The parameters `head` learn alone for `epochs` at `lr`; from then on the rest learns too, at
+    `then`.
+
+    The head goes on at `lr`, times the schedule. Raises `ConfigError`.
+    """
+    if epochs < 1:
+        raise ConfigError(f"{epochs=} cannot be: the head learns alone for one epoch or more")
     return {head: lr, "*": then}, Thaw([head, "*"], at=[0, epochs])

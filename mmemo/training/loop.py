@@ -4,274 +4,620 @@
 
 # %% ../../nbs/workshop/73_loop.ipynb #b0330666
 from __future__ import annotations
+
 import json
 import math
 import os
 import warnings
-import torch
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.linalg import vector_norm
+
+from mmemo.core.state import (
+    autocast_context,
+    epoch_order,
+    keep_memory,
+    own_modes,
+    own_noise,
+    seed_of,
+    set_noise,
+)
+from mmemo.training.checkpoint import (
+    Checkpoint,
+    History,
+    clear_run,
+    list_checkpoints,
+    load_weights,
+    newest_checkpoint,
+    optimiser_tensors,
+    prune_checkpoints,
+    read_log,
+    restore_optimiser,
+    save_checkpoint,
+    step_of,
+)
+from mmemo.training.plan import (
+    RESUME_FREE,
+    Plan,
+    compile_net,
+    count_plateaus,
+    cut_updates,
+    load_batches,
+    parameter_groups,
+    rate_factor,
+)
+
 from ..core.batch import Batch
 from ..core.errors import ConfigError, MmemoError
 from ..core.files import canonical_json
-from ..core.state import autocast_context, epoch_order, keep_memory, own_modes, own_noise, seed_of, set_noise
-from .checkpoint import Checkpoint, clear_run, History, list_checkpoints, load_weights, newest_checkpoint, optimiser_tensors, prune_checkpoints, read_log, restore_optimiser, save_checkpoint, step_of
-from .plan import compile_net, count_plateaus, cut_updates, load_batches, parameter_groups, Plan, rate_factor, RESUME_FREE
-from .tracking import BadStep, check_track, Report, start_provenance
+from .tracking import BadStep, Report, check_track, start_provenance
 
 # %% auto #0
-__all__ = ['NonFiniteError', 'evaluate_loss', 'Trainer', 'fit']
+__all__ = ["NonFiniteError", "evaluate_loss", "Trainer", "fit"]
+
 
 # %% ../../nbs/workshop/73_loop.ipynb #942e882c
 class NonFiniteError(MmemoError, FloatingPointError):
-    "A loss or gradient that is NaN or infinite; the message names the update, the epoch, what it was and the rows. `finding`: what a guard found."
+    """A loss or gradient that is NaN or infinite; the message names the update, the epoch, what it
+    was and the rows. `finding`: what a guard found.
+    """
+
     finding: Any = None
+
 
 # %% ../../nbs/workshop/73_loop.ipynb #0bf30109
 @torch.no_grad()
-def evaluate_loss(model: nn.Module, objective: Callable, data, batch_size: int = 64, workers: int = 0, precision: str = "fp32",
-                  metrics: Mapping[str, Callable] | None = None) -> dict[str, float | None]:
-    """The objective's entries over `data` in eval mode, averaged with the items of each batch as weights; no noise is drawn.
+def evaluate_loss(
+    model: nn.Module,
+    objective: Callable,
+    data,
+    batch_size: int = 64,
+    workers: int = 0,
+    precision: str = "fp32",
+    metrics: Mapping[str, Callable] | None = None,
+) -> dict[str, float | None]:
+    """The objective's entries over `data` in eval mode, averaged with the items of each batch as
+    weights; no noise is drawn.
 
-    `metrics` {name: function(predictions {task: Tensor}, targets {task: Tensor})} see the whole of the data at once."""
+    `metrics` {name: function(predictions {task: Tensor}, targets {task: Tensor})} see the whole of
+    the data at once.
+    """
     device, rows, sums, seen = next(model.parameters()).device, range(len(data)), {}, []
     with own_modes(model), own_noise(device):
         model.eval()
-        for batch in load_batches(data, [rows[i:i + batch_size] for i in rows[::batch_size]], workers, device):
-            with autocast_context(precision, device): output = model(batch); found = objective(output, batch)
+        for batch in load_batches(
+            data, [rows[i : i + batch_size] for i in rows[::batch_size]], workers, device
+        ):
+            with autocast_context(precision, device):
+                output = model(batch)
+                found = objective(output, batch)
             _tally(sums, {key: float(value) for key, value in found.items()}, len(batch))
-            if metrics: seen.append([{k: v.cpu() for k, v in side.items()} for side in (output.predictions, batch.targets)])
+            if metrics:
+                seen.append(
+                    [
+                        {k: v.cpu() for k, v in side.items()}
+                        for side in (output.predictions, batch.targets)
+                    ]
+                )
     result = _means(sums)
     if metrics:
-        predictions, targets = ({k: torch.cat([part[k] for part in parts]) for k in parts[0]} for parts in zip(*seen))
+        predictions, targets = (
+            {k: torch.cat([part[k] for part in parts]) for k in parts[0]} for parts in zip(*seen)
+        )
         result |= {name: float(metric(predictions, targets)) for name, metric in metrics.items()}
     return {key: _finite(value) for key, value in result.items()}
 
-def _finite(value: float) -> float | None: return value if math.isfinite(value) else None
 
-def _means(sums: dict) -> dict[str, float]: return {key: total / items for key, (total, items) in sums.items()}
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _means(sums: dict) -> dict[str, float]:
+    return {key: total / items for key, (total, items) in sums.items()}
+
 
 def _tally(sums: dict, found: Mapping[str, float | None], items: int) -> None:
-    "Add an item-weighted mean to running sums; an entry other than the loss that is not finite (nothing to count) is left out."
+    """Add an item-weighted mean to running sums; an entry other than the loss that is not finite
+    (nothing to count) is left out.
+    """
     for key, value in found.items():
         if key == "loss" or value is not None and math.isfinite(value):
             total, seen = sums.get(key, (0.0, 0))
             sums[key] = total + value * items, seen + items
 
+
 # %% ../../nbs/workshop/73_loop.ipynb #99b5ffee
 class Trainer:
-    "One run of `fit`: model, optimiser and engine, and the one update that everything turns around."
-    def __init__(self, model: nn.Module, objective: Callable, plan: Plan, items: int, folder: Path | None = None,
-                 guard: Callable[[BadStep], Any] | None = None):
+    """One run of `fit`: model, optimiser and engine, and the one update that everything turns
+    around.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Callable,
+        plan: Plan,
+        items: int,
+        folder: Path | None = None,
+        guard: Callable[[BadStep], Any] | None = None,
+    ):
         from accelerate import Accelerator
-        self.engine = engine = Accelerator(cpu=not torch.accelerator.is_available())       # or torchrun would give lone processes
+
+        # or torchrun would give lone processes
+        self.engine = engine = Accelerator(cpu=not torch.accelerator.is_available())
         if (wanted := int(os.environ.get("WORLD_SIZE", 1))) != engine.num_processes:
-            raise ConfigError(f"{wanted} processes were launched, but each would train alone: launch with torchrun")
-        self.model, self.objective, self.plan, self.items, self.folder = model, objective, plan, items, folder
-        self.device, self.rank, self.ranks = engine.device, engine.process_index, engine.num_processes
+            raise ConfigError(
+                f"{wanted} processes were launched, but each would train alone: launch with"
+                " torchrun"
+            )
+        self.model, self.objective, self.plan, self.items, self.folder = (
+            model,
+            objective,
+            plan,
+            items,
+            folder,
+        )
+        self.device, self.rank, self.ranks = (
+            engine.device,
+            engine.process_index,
+            engine.num_processes,
+        )
         made = parameter_groups(model.to(self.device), plan)
-        self.names, self.parameters = [n for g in made for n in g.pop("names")], [p for g in made for p in g["params"]]
+        self.names, self.parameters = (
+            [n for g in made for n in g.pop("names")],
+            [p for g in made for p in g["params"]],
+        )
         betas = {"betas": (0.9, plan.beta2)}
-        kinds = {"adamw": partial(torch.optim.AdamW, **betas), "adam": partial(torch.optim.Adam, **betas), "sgd": partial(torch.optim.SGD, momentum=plan.momentum)}
-        fused = self.device.type in ("cpu", "cuda") and plan.optimiser != "sgd"       # torch's fused sgd fails where a thawed parameter has no momentum yet
+        kinds = {
+            "adamw": partial(torch.optim.AdamW, **betas),
+            "adam": partial(torch.optim.Adam, **betas),
+            "sgd": partial(torch.optim.SGD, momentum=plan.momentum),
+        }
+        # torch's fused sgd fails where a thawed parameter has no momentum yet
+        fused = self.device.type in ("cpu", "cuda") and plan.optimiser != "sgd"
         self.optimiser = kinds[plan.optimiser](made, fused=fused)
-        for p in self.parameters: p.grad = None
-        if self.device.type == "cpu": keep_memory()
+        for p in self.parameters:
+            p.grad = None
+        if self.device.type == "cpu":
+            keep_memory()
         self.scaler = torch.amp.GradScaler(self.device.type) if plan.precision == "fp16" else None
         self.guard, self.norms, self.learning = guard, deque(maxlen=50), None
         self.wrap()
         self.watch()
 
     def watch(self) -> None:
-        "Note which buffers a forward pass may write into (BatchNorm's running statistics): they are kept before each update."
-        self.buffers = [b for b in self.model.buffers() if all(s or n < 2 for n, s in zip(b.shape, b.stride()))]
+        """Note which buffers a forward pass may write into (BatchNorm's running statistics): they
+        are kept before each update.
+        """
+        self.buffers = [
+            b for b in self.model.buffers() if all(s or n < 2 for n, s in zip(b.shape, b.stride()))
+        ]
         self.kept = [b.clone() for b in self.buffers]
 
     def keep(self, back: bool = False) -> None:
         "Copy those buffers, or put the copies back."
-        if self.buffers: torch._foreach_copy_(*((self.buffers, self.kept) if back else (self.kept, self.buffers)))
+        if self.buffers:
+            torch._foreach_copy_(
+                *((self.buffers, self.kept) if back else (self.kept, self.buffers))
+            )
 
     def wrap(self) -> None:
-        "The model as it is called: shared by processes, compiled. Made anew when other parameters learn: DDP would not average their gradients."
+        """The model as it is called: shared by processes, compiled.
+
+        Made anew when other parameters learn: DDP would not average their gradients.
+        """
         learning = [p.requires_grad for p in self.parameters]
-        if learning == self.learning: return
+        if learning == self.learning:
+            return
         self.learning, self.net = learning, self.model
         if self.ranks > 1:
-            self.engine.free_memory()                                    # the wrapper before this one, with its hooks
+            self.engine.free_memory()  # the wrapper before this one, with its hooks
             self.net = self.engine.prepare_model(self.model)
         self.net = compile_net(self.net, self.plan.compile, self.device)
 
     def share(self, rows: Sequence[int]) -> tuple[Sequence[int], float]:
-        "This process's part of a batch, and how much of the batch it is; an empty part is one row that counts nothing."
-        mine = rows[self.rank::self.ranks]
+        """This process's part of a batch, and how much of the batch it is; an empty part is one
+        row that counts nothing.
+        """
+        mine = rows[self.rank :: self.ranks]
         return (mine, len(mine) / len(rows)) if len(mine) else (rows[:1], 0.0)
 
-    def update(self, pieces: list[Sequence[int]], batches: Iterator[Batch], scale: float, at: dict) -> dict:
-        """One optimiser step over the batches `pieces`; its record. `scale` multiplies the learning rates.
+    def update(
+        self, pieces: list[Sequence[int]], batches: Iterator[Batch], scale: float, at: dict
+    ) -> dict:
+        """One optimiser step over the batches `pieces`; its record.
 
-        Raises `NonFiniteError`, before anything is changed, where the loss or the gradient is NaN or infinite."""
+        `scale` multiplies the learning rates.
+
+        Raises `NonFiniteError`, before anything is changed, where the loss or the gradient is NaN
+        or infinite.
+        """
         set_noise(seed_of(self.plan.seed, at["step"], self.rank), self.device)
         self.keep()
         items, found, seen = sum(map(len, pieces)), {}, []
         for i, rows in enumerate(pieces):
             batch, weight = next(batches), self.share(rows)[1] * len(rows) / items
-            if self.guard: seen.append((batch, weight * self.ranks, self.share(rows)[0]))
+            if self.guard:
+                seen.append((batch, weight * self.ranks, self.share(rows)[0]))
             with self.engine.no_sync(self.net) if i + 1 < len(pieces) else nullcontext():
-                with autocast_context(self.plan.precision, self.device): parts = self.objective(self.net(batch), batch)
-                loss = parts["loss"] if weight * self.ranks == 1 else parts["loss"] * (weight * self.ranks)
+                with autocast_context(self.plan.precision, self.device):
+                    parts = self.objective(self.net(batch), batch)
+                loss = (
+                    parts["loss"]
+                    if weight * self.ranks == 1
+                    else parts["loss"] * (weight * self.ranks)
+                )
                 self.engine.backward(loss if self.scaler is None else self.scaler.scale(loss))
             for key, value in parts.items():
-                found[key] = found.get(key, 0) + value.detach() * weight if weight != 1 else value.detach()
-        if self.scaler is not None: self.scaler.unscale_(self.optimiser)
-        norms = torch.stack(torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None], 2, torch.float32))
+                found[key] = (
+                    found.get(key, 0) + value.detach() * weight if weight != 1 else value.detach()
+                )
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimiser)
+        norms = torch.stack(
+            torch._foreach_norm(
+                [p.grad for p in self.parameters if p.grad is not None], 2, torch.float32
+            )
+        )
         norm = vector_norm(norms)
         self.norms.append(norms)
         if self.ranks > 1:
-            found = dict(zip(found, self.engine.reduce(torch.stack([v.float() for v in found.values()]), "sum")))
+            found = dict(
+                zip(
+                    found,
+                    self.engine.reduce(torch.stack([v.float() for v in found.values()]), "sum"),
+                )
+            )
         norm_value, values = float(norm), {k: float(v) for k, v in found.items()}
         self.check(values["loss"], norm_value, pieces, seen, at)
-        if self.plan.clip and norm_value > self.plan.clip: nn.utils.clip_grads_with_norm_(self.parameters, self.plan.clip, norm)
-        for group in self.optimiser.param_groups: group["lr"] = group["base"] * scale
-        if self.scaler is None: self.optimiser.step()
+        if self.plan.clip and norm_value > self.plan.clip:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.plan.clip, norm)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["base"] * scale
+        if self.scaler is None:
+            self.optimiser.step()
         else:
-            self.scaler.step(self.optimiser); self.scaler.update()
-            if not math.isfinite(norm_value): self.keep(back=True)              # the update was skipped, but buffers have moved
-        for p in self.parameters: p.grad = None                        # zero_grad() would tell the profiler too, which takes as long as a layer
+            self.scaler.step(self.optimiser)
+            self.scaler.update()
+            # the update was skipped, but buffers have moved
+            if not math.isfinite(norm_value):
+                self.keep(back=True)
+        # zero_grad() would tell the profiler too, which takes as long as a layer
+        for p in self.parameters:
+            p.grad = None
         rest = {k: _finite(v) for k, v in values.items() if k != "loss"}
-        record = {"type": "step", **at, "items": items, "loss": values["loss"], "norm": _finite(norm_value)}
-        return record | {"lr": max(g["lr"] for g in self.optimiser.param_groups)} | ({"parts": rest} if rest else {})
+        record = {
+            "type": "step",
+            **at,
+            "items": items,
+            "loss": values["loss"],
+            "norm": _finite(norm_value),
+        }
+        return (
+            record
+            | {"lr": max(g["lr"] for g in self.optimiser.param_groups)}
+            | ({"parts": rest} if rest else {})
+        )
 
-    def check(self, loss: float, norm: float, pieces: list[Sequence[int]], seen: list[tuple], at: dict) -> None:
-        """Stop at a loss or gradient that is not finite, with the model as it was before, and ask the guard for the cause.
+    def check(
+        self, loss: float, norm: float, pieces: list[Sequence[int]], seen: list[tuple], at: dict
+    ) -> None:
+        """Stop at a loss or gradient that is not finite, with the model as it was before, and ask
+        the guard for the cause.
 
-        fp16 skips a step whose gradient overflowed, until its scale is below 1."""
-        if math.isfinite(loss) and (math.isfinite(norm) or self.scaler is not None and self.scaler.get_scale() >= 1): return
-        bad = [n for n, p in zip(self.names, self.parameters) if p.grad is not None and not torch.isfinite(p.grad).all()]
-        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}, first in {', '.join(bad[:3])}"
-        rows, names = [r for piece in pieces for r in piece], [n for n, p in zip(self.names, self.parameters) if p.grad is not None]
-        error = NonFiniteError(f"{what} at update {at['step']} (epoch {at['epoch']}), rows {', '.join(map(str, rows[:8]))}"
-                               f"{', ...' if len(rows) > 8 else ''}; the weights are those of the update before")
+        fp16 skips a step whose gradient overflowed, until its scale is below 1.
+        """
+        if math.isfinite(loss) and (
+            math.isfinite(norm) or self.scaler is not None and self.scaler.get_scale() >= 1
+        ):
+            return
+        bad = [
+            n
+            for n, p in zip(self.names, self.parameters)
+            if p.grad is not None and not torch.isfinite(p.grad).all()
+        ]
+        what = (
+            f"the loss is {loss}"
+            if not math.isfinite(loss)
+            else f"the gradient norm is {norm}, first in {', '.join(bad[:3])}"
+        )
+        rows, names = (
+            [r for piece in pieces for r in piece],
+            [n for n, p in zip(self.names, self.parameters) if p.grad is not None],
+        )
+        error = NonFiniteError(
+            f"{what} at update {at['step']} (epoch {at['epoch']}), rows"
+            f" {', '.join(map(str, rows[:8]))}{', ...' if len(rows) > 8 else ''}; the weights are"
+            " those of the update before"
+        )
         self.keep(back=True)
-        for p in self.parameters: p.grad = None
+        for p in self.parameters:
+            p.grad = None
         if self.guard:
-            step = BadStep(self.model, self.objective, self.plan, *map(list, zip(*seen)), **at, seed=seed_of(self.plan.seed, at["step"], self.rank),
-                           rank=self.rank, scale=self.scaler.get_scale() if self.scaler else 1.0, names=names,
-                           norms=torch.stack([n for n in self.norms if len(n) == len(names)]).cpu())
-            try: error.finding = self.guard(step)
-            except Exception as failed: error.finding = f"the guard itself failed: {type(failed).__name__}: {failed}"
+            step = BadStep(
+                self.model,
+                self.objective,
+                self.plan,
+                *map(list, zip(*seen)),
+                **at,
+                seed=seed_of(self.plan.seed, at["step"], self.rank),
+                rank=self.rank,
+                scale=self.scaler.get_scale() if self.scaler else 1.0,
+                names=names,
+                norms=torch.stack([n for n in self.norms if len(n) == len(names)]).cpu(),
+            )
+            try:
+                error.finding = self.guard(step)
+            except Exception as failed:
+                error.finding = f"the guard itself failed: {type(failed).__name__}: {failed}"
             error.args = (f"{error}. {error.finding}",)
         raise error
 
     def same(self, found: dict[str, float | None]) -> dict[str, float | None]:
         "The numbers of the first process, in all of them, so that all decide alike."
-        if self.ranks == 1: return found
+        if self.ranks == 1:
+            return found
         from accelerate.utils import broadcast
-        values = torch.tensor([math.nan if v is None else v for v in found.values()], dtype=torch.float64, device=self.device)
+
+        values = torch.tensor(
+            [math.nan if v is None else v for v in found.values()],
+            dtype=torch.float64,
+            device=self.device,
+        )
         return dict(zip(found, map(_finite, broadcast(values).tolist())))
 
     def save(self, history: History, log, state: dict) -> None:
-        "A checkpoint; then the ones no longer wanted go: all but the newest `keep`, what was the best when those were made, and each `keep_every`-th epoch."
+        """A checkpoint; then the ones no longer wanted go: all but the newest `keep`, what was the
+        best when those were made, and each `keep_every`-th epoch.
+        """
         folder = self.folder / "checkpoints"
-        tensors = {"weights": self.model.state_dict(), "optimiser": optimiser_tensors(self.optimiser, self.names)}
-        save_checkpoint(folder, state["step"], tensors, state | {
-            "log": log.mark, "items": self.items, "plan": asdict(self.plan), "about": start_provenance(self),
-            "scaler": self.scaler and self.scaler.state_dict()})
-        if self.plan.keep is None: return
-        new = sorted(map(step_of, list_checkpoints(folder)))[-self.plan.keep:]
-        best = [replace(history, epochs=[e for e in history.epochs if e["step"] <= step]).best for step in new]
-        stay = [e for e in history.epochs if self.plan.keep_every and (e["epoch"] + 1) % self.plan.keep_every == 0]
+        tensors = {
+            "weights": self.model.state_dict(),
+            "optimiser": optimiser_tensors(self.optimiser, self.names),
+        }
+        save_checkpoint(
+            folder,
+            state["step"],
+            tensors,
+            state
+            | {
+                "log": log.mark,
+                "items": self.items,
+                "plan": asdict(self.plan),
+                "about": start_provenance(self),
+                "scaler": self.scaler and self.scaler.state_dict(),
+            },
+        )
+        if self.plan.keep is None:
+            return
+        new = sorted(map(step_of, list_checkpoints(folder)))[-self.plan.keep :]
+        best = [
+            replace(history, epochs=[e for e in history.epochs if e["step"] <= step]).best
+            for step in new
+        ]
+        stay = [
+            e
+            for e in history.epochs
+            if self.plan.keep_every and (e["epoch"] + 1) % self.plan.keep_every == 0
+        ]
         prune_checkpoints(folder, {*new, *(e["step"] for e in best + stay if e)})
 
     def restore(self, found: Checkpoint) -> None:
-        "Weights, optimiser and scaler as they were. Raises `ConfigError` where the plan has changed so that the run would."
-        free = RESUME_FREE | ({"epochs"} if self.plan.schedule in ("constant", "plateau") else set())
+        """Weights, optimiser and scaler as they were.
+
+        Raises `ConfigError` where the plan has changed so that the run would.
+        """
+        free = RESUME_FREE | (
+            {"epochs"} if self.plan.schedule in ("constant", "plateau") else set()
+        )
         now = json.loads(canonical_json(asdict(self.plan))) | {"items": self.items}
         then = found.state["plan"] | {"items": found.state["items"]}
-        if changed := [f"{k} (was {then.get(k)!r}, is {v!r})" for k, v in now.items() if then.get(k) != v and k not in free]:
-            raise ConfigError(f"{found.path} was made with another plan: {', '.join(changed)}; use that one, another folder, "
-                              "or resume=False")
+        if changed := [
+            f"{k} (was {then.get(k)!r}, is {v!r})"
+            for k, v in now.items()
+            if then.get(k) != v and k not in free
+        ]:
+            raise ConfigError(
+                f"{found.path} was made with another plan: {', '.join(changed)}; use that one,"
+                " another folder, or resume=False"
+            )
         load_weights(self.model, found)
         restore_optimiser(self.optimiser, self.names, found.tensors["optimiser"])
-        if self.scaler is not None: self.scaler.load_state_dict(found.state["scaler"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(found.state["scaler"])
+
 
 # %% ../../nbs/workshop/73_loop.ipynb #3a155756
-def fit(model: nn.Module, objective: Callable[[Any, Batch], dict[str, Tensor]], train, valid=None, plan: Plan = Plan(),
-        folder: str | Path | None = None, resume: bool = True, progress: bool = True,
-        metrics: Mapping[str, Callable] | None = None, sampler: Callable[[int], Sequence[int]] | None = None,
-        at_epoch: Callable[[nn.Module, int], None] | None = None, track: Sequence = ("tensorboard",),
-        guard: Callable[[BadStep], Any] | None = None) -> History:
-    """Train `model` to make `objective(model(batch), batch)["loss"]` small on `train`, watching `valid`; the run's `History`.
+def fit(
+    model: nn.Module,
+    objective: Callable[[Any, Batch], dict[str, Tensor]],
+    train,
+    valid=None,
+    plan: Plan = Plan(),
+    folder: str | Path | None = None,
+    resume: bool = True,
+    progress: bool = True,
+    metrics: Mapping[str, Callable] | None = None,
+    sampler: Callable[[int], Sequence[int]] | None = None,
+    at_epoch: Callable[[nn.Module, int], None] | None = None,
+    track: Sequence = ("tensorboard",),
+    guard: Callable[[BadStep], Any] | None = None,
+) -> History:
+    """Train `model` to make `objective(model(batch), batch)["loss"]` small on `train`, watching
+    `valid`; the run's `History`.
 
-    A data set has a length and gives a `Batch` for `data[list of rows]`; one with `set_epoch` is told the epoch. `sampler(epoch)`
-    gives the rows of an epoch in their order, `at_epoch(model, epoch)` may set something in the model before it (a dropout rate);
-    both must depend on nothing else. With a `folder`: log, checkpoints, what `track` names ("tensorboard", "wandb", or objects
-    with log(values, step=) and finish()), and a killed run that is started again goes on as if nothing had happened; `resume=False` deletes what an earlier run left there. `metrics` {name: function(predictions, targets)} see all of `valid`. With `plan.patience` the model ends with its best weights.
-    `guard(bad)` is asked for the cause of the first loss or gradient that is not finite; its answer ends the error's message.
-    Raises `ConfigError`, `CheckpointError`, `NonFiniteError`: then weights and buffers are those of the update before."""
+    A data set has a length and gives a `Batch` for `data[list of rows]`; one with `set_epoch` is
+    told the epoch. `sampler(epoch)` gives the rows of an epoch in their order, `at_epoch(model,
+    epoch)` may set something in the model before it (a dropout rate); both must depend on nothing
+    else. With a `folder`: log, checkpoints, what `track` names ("tensorboard", "wandb", or objects
+    with log(values, step=) and finish()), and a killed run that is started again goes on as if
+    nothing had happened; `resume=False` deletes what an earlier run left there. `metrics` {name:
+    function(predictions, targets)} see all of `valid`. With `plan.patience` the model ends with
+    its best weights. `guard(bad)` is asked for the cause of the first loss or gradient that is not
+    finite; its answer ends the error's message. Raises `ConfigError`, `CheckpointError`,
+    `NonFiniteError`: then weights and buffers are those of the update before.
+    """
     if valid is None and (plan.patience or plan.schedule == "plateau" or plan.monitor != "loss"):
-        raise ConfigError("patience, schedule='plateau' and monitor look at the validation data: give valid")
+        raise ConfigError(
+            "patience, schedule='plateau' and monitor look at the validation data: give valid"
+        )
     check_track(track, folder := Path(folder) if folder else None)
     run = Trainer(model, objective, plan, len(train), folder, guard)
     rows = sampler or (lambda epoch: epoch_order(len(train), plan.seed, epoch))
-    sizes = [len(cut_updates(rows(epoch) if sampler else range(len(train)), plan)) for epoch in range(plan.epochs)]
-    if not all(sizes): raise ConfigError(f"an epoch has no update: {len(train)} items, {plan.batch_size=}, {plan.drop_last=}")
-    history, at, mark = History(plan.monitor, plan.direction or "min"), {"step": 0, "epoch": 0, "update": 0}, None
-    if folder and not resume and run.rank == 0: clear_run(folder)
+    sizes = [
+        len(cut_updates(rows(epoch) if sampler else range(len(train)), plan))
+        for epoch in range(plan.epochs)
+    ]
+    if not all(sizes):
+        raise ConfigError(
+            f"an epoch has no update: {len(train)} items, {plan.batch_size=}, {plan.drop_last=}"
+        )
+    history, at, mark = (
+        History(plan.monitor, plan.direction or "min"),
+        {"step": 0, "epoch": 0, "update": 0},
+        None,
+    )
+    if folder and not resume and run.rank == 0:
+        clear_run(folder)
     run.engine.wait_for_everyone()
-    if folder and (found := newest_checkpoint(folder / "checkpoints", lambda c: read_log(folder / "log.jsonl", c.state["log"]))):
+    if folder and (
+        found := newest_checkpoint(
+            folder / "checkpoints", lambda c: read_log(folder / "log.jsonl", c.state["log"])
+        )
+    ):
         run.restore(found)
         then, now = found.state["about"], start_provenance(run)
         if changed := [f"{k} {then.get(k)} is now {now[k]}" for k in now if then.get(k) != now[k]]:
-            warnings.warn(f"{found.path.name}: {', '.join(changed)}; the last bits may differ from here on", stacklevel=2)
+            warnings.warn(
+                f"{found.path.name}: {', '.join(changed)}; the last bits may differ from here on",
+                stacklevel=2,
+            )
         at, mark = {k: found.state[k] for k in at}, found.state["log"]
-        for line in read_log(folder / "log.jsonl", mark).splitlines(): history.add(json.loads(line))
+        for line in read_log(folder / "log.jsonl", mark).splitlines():
+            history.add(json.loads(line))
     run.engine.wait_for_everyone()
     report = Report(history)
     about = start_provenance(run)
-    if run.rank == 0: report = Report.open(history, folder, mark, at["step"], sum(sizes), progress, track, {"plan": asdict(plan)} | about)
+    if run.rank == 0:
+        report = Report.open(
+            history,
+            folder,
+            mark,
+            at["step"],
+            sum(sizes),
+            progress,
+            track,
+            {"plan": asdict(plan)} | about,
+        )
     with report, own_modes(model), own_noise(run.device):
-        report.add({"type": "run", "step": at["step"], "monitor": plan.monitor, "direction": history.direction, "about": about})
+        report.add(
+            {
+                "type": "run",
+                "step": at["step"],
+                "monitor": plan.monitor,
+                "direction": history.direction,
+                "about": about,
+            }
+        )
         best = _epochs(run, train, valid, metrics, rows, sizes, at, report, at_epoch)
-    run.engine.wait_for_everyone()                           # the first process may still be saving
-    if best: model.load_state_dict(best)
-    elif plan.patience and history.best: load_weights(model, folder / "checkpoints" / f"step-{history.best['step']:08d}")
+    run.engine.wait_for_everyone()  # the first process may still be saving
+    if best:
+        model.load_state_dict(best)
+    elif plan.patience and history.best:
+        load_weights(model, folder / "checkpoints" / f"step-{history.best['step']:08d}")
     return history
 
-def _epochs(run: Trainer, train, valid, metrics, rows: Callable, sizes: list[int], at: dict, report: Report, at_epoch) -> dict | None:
-    "The epochs from `at` on; the best weights, where they are wanted and there is no folder to hold them."
+
+def _epochs(
+    run: Trainer,
+    train,
+    valid,
+    metrics,
+    rows: Callable,
+    sizes: list[int],
+    at: dict,
+    report: Report,
+    at_epoch,
+) -> dict | None:
+    """The epochs from `at` on; the best weights, where they are wanted and there is no folder to
+    hold them.
+    """
     plan, history, step, done, best = run.plan, report.history, at["step"], at["update"], None
+
     def save(epoch: int, update: int):
-        if report.log: run.save(history, report.log, {"step": step, "epoch": epoch, "update": update})
+        if report.log:
+            run.save(history, report.log, {"step": step, "epoch": epoch, "update": update})
+
     for epoch in range(at["epoch"], plan.epochs):
-        if plan.patience and history.stale >= plan.patience: break
-        updates, fallen = cut_updates(rows(epoch), plan), count_plateaus(history.values(), plan.plateau_patience)
-        if hasattr(train, "set_epoch"): train.set_epoch(epoch)
-        if at_epoch: at_epoch(run.model, epoch); run.wrap()
+        if plan.patience and history.stale >= plan.patience:
+            break
+        updates, fallen = (
+            cut_updates(rows(epoch), plan),
+            count_plateaus(history.values(), plan.plateau_patience),
+        )
+        if hasattr(train, "set_epoch"):
+            train.set_epoch(epoch)
+        if at_epoch:
+            at_epoch(run.model, epoch)
+            run.wrap()
         run.watch()
         mine = [run.share(batch)[0] for pieces in updates[done:] for batch in pieces]
         batches = load_batches(train, mine, plan.workers, run.device, seed_of(plan.seed, epoch))
         run.net.train()
         for done in range(done, len(updates)):
             scale = rate_factor(plan, step, sum(sizes), fallen)
-            report.add(run.update(updates[done], batches, scale, {"step": step + 1, "epoch": epoch}))
+            report.add(
+                run.update(updates[done], batches, scale, {"step": step + 1, "epoch": epoch})
+            )
             step += 1
-            if plan.checkpoint_steps and step % plan.checkpoint_steps == 0 and done + 1 < len(updates): save(epoch, done + 1)
+            if (
+                plan.checkpoint_steps
+                and step % plan.checkpoint_steps == 0
+                and done + 1 < len(updates)
+            ):
+                save(epoch, done + 1)
         done, sums = 0, {}
-        for s in history.steps[-len(updates):]: _tally(sums, {"loss": s["loss"]} | s.get("parts", {}), s["items"])
-        record = {"type": "epoch", "epoch": epoch, "step": step, "lr": history.steps[-1]["lr"], "train": _means(sums)}
+        for s in history.steps[-len(updates) :]:
+            _tally(sums, {"loss": s["loss"]} | s.get("parts", {}), s["items"])
+        record = {
+            "type": "epoch",
+            "epoch": epoch,
+            "step": step,
+            "lr": history.steps[-1]["lr"],
+            "train": _means(sums),
+        }
         if valid is not None:
-            found = evaluate_loss(run.model, run.objective, valid, plan.batch_size, plan.workers, plan.precision, metrics)
+            found = evaluate_loss(
+                run.model,
+                run.objective,
+                valid,
+                plan.batch_size,
+                plan.workers,
+                plan.precision,
+                metrics,
+            )
             record["valid"] = run.same(found)
-            if plan.monitor not in found: raise ConfigError(f"monitor {plan.monitor!r} is not among {', '.join(found)}")
+            if plan.monitor not in found:
+                raise ConfigError(f"monitor {plan.monitor!r} is not among {', '.join(found)}")
         report.add(record)
-        is_best, last = history.best is record, epoch + 1 == plan.epochs or plan.patience and history.stale >= plan.patience
-        if is_best or last or any((epoch + 1) % n == 0 for n in (plan.save_every, plan.keep_every) if n): save(epoch + 1, 0)
-        if is_best and plan.patience and not run.folder: best = {k: v.clone() for k, v in run.model.state_dict().items()}
+        is_best, last = (
+            history.best is record,
+            epoch + 1 == plan.epochs or plan.patience and history.stale >= plan.patience,
+        )
+        if (
+            is_best
+            or last
+            or any((epoch + 1) % n == 0 for n in (plan.save_every, plan.keep_every) if n)
+        ):
+            save(epoch + 1, 0)
+        if is_best and plan.patience and not run.folder:
+            best = {k: v.clone() for k, v in run.model.state_dict().items()}
     return best

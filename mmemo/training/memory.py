@@ -2,39 +2,47 @@
 
 # %% ../../nbs/electives/37_memory.ipynb #00000003
 from __future__ import annotations
-import time
-import torch
-import weakref
-import os
+
 import copy
+import os
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from functools import partial
-from collections.abc import Sequence, Callable
-from torch import Tensor, nn
+
 from ..core.batch import Batch, Stream
 from ..core.errors import ConfigError
 from ..core.state import autocast_context, own_modes, own_noise
 from .loop import Trainer
-from .plan import cut_updates, Plan
+from .plan import Plan, cut_updates
 
 # %% auto #0
-__all__ = ['Memory', 'predicted_memory', 'Cost', 'measured_memory']
+__all__ = ["Memory", "predicted_memory", "Cost", "measured_memory"]
+
 
 # %% ../../nbs/electives/37_memory.ipynb #00000004
 class Memory(NamedTuple):
     "Bytes in use at the peak of an update, by what they are for."
+
     weights: int
     gradients: int
     moments: int
     activations: int
 
     @property
-    def total(self) -> int: return sum(self)
+    def total(self) -> int:
+        return sum(self)
+
 
 class _Peak(TorchDispatchMode):
     "Counts the bytes of all storages that operations inside it make, for as long as each lives."
+
     def __init__(self, known: Sequence[Tensor]):
         super().__init__()
         self.now, self.gradients, self.best, self.alive, self.owners = 0, 0, (0, 0), {}, set()
@@ -43,14 +51,21 @@ class _Peak(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **kwargs or {})
         for part in tree_leaves(out):
-            if isinstance(part, Tensor) and part.layout == torch.strided: self.see(part.untyped_storage())
-        if self.now > self.best[0]: self.best = self.now, self.gradients
+            if isinstance(part, Tensor) and part.layout == torch.strided:
+                self.see(part.untyped_storage())
+        if self.now > self.best[0]:
+            self.best = self.now, self.gradients
         return out
 
     def see(self, storage) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key in self.alive or key in self.known: return
-        def gone(_): self.now -= size; del self.alive[key]
+        if key in self.alive or key in self.known:
+            return
+
+        def gone(_):
+            self.now -= size
+            del self.alive[key]
+
         self.now += size
         self.alive[key] = weakref.ref(storage, gone)
 
@@ -59,84 +74,180 @@ class _Peak(TorchDispatchMode):
         self.gradients += p.untyped_storage().nbytes() * (id(p) not in self.owners)
         self.owners.add(id(p))
 
+
 class _Update(nn.Module):
-    "Forward and backward as one call, so that what checkpointing computes again meets the same parameters."
+    """Forward and backward as one call, so that what checkpointing computes again meets the same
+    parameters.
+    """
+
     def __init__(self, model: nn.Module, objective: Callable, cast: Callable):
         super().__init__()
         self.model, self.objective, self.cast = model, objective, cast
 
     def forward(self, batch: Batch) -> None:
-        with self.cast(): loss = self.objective(self.model(batch), batch)["loss"]
+        with self.cast():
+            loss = self.objective(self.model(batch), batch)["loss"]
         loss.backward()
 
-def _bytes(tensors) -> int: return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
 
-def predicted_memory(model: nn.Module, objective: Callable[[Any, Batch], dict[str, Tensor]], batch: Batch, plan: Plan = Plan()) -> Memory:
-    """The memory peak of an update of `fit` on `batch` (all items of the update), without computing it: forward and backward on fake tensors.
+def _bytes(tensors) -> int:
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
 
-    Fake tensors have shapes and storages and no values (torch's FakeTensorMode), so the model may be on the meta device and of any size.
-    The peak is the larger of two: within forward and backward, or at the optimiser's step, where all gradients are there and no activation is.
-    Not counted: what DDP and torch.compile add. Raises `ConfigError` where the forward pass asks for values."""
+
+def predicted_memory(
+    model: nn.Module,
+    objective: Callable[[Any, Batch], dict[str, Tensor]],
+    batch: Batch,
+    plan: Plan = Plan(),
+) -> Memory:
+    """The memory peak of an update of `fit` on `batch` (all items of the update), without
+    computing it: forward and backward on fake tensors.
+
+    Fake tensors have shapes and storages and no values (torch's FakeTensorMode), so the model may
+    be on the meta device and of any size. The peak is the larger of two: within forward and
+    backward, or at the optimiser's step, where all gradients are there and no activation is. Not
+    counted: what DDP and torch.compile add. Raises `ConfigError` where the forward pass asks for
+    values.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
+
     learning = [p for p in model.parameters() if p.requires_grad]
     weights, gradients = _bytes([*model.parameters(), *model.buffers()]), _bytes(learning)
     moments = gradients * (2 if plan.optimiser in ("adamw", "adam") else plan.momentum > 0)
     device = next(model.parameters()).device
-    device, fake = torch.device("cpu") if device.type == "meta" else device, FakeTensorMode(allow_non_fake_inputs=True)
+    device, fake = (
+        torch.device("cpu") if device.type == "meta" else device,
+        FakeTensorMode(allow_non_fake_inputs=True),
+    )
+
     def to_fake(v):
-        if not isinstance(v, Tensor): return v
-        with fake: return torch.empty_like(v, device=device).requires_grad_(v.requires_grad) if v.is_meta else fake.from_tensor(v)
-    named = {f"model.{name}": to_fake(p) for name, p in [*model.named_parameters(), *model.named_buffers()]}
+        if not isinstance(v, Tensor):
+            return v
+        with fake:
+            return (
+                torch.empty_like(v, device=device).requires_grad_(v.requires_grad)
+                if v.is_meta
+                else fake.from_tensor(v)
+            )
+
+    named = {
+        f"model.{name}": to_fake(p)
+        for name, p in [*model.named_parameters(), *model.named_buffers()]
+    }
     parts = [batch[list(rows)] for rows in cut_updates(range(len(batch)), plan)[0]]
-    parts = parts[:1] + sorted(parts[1:], key=lambda part: sum(s.x.numel() for s in part.streams.values()))[-1:]       # the largest that meets gradients
+    # the largest that meets gradients
+    parts = (
+        parts[:1]
+        + sorted(parts[1:], key=lambda part: sum(s.x.numel() for s in part.streams.values()))[-1:]
+    )
     with own_modes(model), own_noise(device), fake, _Peak(list(named.values())) as peak:
-        for p in (p for p in named.values() if p.requires_grad): p.register_post_accumulate_grad_hook(peak.born)
+        for p in (p for p in named.values() if p.requires_grad):
+            p.register_post_accumulate_grad_hook(peak.born)
         model.train()
         for part in parts:
-            inputs = Batch({k: Stream(*map(to_fake, (s.x, s.mask, s.t))) for k, s in part.streams.items()}, {k: to_fake(v) for k, v in part.targets.items()}, part.meta)
-            for s in inputs.streams.values(): peak.see(s.x.untyped_storage())
-            try: torch.func.functional_call(_Update(model, objective, partial(autocast_context, plan.precision, device)), named, (inputs,))
+            inputs = Batch(
+                {k: Stream(*map(to_fake, (s.x, s.mask, s.t))) for k, s in part.streams.items()},
+                {k: to_fake(v) for k, v in part.targets.items()},
+                part.meta,
+            )
+            for s in inputs.streams.values():
+                peak.see(s.x.untyped_storage())
+            try:
+                torch.func.functional_call(
+                    _Update(model, objective, partial(autocast_context, plan.precision, device)),
+                    named,
+                    (inputs,),
+                )
             except (RuntimeError, NotImplementedError) as error:
-                raise ConfigError(f"the forward pass asks for values, and a prediction has none ({type(error).__name__}: {str(error).splitlines()[0][:160]}); measure instead") from error
+                raise ConfigError(
+                    "the forward pass asks for values, and a prediction has none"
+                    f" ({type(error).__name__}: {str(error).splitlines()[0][:160]}); measure"
+                    " instead"
+                ) from error
             del inputs
     inside, there = peak.best
-    return Memory(weights, there, moments, inside - there) if inside > gradients else Memory(weights, gradients, moments, 0)
+    return (
+        Memory(weights, there, moments, inside - there)
+        if inside > gradients
+        else Memory(weights, gradients, moments, 0)
+    )
+
 
 class Cost(NamedTuple):
     "What an update took: bytes at the peak, seconds (of the processor, or of the GPU's clock)."
+
     bytes: int
     seconds: float
 
-def measured_memory(model: nn.Module, objective: Callable[[Any, Batch], dict[str, Tensor]], batch: Batch, plan: Plan = Plan(), updates: int = 3) -> Cost:
-    """The memory peak and the time of an update of `fit` on `batch` (all items of the update), by making some with a copy of `model`.
 
-    On the CPU every allocation of torch is counted (torch.profiler), on a GPU the allocator says its peak; weights and moments are in it.
-    The time is the median of updates without the profiler, the first left out."""
-    if updates < 2: raise ConfigError(f"updates={updates} cannot be: the first one has no moments yet, so choose 2 or more")
+def measured_memory(
+    model: nn.Module,
+    objective: Callable[[Any, Batch], dict[str, Tensor]],
+    batch: Batch,
+    plan: Plan = Plan(),
+    updates: int = 3,
+) -> Cost:
+    """The memory peak and the time of an update of `fit` on `batch` (all items of the update), by
+    making some with a copy of `model`.
+
+    On the CPU every allocation of torch is counted (torch.profiler), on a GPU the allocator says
+    its peak; weights and moments are in it. The time is the median of updates without the
+    profiler, the first left out.
+    """
+    if updates < 2:
+        raise ConfigError(
+            f"updates={updates} cannot be: the first one has no moments yet, so choose 2 or more"
+        )
     pieces, times = cut_updates(range(len(batch)), plan)[0], []
+
     def go(updates: int = 2) -> None:
         run = Trainer(copy.deepcopy(model).train(), objective, plan, len(batch))
         for _ in range(updates):
             begin = _now(run.device)
-            run.update(pieces, (batch[list(rows)].to(run.device) for rows in pieces), 1.0, {"step": 1, "epoch": 0})
+            run.update(
+                pieces,
+                (batch[list(rows)].to(run.device) for rows in pieces),
+                1.0,
+                {"step": 1, "epoch": 0},
+            )
             times.append(_now(run.device) - begin)
-    with own_noise(device := torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")):
+
+    with own_noise(
+        device := torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    ):
         if device.type == "cuda":
-            go(1)                                                              # cuBLAS takes its workspace for good
-            torch.cuda.synchronize(); torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
-            base = torch.cuda.memory_allocated(); go()
+            go(1)  # cuBLAS takes its workspace for good
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            base = torch.cuda.memory_allocated()
+            go()
             found = torch.cuda.max_memory_allocated() - base
-        else: found = _allocated(go)
-        times.clear(); go(updates)
+        else:
+            found = _allocated(go)
+        times.clear()
+        go(updates)
     return Cost(found, sorted(times[1:])[(updates - 1) // 2])
 
+
 def _now(device: torch.device) -> float:
-    if device.type != "cpu": torch.get_device_module(device).synchronize()
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize()
     return time.process_time() if device.type == "cpu" else time.perf_counter()
 
+
 def _allocated(go: Callable[[], None]) -> int:
-    "The largest number of bytes that torch held on the CPU at once of all that it took while `go()` ran."
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")                            # or it tells every start and stop
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile: go()
-    sizes = [e.nbytes() for e in sorted(profile.profiler.kineto_results.events(), key=lambda e: e.start_ns()) if e.name() == "[memory]"]
+    """The largest number of bytes that torch held on the CPU at once of all that it took while
+    `go()` ran.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it tells every start and stop
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        go()
+    sizes = [
+        e.nbytes()
+        for e in sorted(profile.profiler.kineto_results.events(), key=lambda e: e.start_ns())
+        if e.name() == "[memory]"
+    ]
     return int(max(torch.tensor(sizes).cumsum(0).max(), 0))

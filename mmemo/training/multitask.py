@@ -4,40 +4,65 @@
 
 # %% ../../nbs/course/13_multitask.ipynb #00000004
 from __future__ import annotations
+
 import math
-import torch
 from collections.abc import Callable, Mapping
+
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
 from ..core.batch import Batch
 from ..core.errors import ConfigError, DataError
 
 # %% auto #0
-__all__ = ['multitask', 'class_weights']
+__all__ = ["multitask", "class_weights"]
+
 
 # %% ../../nbs/course/13_multitask.ipynb #0000000e
 def multitask(parts: Mapping[str, tuple[Callable, float]]) -> Callable:
-    """Objective: the weighted sum of other objectives, `parts` {name: (objective, weight)}, e.g. {"phq8": (mse("phq8"), 1.0)}.
+    """Objective: the weighted sum of other objectives, `parts` {name: (objective, weight)}, e.g.
+    {"phq8": (mse("phq8"), 1.0)}.
 
-    Logs each part's unweighted loss under its name and each of its other entries as "name entry". A part that knows no target in a
-    batch costs exactly 0, as the house objectives do. Raises `ConfigError` (no part, a weight below 0, a part called "loss")."""
-    if not parts: raise ConfigError("multitask needs at least one part: {name: (objective, weight)}")
-    if "loss" in parts: raise ConfigError("a part cannot be called 'loss': that is the name of the sum")
+    Logs each part's unweighted loss under its name and each of its other entries as "name entry".
+    A part that knows no target in a batch costs exactly 0, as the house objectives do. Raises
+    `ConfigError` (no part, a weight below 0, a part called "loss").
+    """
+    if not parts:
+        raise ConfigError("multitask needs at least one part: {name: (objective, weight)}")
+    if "loss" in parts:
+        raise ConfigError("a part cannot be called 'loss': that is the name of the sum")
     for name, (_, weight) in parts.items():
-        if not (math.isfinite(weight) and weight >= 0): raise ConfigError(f"the weight of part {name!r} is {weight}; choose a number from 0")
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ConfigError(f"the weight of part {name!r} is {weight}; choose a number from 0")
+
     def objective(output, batch: Batch) -> dict[str, Tensor]:
         found = {name: part(output, batch) for name, (part, _) in parts.items()}
         total = sum(weight * found[name]["loss"] for name, (_, weight) in parts.items())
-        return {"loss": total} | {name if key == "loss" else f"{name} {key}": value.detach() for name, entries in found.items() for key, value in entries.items()}
+        return {"loss": total} | {
+            name if key == "loss" else f"{name} {key}": value.detach()
+            for name, entries in found.items()
+            for key, value in entries.items()
+        }
+
     return objective
+
 
 # %% ../../nbs/course/13_multitask.ipynb #00000015
 def class_weights(labels: Int[Tensor, " N"], classes: int) -> Float[Tensor, " C"]:
-    """Inverse-frequency weights [C]: N known labels / (C x labels of the class), the "balanced" of scikit-learn (King & Zeng 2001).
+    """Inverse-frequency weights [C]: N known labels / (C x labels of the class), the "balanced" of
+    scikit-learn (King & Zeng 2001).
 
-    Unknown labels (-100) do not count; a class without a label gets weight 0 (there is nothing to weigh). Raises `DataError`."""
+    Unknown labels (-100) do not count; a class without a label gets weight 0 (there is nothing to
+    weigh). Raises `DataError`.
+    """
     known = labels[labels != -100]
-    if not len(known): raise DataError(f"none of the {len(labels)} labels is known: there is nothing to count")
-    if known.min() < 0 or known.max() >= classes: raise DataError(f"labels run from {int(known.min())} to {int(known.max())}; with {classes} classes they are 0 to {classes - 1}, or -100")
+    if not len(known):
+        raise DataError(f"none of the {len(labels)} labels is known: there is nothing to count")
+    if known.min() < 0 or known.max() >= classes:
+        raise DataError(
+            f"labels run from {int(known.min())} to {int(known.max())}; with {classes} classes they"
+            f" are 0 to {classes - 1}, or -100"
+        )
     count = torch.bincount(known.long(), minlength=classes).float()
     return torch.where(count > 0, len(known) / (classes * count.clamp(min=1)), 0)

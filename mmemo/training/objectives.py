@@ -4,72 +4,125 @@
 
 # %% ../../nbs/electives/40_objectives.ipynb #00000004
 from __future__ import annotations
-import torch
+
 from collections.abc import Callable
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
 from ..core.batch import Batch
 from ..core.errors import ConfigError
 
 # %% auto #0
-__all__ = ['ccc', 'entropy', 'mse', 'cross_entropy', 'rmse']
+__all__ = ["ccc", "entropy", "mse", "cross_entropy", "rmse"]
+
 
 # %% ../../nbs/electives/40_objectives.ipynb #00000013
 def ccc(task: str, eps: float = 1e-8) -> Callable:
-    """Objective: 1 - the concordance correlation (Lin 1989) of `task`, [B] against [B], in float32, and the `ccc` itself; unknown targets (NaN) do not count.
+    """Objective: 1 - the concordance correlation (Lin 1989) of `task`, [B] against [B], in
+    float32, and the `ccc` itself; unknown targets (NaN) do not count.
 
-    Defined as in `regression_metrics` (variances over N - 1). Two constants that agree have correlation 0, by `eps` in the denominator (squared units of
-    the target), and pull nowhere; no root is taken. A batch in which fewer than two targets are known costs exactly 0."""
+    Defined as in `regression_metrics` (variances over N - 1). Two constants that agree have
+    correlation 0, by `eps` in the denominator (squared units of the target), and pull nowhere; no
+    root is taken. A batch in which fewer than two targets are known costs exactly 0.
+    """
+
     def objective(output, batch: Batch) -> dict[str, Tensor]:
         target = batch.targets[task].float()
         known = torch.isfinite(target)
         n = known.sum()
-        p, t = (torch.where(known, v.float(), 0) for v in (output.predictions[task], target.nan_to_num()))
-        centre = lambda v: (v.sum() / n.clamp(min=1), torch.where(known, v - v.sum() / n.clamp(min=1), 0))
+        p, t = (
+            torch.where(known, v.float(), 0)
+            for v in (output.predictions[task], target.nan_to_num())
+        )
+
+        def centre(v):
+            return (
+                v.sum() / n.clamp(min=1),
+                torch.where(known, v - v.sum() / n.clamp(min=1), 0),
+            )
+
         (mean_p, p), (mean_t, t) = centre(p), centre(t)
         over = (n - 1).clamp(min=1)
-        agree = 2 * (p * t).sum() / over / ((p.square().sum() + t.square().sum()) / over + (mean_p - mean_t).square() + eps)
+        agree = (
+            2
+            * (p * t).sum()
+            / over
+            / ((p.square().sum() + t.square().sum()) / over + (mean_p - mean_t).square() + eps)
+        )
         return {"loss": torch.where(n > 1, 1 - agree, 0 * agree), "ccc": agree}
+
     return objective
+
 
 # %% ../../nbs/electives/40_objectives.ipynb #0000001c
 def entropy(p: Float[Tensor, "*axes C"]) -> Float[Tensor, "*axes"]:
-    "Entropy in nats of shares p that sum to one over the last axis; 0 log 0 is 0, and its gradient is finite, which that of `torch.special.entr` is not."
+    """Entropy in nats of shares p that sum to one over the last axis; 0 log 0 is 0, and its
+    gradient is finite, which that of `torch.special.entr` is not.
+    """
     return (p * -p.clamp(min=torch.finfo(p.dtype).tiny).log()).sum(-1)
+
 
 # %% ../../nbs/electives/40_objectives.ipynb #00000404
 def mse(task: str) -> Callable:
-    "Objective: mean squared error of `task`, [B] against [B], in float32; items whose target is NaN do not count."
+    """Objective: mean squared error of `task`, [B] against [B], in float32; items whose target is
+    NaN do not count.
+    """
+
     def objective(output, batch: Batch) -> dict[str, Tensor]:
         target = batch.targets[task].float()
         known = torch.isfinite(target)
         error = torch.where(known, output.predictions[task].float() - target.nan_to_num(), 0)
         return {"loss": error.square().sum() / known.sum().clamp(min=1)}
+
     return objective
+
 
 def cross_entropy(task: str, **options) -> Callable:
-    """Objective: cross-entropy of `task`, [B, C] against [B], in float32, and the accuracy; items of target -100 do not count.
+    """Objective: cross-entropy of `task`, [B, C] against [B], in float32, and the accuracy; items
+    of target -100 do not count.
 
-    `options` (weight, label_smoothing) as in torch, whose mean over no target would be NaN: here it is 0."""
+    `options` (weight, label_smoothing) as in torch, whose mean over no target would be NaN: here
+    it is 0.
+    """
+
     def objective(output, batch: Batch) -> dict[str, Tensor]:
         logits, target = output.predictions[task].float(), batch.targets[task]
-        weight = options["weight"].to(logits) if options.get("weight") is not None else logits.new_ones(logits.shape[1])
-        each = nn.functional.cross_entropy(logits, target, reduction="none", **options | {"weight": weight})
+        weight = (
+            options["weight"].to(logits)
+            if options.get("weight") is not None
+            else logits.new_ones(logits.shape[1])
+        )
+        each = nn.functional.cross_entropy(
+            logits, target, reduction="none", **options | {"weight": weight}
+        )
         known, right = target != -100, logits.argmax(-1) == target
         total = (weight[target.clamp(min=0)] * known).sum()
-        return {"loss": each.sum() / torch.where(total > 0, total, 1), "accuracy": right.sum() / known.sum()}
+        return {
+            "loss": each.sum() / torch.where(total > 0, total, 1),
+            "accuracy": right.sum() / known.sum(),
+        }
+
     return objective
+
 
 # %% ../../nbs/electives/40_objectives.ipynb #00000405
 def rmse(task: str, eps: float = 1e-8) -> Callable:
-    """Objective: root of the mean squared error of `task` (in the target's unit) in float32, and the `mse` itself for watching.
+    """Objective: root of the mean squared error of `task` (in the target's unit) in float32, and
+    the `mse` itself for watching.
 
-    `eps` (squared units) stands inside the root, so that the gradient at zero error is 0 and not NaN. Unknown targets (NaN) do not
-    count; a batch in which no target is known costs exactly 0. Raises `ConfigError` where `eps` is no help in float32."""
-    if not eps >= torch.finfo(torch.float32).tiny: raise ConfigError(f"{eps=} cannot be: choose a number that float32 can hold, such as 1e-8")
+    `eps` (squared units) stands inside the root, so that the gradient at zero error is 0 and not
+    NaN. Unknown targets (NaN) do not count; a batch in which no target is known costs exactly 0.
+    Raises `ConfigError` where `eps` is no help in float32.
+    """
+    if not eps >= torch.finfo(torch.float32).tiny:
+        raise ConfigError(f"{eps=} cannot be: choose a number that float32 can hold, such as 1e-8")
     square = mse(task)
+
     def objective(output, batch: Batch) -> dict[str, Tensor]:
         error = square(output, batch)["loss"]
         known = torch.isfinite(batch.targets[task]).any()
         return {"loss": torch.where(known, (error + eps).sqrt(), error), "mse": error}
+
     return objective

@@ -4,170 +4,294 @@
 
 # %% ../../nbs/workshop/70_plan.ipynb #42a040bf
 from __future__ import annotations
+
 import math
-import torch
-from collections.abc import Iterator, Mapping, Sequence, Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from torch import nn, Tensor
+
+import torch
+from torch import Tensor, nn
+
 from ..core.batch import Batch
 from ..core.errors import ConfigError
 from ..core.state import epoch_order
 
 # %% auto #0
-__all__ = ['PLAN_CHOICES', 'RESUME_FREE', 'cut_updates', 'compile_net', 'load_batches', 'rate_factor', 'count_plateaus', 'Plan',
-           'parameter_groups', 'alike_lengths']
+__all__ = [
+    "PLAN_CHOICES",
+    "RESUME_FREE",
+    "cut_updates",
+    "compile_net",
+    "load_batches",
+    "rate_factor",
+    "count_plateaus",
+    "Plan",
+    "parameter_groups",
+    "alike_lengths",
+]
+
 
 # %% ../../nbs/workshop/70_plan.ipynb #55c043be
 def cut_updates(rows: Sequence[int], plan: Plan) -> list[list[Sequence[int]]]:
     "The rows of an epoch as updates, each a list of batches."
     size = plan.batch_size
     end = len(rows) - len(rows) % size if plan.drop_last else len(rows)
-    batches = [rows[i:min(i + size, end)] for i in range(0, end, size)]
-    return [batches[i:i + plan.accumulate] for i in range(0, len(batches), plan.accumulate)]
+    batches = [rows[i : min(i + size, end)] for i in range(0, end, size)]
+    return [batches[i : i + plan.accumulate] for i in range(0, len(batches), plan.accumulate)]
+
 
 # %% ../../nbs/workshop/70_plan.ipynb #bb1988a2
 def compile_net(net: nn.Module, how: bool | str, device: torch.device) -> nn.Module:
-    """`net` by torch.compile, `how` as in `Plan.compile`; parts that it cannot compile run as they are. The names of weights stay.
+    """`net` by torch.compile, `how` as in `Plan.compile`; parts that it cannot compile run as they
+    are. The names of weights stay.
 
-    Raises `ConfigError` where this machine cannot compile."""
-    if not how: return net
+    Raises `ConfigError` where this machine cannot compile.
+    """
+    if not how:
+        return net
     if how is True:
         from torch._inductor import cpp_builder, exc
         from torch.utils._triton import has_triton
-        try: cpp_builder.get_cpp_compiler(); missing = "" if device.type == "cpu" or has_triton() else "Triton"
-        except exc.InvalidCxxCompiler: missing = "a C++ compiler (g++)"
-        if missing: raise ConfigError(f"compile=True needs {missing}, and this machine has none: install it, or choose compile=False")
-    torch.compiler.reset()                                  # what was compiled for other frozen parts would count against torch's limit
+
+        try:
+            cpp_builder.get_cpp_compiler()
+            missing = "" if device.type == "cpu" or has_triton() else "Triton"
+        except exc.InvalidCxxCompiler:
+            missing = "a C++ compiler (g++)"
+        if missing:
+            raise ConfigError(
+                f"compile=True needs {missing}, and this machine has none: install it, or choose"
+                " compile=False"
+            )
+    # what was compiled for other frozen parts would count against torch's limit
+    torch.compiler.reset()
     return torch.compile(net, backend="inductor" if how is True else how)
 
+
 # %% ../../nbs/workshop/70_plan.ipynb #3013445e
-def load_batches(data, batches: list[Sequence[int]], workers: int, device: torch.device, seed: int = 0) -> Iterator[Batch]:
+def load_batches(
+    data, batches: list[Sequence[int]], workers: int, device: torch.device, seed: int = 0
+) -> Iterator[Batch]:
     "The batches of rows, in order, on the device; with `workers`, read ahead by as many processes."
     move = (lambda b: b) if device.type == "cpu" else (lambda b: b.to(device, non_blocking=True))
-    if not workers: return (move(data[list(rows)]) for rows in batches)
-    own = torch.Generator().manual_seed(seed)              # without it, making an iterator draws from the global generator
-    loader = torch.utils.data.DataLoader(data, batch_size=None, sampler=[list(rows) for rows in batches], num_workers=workers,
-                                         collate_fn=_same, pin_memory=device.type == "cuda", generator=own)
+    if not workers:
+        return (move(data[list(rows)]) for rows in batches)
+    # without it, making an iterator draws from the global generator
+    own = torch.Generator().manual_seed(seed)
+    loader = torch.utils.data.DataLoader(
+        data,
+        batch_size=None,
+        sampler=[list(rows) for rows in batches],
+        num_workers=workers,
+        collate_fn=_same,
+        pin_memory=device.type == "cuda",
+        generator=own,
+    )
     return map(move, loader)
 
-def _same(batch: Batch) -> Batch: return batch
+
+def _same(batch: Batch) -> Batch:
+    return batch
+
 
 # %% ../../nbs/workshop/70_plan.ipynb #29a2b5d3
 def rate_factor(plan: Plan, update: int, total: int, drops: int = 0) -> float:
-    """What the learning rates are multiplied by at `update` (from 0) of `total`, after `drops` plateaus: a pure function.
+    """What the learning rates are multiplied by at `update` (from 0) of `total`, after `drops`
+    plateaus: a pure function.
 
-    "onecycle" (Smith & Topin, 2018) rises from 1/25 and falls to 1/250,000, both as cosines; "cosine" and "warmup_linear" warm up
-    along a line, then fall to 0."""
+    "onecycle" (Smith & Topin, 2018) rises from 1/25 and falls to 1/250,000, both as cosines;
+    "cosine" and "warmup_linear" warm up along a line, then fall to 0.
+    """
     warm = plan.warmup * total if plan.warmup < 1 else plan.warmup
-    if plan.schedule == "plateau": return plan.plateau_factor ** drops
+    if plan.schedule == "plateau":
+        return plan.plateau_factor**drops
     if plan.schedule == "onecycle":
         top, last = max(warm - 1, 0), total - 1
-        if update <= top and top > 0: return _cosine(1 / 25, 1, update / top)
+        if update <= top and top > 0:
+            return _cosine(1 / 25, 1, update / top)
         return _cosine(1, 1 / 250_000, min(1, (update - top) / max(last - top, 1)))
-    if plan.schedule == "constant": return 1.0
+    if plan.schedule == "constant":
+        return 1.0
     warm = round(warm)
-    if update < warm: return (update + 1) / warm
+    if update < warm:
+        return (update + 1) / warm
     done = min(1, (update - warm) / max(total - warm, 1))
     return _cosine(1, 0, done) if plan.schedule == "cosine" else 1 - done
+
 
 def _cosine(start: float, stop: float, done: float) -> float:
     return stop + (start - stop) * (1 + math.cos(math.pi * done)) / 2
 
+
 def count_plateaus(values: Sequence[float], patience: int) -> int:
-    "How often a plateau was met: more than `patience` epochs in a row not better by at least one part in 10,000."
+    """How often a plateau was met: more than `patience` epochs in a row not better by at least one
+    part in 10,000.
+    """
     best, bad, count = math.inf, 0, 0
     for value in values:
-        if value < best - abs(best) * 1e-4 or best == math.inf > value: best, bad = value, 0
-        else: bad += 1
-        if bad > patience: bad, count = 0, count + 1
+        if value < best - abs(best) * 1e-4 or best == math.inf > value:
+            best, bad = value, 0
+        else:
+            bad += 1
+        if bad > patience:
+            bad, count = 0, count + 1
     return count
 
+
 # %% ../../nbs/workshop/70_plan.ipynb #ccc6f081
-PLAN_CHOICES = {"optimiser": ("adamw", "adam", "sgd"), "precision": ("fp32", "bf16", "fp16"), "direction": (None, "min", "max"),
-           "compile": (False, True, "eager", "aot_eager"),
-           "schedule": ("constant", "onecycle", "cosine", "warmup_linear", "plateau")}
-RESUME_FREE = {"workers", "patience", "save_every", "checkpoint_steps", "keep", "keep_every", "compile"}      # may change when a run is resumed
+PLAN_CHOICES = {
+    "optimiser": ("adamw", "adam", "sgd"),
+    "precision": ("fp32", "bf16", "fp16"),
+    "direction": (None, "min", "max"),
+    "compile": (False, True, "eager", "aot_eager"),
+    "schedule": ("constant", "onecycle", "cosine", "warmup_linear", "plateau"),
+}
+# may change when a run is resumed
+RESUME_FREE = {
+    "workers",
+    "patience",
+    "save_every",
+    "checkpoint_steps",
+    "keep",
+    "keep_every",
+    "compile",
+}
+
 
 @dataclass(frozen=True)
 class Plan:
     """How to train. Raises `ConfigError` naming the option that cannot be.
 
-    `lr`: a number, or {pattern of parameter names: number}; the first pattern that matches a parameter counts. `warmup`: share
-    (below 1) or number of updates; for "onecycle" it is pct_start. `patience`: epochs without a better `monitor`, then stop."""
+    `lr`: a number, or {pattern of parameter names: number}; the first pattern that matches a
+    parameter counts. `warmup`: share (below 1) or number of updates; for "onecycle" it is
+    pct_start. `patience`: epochs without a better `monitor`, then stop.
+    """
+
     epochs: int = 10
-    batch_size: int = 32                       # items of one forward pass, over all processes
+    batch_size: int = 32  # items of one forward pass, over all processes
     lr: float | Mapping[str, float] = 1e-3
-    weight_decay: float = 0.01                 # never on biases and norms
+    weight_decay: float = 0.01  # never on biases and norms
     optimiser: str = "adamw"
-    momentum: float = 0.9                      # of sgd
-    beta2: float = 0.999                       # of adamw and adam: the memory of squared gradients
+    momentum: float = 0.9  # of sgd
+    beta2: float = 0.999  # of adamw and adam: the memory of squared gradients
     schedule: str = "constant"
     warmup: float = 0.1
     plateau_factor: float = 0.1
     plateau_patience: int = 3
-    clip: float | None = 1.0                   # largest norm of the whole gradient
-    accumulate: int = 1                        # forward passes of one update
+    clip: float | None = 1.0  # largest norm of the whole gradient
+    accumulate: int = 1  # forward passes of one update
     precision: str = "fp32"
-    compile: bool | str = False                # torch.compile; "eager" and "aot_eager" only trace, to find out what fails
+    # torch.compile; "eager" and "aot_eager" only trace, to find out what fails
+    compile: bool | str = False
     patience: int | None = None
     monitor: str = "loss"
-    direction: str | None = None               # is a smaller monitor better ("min") or a larger ("max")?
-    save_every: int = 1                        # epochs
-    checkpoint_steps: int | None = None        # updates, to save inside an epoch too
-    keep: int | None = 2                       # newest checkpoints kept, besides the best; None keeps all
-    keep_every: int | None = None              # epochs: every so many, one is saved and kept for good
+    direction: str | None = None  # is a smaller monitor better ("min") or a larger ("max")?
+    save_every: int = 1  # epochs
+    checkpoint_steps: int | None = None  # updates, to save inside an epoch too
+    keep: int | None = 2  # newest checkpoints kept, besides the best; None keeps all
+    keep_every: int | None = None  # epochs: every so many, one is saved and kept for good
     seed: int = 0
     workers: int = 0
     drop_last: bool = False
 
     def __post_init__(self):
-        whole = lambda v, least: isinstance(v, int) and not isinstance(v, bool) and v >= least
-        real = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and v >= 0
+        def whole(v, least):
+            return isinstance(v, int) and not isinstance(v, bool) and v >= least
+
+        def real(v):
+            return (
+                isinstance(v, (int, float))
+                and not isinstance(v, bool)
+                and math.isfinite(v)
+                and v >= 0
+            )
+
         rates = list(self.lr.values()) if isinstance(self.lr, Mapping) else [self.lr]
-        rules = {name: (lambda v, c=c: v in c, f"one of {', '.join(map(str, c))}") for name, c in PLAN_CHOICES.items()}
+        rules = {
+            name: (lambda v, c=c: v in c, f"one of {', '.join(map(str, c))}")
+            for name, c in PLAN_CHOICES.items()
+        }
         for name in ("epochs", "batch_size", "accumulate", "save_every", "plateau_patience"):
             rules[name] = lambda v: whole(v, 1), "a whole number from 1"
         for name in ("patience", "checkpoint_steps", "keep", "keep_every"):
             rules[name] = lambda v: v is None or whole(v, 1), "None or a whole number from 1"
-        for name in ("seed", "workers"): rules[name] = lambda v: whole(v, 0), "a whole number from 0"
-        for name in ("weight_decay", "warmup"): rules[name] = real, "a number from 0"
-        for name in ("momentum", "beta2", "plateau_factor"): rules[name] = lambda v: real(v) and v < 1, "a number from 0 to below 1"
+        for name in ("seed", "workers"):
+            rules[name] = lambda v: whole(v, 0), "a whole number from 0"
+        for name in ("weight_decay", "warmup"):
+            rules[name] = real, "a number from 0"
+        for name in ("momentum", "beta2", "plateau_factor"):
+            rules[name] = lambda v: real(v) and v < 1, "a number from 0 to below 1"
         rules["clip"] = lambda v: v is None or real(v) and v > 0, "None or a number above 0"
-        rules["lr"] = lambda v: len(rates) > 0 and all(map(real, rates)), "a number from 0, or {parameter-name pattern: number}"
+        rules["lr"] = (
+            lambda v: len(rates) > 0 and all(map(real, rates)),
+            "a number from 0, or {parameter-name pattern: number}",
+        )
         for name, (fits, right) in rules.items():
-            if not fits(getattr(self, name)): raise ConfigError(f"{name}={getattr(self, name)!r} cannot be: choose {right}")
+            if not fits(getattr(self, name)):
+                raise ConfigError(f"{name}={getattr(self, name)!r} cannot be: choose {right}")
         if self.monitor != "loss" and self.direction is None:
-            raise ConfigError(f"direction=None cannot be: say whether {self.monitor!r} is better small ('min') or large ('max')")
+            raise ConfigError(
+                f"direction=None cannot be: say whether {self.monitor!r} is better small ('min') or"
+                " large ('max')"
+            )
+
 
 # %% ../../nbs/workshop/70_plan.ipynb #9be29f16
 def parameter_groups(model: nn.Module, plan: Plan) -> list[dict]:
-    """The optimiser's parameter groups: one for each learning rate, with and without weight decay, frozen parameters included.
+    """The optimiser's parameter groups: one for each learning rate, with and without weight decay,
+    frozen parameters included.
 
-    Raises `ConfigError` for a pattern that matches nothing and for a parameter that no pattern matches."""
+    Raises `ConfigError` for a pattern that matches nothing and for a parameter that no pattern
+    matches.
+    """
     rates, made = dict(plan.lr) if isinstance(plan.lr, Mapping) else {"*": plan.lr}, {}
-    norms = {id(p) for m in model.modules() if "Norm" in type(m).__name__ for p in m.parameters(recurse=False)}
+    norms = {
+        id(p)
+        for m in model.modules()
+        if "Norm" in type(m).__name__
+        for p in m.parameters(recurse=False)
+    }
     for name, p in model.named_parameters():
         pattern = next((q for q in rates if fnmatchcase(name, q)), None)
-        if pattern is None: raise ConfigError(f"lr: no pattern matches parameter {name!r}; add '*' or the like to {list(rates)}")
+        if pattern is None:
+            raise ConfigError(
+                f"lr: no pattern matches parameter {name!r}; add '*' or the like to {list(rates)}"
+            )
         decay = 0.0 if p.ndim < 2 or id(p) in norms else plan.weight_decay
-        new = {"params": [], "names": [], "base": rates[pattern], "lr": rates[pattern], "weight_decay": decay}
+        new = {
+            "params": [],
+            "names": [],
+            "base": rates[pattern],
+            "lr": rates[pattern],
+            "weight_decay": decay,
+        }
         group = made.setdefault((pattern, decay), new)
-        group["params"].append(p); group["names"].append(name)
+        group["params"].append(p)
+        group["names"].append(name)
     for q in rates:
         if all(pattern != q for pattern, _ in made):
-            raise ConfigError(f"lr: pattern {q!r} matches no parameter that is left; names look like {name!r} and begin with "
-                              f"{', '.join(dict(model.named_children()))}")
-    if not any(p.requires_grad for p in model.parameters()): raise ConfigError("every parameter is frozen: nothing to train")
+            raise ConfigError(
+                f"lr: pattern {q!r} matches no parameter that is left; names look like {name!r} and"
+                f" begin with {', '.join(dict(model.named_children()))}"
+            )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError("every parameter is frozen: nothing to train")
     return list(made.values())
+
 
 # %% ../../nbs/workshop/70_plan.ipynb #0000001b
 def alike_lengths(lengths: Sequence[int] | Tensor, plan: Plan) -> Callable[[int], list[int]]:
-    """A `sampler` for `fit`: the order of every epoch, but within an update long items share batches with long ones, short with short.
+    """A `sampler` for `fit`: the order of every epoch, but within an update long items share
+    batches with long ones, short with short.
 
-    With `plan.accumulate` an update sums the gradients of several batches, so which of them an item is in changes nothing but the padding."""
+    With `plan.accumulate` an update sums the gradients of several batches, so which of them an
+    item is in changes nothing but the padding.
+    """
     lengths, size = torch.as_tensor(lengths), plan.batch_size * plan.accumulate
+
     def rows(epoch: int) -> list[int]:
         updates = torch.tensor(epoch_order(len(lengths), plan.seed, epoch)).split(size)
         return torch.cat([u[lengths[u].argsort(stable=True)] for u in updates]).tolist()
+
     return rows

@@ -4,118 +4,200 @@
 
 # %% ../../nbs/workshop/72_tracking.ipynb #00000004
 from __future__ import annotations
+
 import importlib.util
 import json
 import os
 import platform
 import secrets
 import warnings
-import torch
-import mmemo
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any
+
+import torch
 from torch import Tensor, nn
+
+import mmemo
+
 from ..core.batch import Batch
 from ..core.errors import ConfigError
 from .checkpoint import History, Log
 from .plan import Plan
 
 # %% auto #0
-__all__ = ['TRACKERS', 'check_track', 'open_trackers', 'Report', 'BadStep', 'start_provenance']
+__all__ = ["TRACKERS", "check_track", "open_trackers", "Report", "BadStep", "start_provenance"]
 
 # %% ../../nbs/workshop/72_tracking.ipynb #0000000b
 TRACKERS = ("tensorboard", "wandb")
 
+
 def check_track(track: Sequence, folder: Path | None) -> None:
-    "Raises `ConfigError` for a tracker that is not known, not installed, or has no folder to write to."
+    """Raises `ConfigError` for a tracker that is not known, not installed, or has no folder to
+    write to.
+    """
     for name in track:
         if not isinstance(name, str):
-            if not (hasattr(name, "log") and hasattr(name, "finish")): raise ConfigError(f"tracker {name!r} has no log(values, step=) and finish()")
-        elif name not in TRACKERS: raise ConfigError(f"there is no tracker {name!r}; choose {', '.join(TRACKERS)}, or give an object with log(values, step=) and finish()")
-        elif name == "wandb" and importlib.util.find_spec("wandb") is None: raise ConfigError("W&B is an optional extra: pip install 'mmemo[wandb]'")
-        elif name == "wandb" and folder is None: raise ConfigError("W&B keeps its files in the run's folder: give fit(..., folder=)")
+            if not (hasattr(name, "log") and hasattr(name, "finish")):
+                raise ConfigError(f"tracker {name!r} has no log(values, step=) and finish()")
+        elif name not in TRACKERS:
+            raise ConfigError(
+                f"there is no tracker {name!r}; choose {', '.join(TRACKERS)}, or give an object"
+                " with log(values, step=) and finish()"
+            )
+        elif name == "wandb" and importlib.util.find_spec("wandb") is None:
+            raise ConfigError("W&B is an optional extra: pip install 'mmemo[wandb]'")
+        elif name == "wandb" and folder is None:
+            raise ConfigError("W&B keeps its files in the run's folder: give fit(..., folder=)")
+
 
 def open_trackers(track: Sequence, folder: Path | None, step: int, about: Mapping) -> list:
-    """The trackers of a run that goes on from `step`; `about` (plan, versions) is logged with it. Without a folder there is no TensorBoard.
+    """The trackers of a run that goes on from `step`; `about` (plan, versions) is logged with it.
 
-    W&B goes on with the run whose id lies in the folder. It is offline unless WANDB_MODE or WANDB_API_KEY is set: then files are written under
-    `folder/wandb`, nothing is sent (no crash reports either), and `wandb sync folder/wandb/offline-run-*` sends them later."""
+    Without a folder there is no TensorBoard.
+
+    W&B goes on with the run whose id lies in the folder. It is offline unless WANDB_MODE or
+    WANDB_API_KEY is set: then files are written under `folder/wandb`, nothing is sent (no crash
+    reports either), and `wandb sync folder/wandb/offline-run-*` sends them later.
+    """
     from accelerate.tracking import TensorBoardTracker, WandBTracker
+
     opened = []
     for name in track:
         if name == "tensorboard" and folder:
-            opened.append(tracker := TensorBoardTracker("tb", folder, purge_step=step + 1)); tracker.start()
-            if not step: tracker.log({"about": f"```json\n{json.dumps(about, indent=1, default=str)}\n```"}, step=0)
+            opened.append(tracker := TensorBoardTracker("tb", folder, purge_step=step + 1))
+            tracker.start()
+            if not step:
+                tracker.log(
+                    {"about": f"```json\n{json.dumps(about, indent=1, default=str)}\n```"}, step=0
+                )
         elif name == "wandb":
             offline = not (os.environ.get("WANDB_MODE") or os.environ.get("WANDB_API_KEY"))
-            if offline: os.environ.setdefault("WANDB_ERROR_REPORTING", "false")           # read when wandb is imported
+            # read when wandb is imported
+            if offline:
+                os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
             import wandb
+
             (folder / "wandb").mkdir(parents=True, exist_ok=True)
-            if not (file := folder / "wandb" / "id.txt").exists(): file.write_text(secrets.token_hex(4))
-            opened.append(tracker := WandBTracker(os.environ.get("WANDB_PROJECT", "mmemo"), dir=str(folder), id=file.read_text(), resume="allow", name=folder.name,
-                                                  mode="offline" if offline else None, settings=wandb.Settings(console="off", silent=offline)))
-            tracker.start(); tracker.store_init_configuration(dict(about))
-        elif not isinstance(name, str): opened.append(name)
+            if not (file := folder / "wandb" / "id.txt").exists():
+                file.write_text(secrets.token_hex(4))
+            opened.append(
+                tracker := WandBTracker(
+                    os.environ.get("WANDB_PROJECT", "mmemo"),
+                    dir=str(folder),
+                    id=file.read_text(),
+                    resume="allow",
+                    name=folder.name,
+                    mode="offline" if offline else None,
+                    settings=wandb.Settings(console="off", silent=offline),
+                )
+            )
+            tracker.start()
+            tracker.store_init_configuration(dict(about))
+        elif not isinstance(name, str):
+            opened.append(name)
     return opened
+
 
 # %% ../../nbs/workshop/72_tracking.ipynb #0000000d
 class Report:
-    "Where records go: the history always; log, trackers and progress bar (at most ten times a second) where they are wanted. A context manager."
+    """Where records go: the history always; log, trackers and progress bar (at most ten times a
+    second) where they are wanted. A context manager.
+    """
+
     def __init__(self, history: History, log: Log | None = None, trackers: Sequence = (), bar=None):
         self.history, self.log, self.trackers, self.bar = history, log, list(trackers), bar
-        self.shown, self.waiting = 0.0, 0                        # when something was last shown; updates since then
+        self.shown, self.waiting = 0.0, 0  # when something was last shown; updates since then
 
     @classmethod
-    def open(cls, history: History, folder: Path | None, mark: dict | None = None, step: int = 0, total: int | None = None, progress: bool = False,
-             track: Sequence = ("tensorboard",), about: Mapping[str, Any] = {}) -> Report:
+    def open(
+        cls,
+        history: History,
+        folder: Path | None,
+        mark: dict | None = None,
+        step: int = 0,
+        total: int | None = None,
+        progress: bool = False,
+        track: Sequence = ("tensorboard",),
+        about: Mapping[str, Any] = {},
+    ) -> Report:
         "The report of a run of `total` updates that goes on from `step` (log up to `mark`)."
         log, bar = Log(folder / "log.jsonl", mark) if folder else None, None
         if progress:
             from tqdm.auto import tqdm
+
             bar = tqdm(total=total, initial=step, unit="update", dynamic_ncols=True)
         return cls(history, log, open_trackers(track, folder, step, about), bar)
 
     def add(self, record: dict) -> None:
         self.history.add(record)
-        if self.log: self.log.write(record)
+        if self.log:
+            self.log.write(record)
         if record["type"] == "step":
             self.waiting += 1
-            if monotonic() - self.shown > .1: self.show(record)
-        elif record["type"] == "epoch": self.show(record)
+            if monotonic() - self.shown > 0.1:
+                self.show(record)
+        elif record["type"] == "epoch":
+            self.show(record)
 
     def show(self, record: dict) -> None:
-        flat = {f"{part}/{k}": v for part in ("train", "valid") for k, v in record.get(part, {}).items()}
-        flat = flat or {f"update/{k}": v for k, v in ({k: record[k] for k in ("loss", "lr", "norm")} | record.get("parts", {})).items()}
+        flat = {
+            f"{part}/{k}": v for part in ("train", "valid") for k, v in record.get(part, {}).items()
+        }
+        flat = flat or {
+            f"update/{k}": v
+            for k, v in (
+                {k: record[k] for k in ("loss", "lr", "norm")} | record.get("parts", {})
+            ).items()
+        }
         flat = {k: v for k, v in flat.items() if v is not None}
         for tracker in list(self.trackers):
-            try: tracker.log(flat, step=record["step"])
-            except Exception as error:                            # whatever it is: the log has the numbers
+            try:
+                tracker.log(flat, step=record["step"])
+            except Exception as error:  # whatever it is: the log has the numbers
                 self.trackers.remove(tracker)
-                warnings.warn(f"tracker {getattr(tracker, 'name', type(tracker).__name__)} failed at update {record['step']} and is left out from here on: {error}", stacklevel=2)
+                warnings.warn(
+                    f"tracker {getattr(tracker, 'name', type(tracker).__name__)} failed at update"
+                    f" {record['step']} and is left out from here on: {error}",
+                    stacklevel=2,
+                )
         if self.bar is not None:
-            self.bar.set_postfix({"epoch": record["epoch"]} | {k.removeprefix("update/"): f"{v:.4g}" for k, v in flat.items()}, refresh=False)
+            self.bar.set_postfix(
+                {"epoch": record["epoch"]}
+                | {k.removeprefix("update/"): f"{v:.4g}" for k, v in flat.items()},
+                refresh=False,
+            )
             self.bar.update(self.waiting)
         self.shown, self.waiting = monotonic(), 0
 
-    def __enter__(self) -> Report: return self
+    def __enter__(self) -> Report:
+        return self
 
     def __exit__(self, failure, *_) -> None:
         for part in (self.log, self.bar):
-            if part is not None: part.close()
+            if part is not None:
+                part.close()
         for tracker in self.trackers:
-            if failure and getattr(tracker, "name", "") == "wandb": tracker.tracker.finish(exit_code=1)      # or a crash would count as finished
-            else: tracker.finish()
+            # or a crash would count as finished
+            if failure and getattr(tracker, "name", "") == "wandb":
+                tracker.tracker.finish(exit_code=1)
+            else:
+                tracker.finish()
+
 
 # %% ../../nbs/workshop/72_tracking.ipynb #00000012
 @dataclass(frozen=True, eq=False)
 class BadStep:
-    """An update whose loss or gradient was not finite, with all that it takes to do it again; the model is as it was before it.
+    """An update whose loss or gradient was not finite, with all that it takes to do it again; the
+    model is as it was before it.
 
-    `batches`: one a forward pass (this process's part), `weights`: what their losses count, `rows`: theirs in the data set; `seed`: of
-    the noise; `scale`: of fp16's scaler; `norms` [updates, parameters]: of the gradients of `names`, up to this update."""
+    `batches`: one a forward pass (this process's part), `weights`: what their losses count,
+    `rows`: theirs in the data set; `seed`: of the noise; `scale`: of fp16's scaler; `norms`
+    [updates, parameters]: of the gradients of `names`, up to this update.
+    """
+
     model: nn.Module
     objective: Callable
     plan: Plan
@@ -130,9 +212,19 @@ class BadStep:
     names: list[str] = field(default_factory=list)
     norms: Tensor | None = None
 
+
 def start_provenance(run) -> dict:
     "What a run's bits depend on besides plan and data."
     import accelerate
-    return {"mmemo": mmemo.__version__, "torch": torch.__version__, "accelerate": accelerate.__version__,
-            "python": platform.python_version(), "threads": torch.get_num_threads(), "device": run.device.type,
-            "processes": run.ranks, "seed": run.plan.seed, "compile": run.plan.compile or None}
+
+    return {
+        "mmemo": mmemo.__version__,
+        "torch": torch.__version__,
+        "accelerate": accelerate.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "device": run.device.type,
+        "processes": run.ranks,
+        "seed": run.plan.seed,
+        "compile": run.plan.compile or None,
+    }

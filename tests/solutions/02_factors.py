@@ -5,7 +5,9 @@ def worth(factor):
 
 def best_mae(noise):
     chance, values = _outcomes("phq8", Knobs(label_noise=noise))
-    return float(np.mean([min((p * np.abs(values - guess)).sum() for guess in values) for p in chance]))
+    return float(
+        np.mean([min((p * np.abs(values - guess)).sum() for guess in values) for p in chance])
+    )
 
 
 def linear_ceiling(hears):

@@ -3,7 +3,11 @@ class LastStep(nn.Module):
         T = stream.mask.shape[1]
         last = (stream.mask * torch.arange(1, T + 1)).argmax(1)
         rows = torch.arange(len(stream))
-        return Stream(stream.x[rows, last].unsqueeze(1), stream.mask.any(1, keepdim=True), stream.t[rows, last].unsqueeze(1))
+        return Stream(
+            stream.x[rows, last].unsqueeze(1),
+            stream.mask.any(1, keepdim=True),
+            stream.t[rows, last].unsqueeze(1),
+        )
 
 
 class SumFusion(nn.Module):

@@ -10,11 +10,16 @@ def best_factors(delta, r):
 
 
 def count_lora(module, targets, r):
-    chosen = [m for n, m in module.named_modules() if type(m) is nn.Linear and any(f".{n}".endswith(f".{t}") for t in targets)]
+    chosen = [
+        m
+        for n, m in module.named_modules()
+        if type(m) is nn.Linear and any(f".{n}".endswith(f".{t}") for t in targets)
+    ]
     return sum(r * (m.in_features + m.out_features) for m in chosen)
 
 
 def partly(layer, share):
     linear = copy.deepcopy(layer.linear)
-    with torch.no_grad(): linear.weight += share * layer.scale * layer.B @ layer.A
+    with torch.no_grad():
+        linear.weight += share * layer.scale * layer.B @ layer.A
     return linear

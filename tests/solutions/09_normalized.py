@@ -13,7 +13,10 @@ def group_standardize(x, groups):
 
 def first_reach(history, threshold):
     values = history.values()
-    return next((i + 2 for i, pair in enumerate(zip(values, values[1:])) if max(pair) <= threshold), math.inf)
+    return next(
+        (i + 2 for i, pair in enumerate(zip(values, values[1:])) if max(pair) <= threshold),
+        math.inf,
+    )
 
 
 def weighted_rmse(task, weight):
@@ -24,4 +27,5 @@ def weighted_rmse(task, weight):
         error = torch.where(known, output.predictions[task] - target.nan_to_num(), 0)
         square = (w * error.square()).sum() / torch.where(known.any(), w.sum(), 1)
         return {"loss": torch.where(known.any(), (square + 1e-8).sqrt(), square)}
+
     return objective

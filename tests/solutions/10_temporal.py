@@ -1,6 +1,7 @@
 def depth_for(seconds, rate, kernel=3):
     blocks = 1
-    while receptive_field(kernel, [2 ** i for i in range(blocks)]) / rate < seconds: blocks += 1
+    while receptive_field(kernel, [2**i for i in range(blocks)]) / rate < seconds:
+        blocks += 1
     return blocks
 
 
@@ -10,10 +11,15 @@ def holes(kernel, dilations):
 
 def masked_average_conv(x, mask, size):
     real = mask.unsqueeze(-1).to(x.dtype)
-    pool = lambda v: F.avg_pool1d(v.transpose(1, 2), size, 1, size // 2).transpose(1, 2) * size
-    return pool(x.masked_fill(~mask.unsqueeze(-1), 0)) / pool(real).clamp(min=.5)
+
+    def pool(v):
+        return F.avg_pool1d(v.transpose(1, 2), size, 1, size // 2).transpose(1, 2) * size
+
+    return pool(x.masked_fill(~mask.unsqueeze(-1), 0)) / pool(real).clamp(min=0.5)
 
 
 def causal_conv(x, weight, bias, dilation):
     reach = (weight.shape[-1] - 1) * dilation
-    return F.conv1d(F.pad(x.transpose(1, 2), (reach, 0)), weight, bias, dilation=dilation).transpose(1, 2)
+    return F.conv1d(
+        F.pad(x.transpose(1, 2), (reach, 0)), weight, bias, dilation=dilation
+    ).transpose(1, 2)

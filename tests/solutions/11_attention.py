@@ -15,7 +15,11 @@ def lag(weights, query_t, key_t):
 class Additive(nn.Module):
     def __init__(self, width, hidden):
         super().__init__()
-        self.W, self.U, self.v = nn.Linear(width, hidden), nn.Linear(width, hidden, bias=False), nn.Linear(hidden, 1, bias=False)
+        self.W, self.U, self.v = (
+            nn.Linear(width, hidden),
+            nn.Linear(width, hidden, bias=False),
+            nn.Linear(hidden, 1, bias=False),
+        )
 
     def forward(self, query, key):
         return self.v(torch.tanh(self.W(query)[:, :, None] + self.U(key)[:, None])).squeeze(-1)

@@ -1,12 +1,24 @@
 def without(rung, modality):
     def build(train, text, width):
-        return rung.build(Batch({n: s for n, s in train.streams.items() if n != modality}, train.targets, train.meta), text, width)
+        return rung.build(
+            Batch(
+                {n: s for n, s in train.streams.items() if n != modality}, train.targets, train.meta
+            ),
+            text,
+            width,
+        )
+
     return replace(rung, build=build)
 
 
 def learning_rungs(views, text):
-    build = lambda rung: rung.build(views[rung.view]["train"], text, rung.width).encoders["text"]
-    parts = {name: [m for m in build(rung).modules() if isinstance(m, TextEncoder)] for name, rung in RUNGS.items()}
+    def build(rung):
+        return rung.build(views[rung.view]["train"], text, rung.width).encoders["text"]
+
+    parts = {
+        name: [m for m in build(rung).modules() if isinstance(m, TextEncoder)]
+        for name, rung in RUNGS.items()
+    }
     return [name for name, found in parts.items() if any(trainable(m)[0] for m in found)]
 
 

@@ -19,7 +19,10 @@ class Film(nn.Module):
     def __init__(self, widths, of, by):
         super().__init__()
         self.of, self.by = of, by
-        self.scale, self.shift = nn.Linear(widths[by], widths[of]), nn.Linear(widths[by], widths[of])
+        self.scale, self.shift = (
+            nn.Linear(widths[by], widths[of]),
+            nn.Linear(widths[by], widths[of]),
+        )
 
     def forward(self, streams):
         of, by = (masked_mean(streams[n].x, streams[n].mask) for n in (self.of, self.by))

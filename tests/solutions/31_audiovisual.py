@@ -4,7 +4,8 @@ def delta(stream):
 
 
 def behind(mask, strides):
-    for _ in range(strides): mask = halve_clock(mask, torch.zeros(mask.shape))[0]
+    for _ in range(strides):
+        mask = halve_clock(mask, torch.zeros(mask.shape))[0]
     return mask
 
 

@@ -3,7 +3,8 @@ import torch
 
 def receptive(kernels, strides):
     window, hop = 1, 1
-    for kernel, stride in zip(kernels, strides): window, hop = window + (kernel - 1) * hop, hop * stride
+    for kernel, stride in zip(kernels, strides):
+        window, hop = window + (kernel - 1) * hop, hop * stride
     return window, hop
 
 
@@ -17,6 +18,6 @@ def masked_group_norm(x, lengths, eps):
 def asked_most(maps, names):
     mean = maps.mean(1)
     others = ~torch.eye(len(names), dtype=torch.bool)
-    asks = (mean.sum(-1) > 0).unsqueeze(-1) & others                                       # [B, M, M]: row asks column
+    asks = (mean.sum(-1) > 0).unsqueeze(-1) & others  # [B, M, M]: row asks column
     looked = (mean * asks).sum(1) / asks.sum(1).clamp(min=1)
     return [names[k] for k in looked.argmax(-1).tolist()]

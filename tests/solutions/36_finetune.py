@@ -5,13 +5,22 @@ def korthikanti(s, b, h, a):
 def chain(stages):
     def at_epoch(model, epoch):
         for name, p in model.named_parameters():
-            p.requires_grad_(epoch >= len(stages) or any(fnmatchcase(name, pattern) for pattern in stages[epoch]))
+            p.requires_grad_(
+                epoch >= len(stages) or any(fnmatchcase(name, pattern) for pattern in stages[epoch])
+            )
+
     return at_epoch
 
 
 def smallest_accumulation(model, objective, batch, limit):
     n = 1
     while n <= len(batch):
-        if predicted_memory(model, objective, batch, Plan(batch_size=-(-len(batch) // n), accumulate=n)).total <= limit: return n
+        if (
+            predicted_memory(
+                model, objective, batch, Plan(batch_size=-(-len(batch) // n), accumulate=n)
+            ).total
+            <= limit
+        ):
+            return n
         n *= 2
     return None

@@ -2,12 +2,16 @@ import torch
 
 
 def overflowed(function, x):
-    return not bool(torch.isfinite(function(x)).all()) and bool(torch.isfinite(function(x.double())).all())
+    return not bool(torch.isfinite(function(x)).all()) and bool(
+        torch.isfinite(function(x.double())).all()
+    )
 
 
 def safe_root(x):
     positive = x > 0
-    return torch.where(positive, torch.where(positive, x, torch.ones_like(x)).sqrt(), torch.zeros_like(x))
+    return torch.where(
+        positive, torch.where(positive, x, torch.ones_like(x)).sqrt(), torch.zeros_like(x)
+    )
 
 
 def blame(parents, creates, end):

@@ -5,11 +5,14 @@ def unit(x):
 
 def pearson(p, t):
     a, b = p - p.mean(), t - t.mean()
-    return 1 - (a * b).mean() / ((a.square().mean() + 1e-6).sqrt() * (b.square().mean() + 1e-6).sqrt())
+    return 1 - (a * b).mean() / (
+        (a.square().mean() + 1e-6).sqrt() * (b.square().mean() + 1e-6).sqrt()
+    )
 
 
 def improves(value, best):
-    if math.isnan(value): return False
+    if math.isnan(value):
+        return False
     return best is None or math.isnan(best) or value < best
 
 

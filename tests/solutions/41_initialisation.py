@@ -1,5 +1,6 @@
 def after(widths, sds, square=1.0):
-    for width, sd in zip(widths, sds): square = square * width * sd ** 2 / 2
+    for width, sd in zip(widths, sds):
+        square = square * width * sd**2 / 2
     # the first layer has no ReLU before it, the last one has one behind it: each layer's product is halved by its own ReLU
     return square
 

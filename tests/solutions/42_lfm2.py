@@ -1,4 +1,5 @@
 "Solutions to the exercises of nbs/17d_giant.ipynb."
+
 import torch
 
 
@@ -8,7 +9,8 @@ def last_token(x, mask):
 
 
 def first_step(gradient, lr, eps):
-    return torch.where(gradient == 0, 0, lr * gradient / (gradient.abs() + eps))          # corrected for bias, m is g and v is g²
+    # corrected for bias, m is g and v is g²
+    return torch.where(gradient == 0, 0, lr * gradient / (gradient.abs() + eps))
 
 
 def survives(eps, kind):
@@ -16,4 +18,4 @@ def survives(eps, kind):
 
 
 def conv_layer(width, ffn):
-    return 2 * width + 3 * width ** 2 + 3 * width + width ** 2 + 3 * width * ffn
+    return 2 * width + 3 * width**2 + 3 * width + width**2 + 3 * width * ffn

@@ -1,9 +1,12 @@
 def percent():
     inner = as_number(0, 100)
+
     @accepts("a percentage from 0 to 100 per cent, such as 12.5 %")
     def convert(value):
-        if not value.endswith("%"): raise ValueError
+        if not value.endswith("%"):
+            raise ValueError
         return inner(value[:-1]) / 100
+
     return convert
 
 

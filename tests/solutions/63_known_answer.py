@@ -5,12 +5,20 @@ def hear_contour(data):
 
 
 def hear_negation(data):
-    score = lambda words: sum((1 if (words[i - 1] == "not") == (w in GOOD_WORDS) else -1) for i, w in enumerate(words) if w in GOOD_WORDS + BAD_WORDS)
+    def score(words):
+        return sum(
+            (1 if (words[i - 1] == "not") == (w in GOOD_WORDS) else -1)
+            for i, w in enumerate(words)
+            if w in GOOD_WORDS + BAD_WORDS
+        )
+
     return torch.tensor([float(score(words)) for words in data.meta["words"]]).sign()
 
 
 def hear_emphasis(data):
     s = data.streams["audio"]
-    at = torch.tensor([spans[cue].mean().item() for spans, cue in zip(data.meta["spans"], data.meta["cue"])])[:, None]
+    at = torch.tensor(
+        [spans[cue].mean().item() for spans, cue in zip(data.meta["spans"], data.meta["cue"])]
+    )[:, None]
     burst = s.x[..., 11] - masked_mean(s.x, s.mask)[:, 11:12]
-    return masked_mean(burst * torch.exp(-.5 * ((s.t - at) / .04) ** 2), s.mask).sign()
+    return masked_mean(burst * torch.exp(-0.5 * ((s.t - at) / 0.04) ** 2), s.mask).sign()

@@ -1,5 +1,8 @@
 def boxes_of(svg):
-    return sum(rect.get("stroke") is not None for rect in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}rect"))
+    return sum(
+        rect.get("stroke") is not None
+        for rect in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}rect")
+    )
 
 
 def width_needed(head, lines):

@@ -15,6 +15,10 @@ def bert_parameters(layers, width, vocabulary, positions=512):
 
 def hears(walked, lane, seconds):
     for row in walked.rows:
-        if row.lane == lane and row.frames is not None and (math.isinf(row.frames) or (row.seconds or 0) >= seconds):
+        if (
+            row.lane == lane
+            and row.frames is not None
+            and (math.isinf(row.frames) or (row.seconds or 0) >= seconds)
+        ):
             return row.name
     return None

@@ -1,5 +1,5 @@
 def inverse_root(update, total, warm):
-    return (update + 1) / warm if update < warm else (warm / (update + 1)) ** .5
+    return (update + 1) / warm if update < warm else (warm / (update + 1)) ** 0.5
 
 
 def layer_rates(layers, top, decay):
@@ -7,4 +7,8 @@ def layer_rates(layers, top, decay):
 
 
 def shuffled_blocks(n, size, seed, epoch):
-    return [row for block in epoch_order(-(-n // size), seed, epoch) for row in range(block * size, min((block + 1) * size, n))]
+    return [
+        row
+        for block in epoch_order(-(-n // size), seed, epoch)
+        for row in range(block * size, min((block + 1) * size, n))
+    ]

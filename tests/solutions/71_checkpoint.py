@@ -1,20 +1,29 @@
 def damaged(folder):
     def bad(path):
-        try: read_checkpoint(path)
-        except CheckpointError: return True
+        try:
+            read_checkpoint(path)
+        except CheckpointError:
+            return True
         return False
+
     return [path.name for path in list_checkpoints(folder) if bad(path)]
 
 
 def averaged(paths):
     parts = [read_checkpoint(path).tensors["weights"] for path in paths]
-    mean = lambda name: torch.stack([p[name] for p in parts]).mean(0)
-    return {name: mean(name) if value.is_floating_point() else value for name, value in parts[-1].items()}
+
+    def mean(name):
+        return torch.stack([p[name] for p in parts]).mean(0)
+
+    return {
+        name: mean(name) if value.is_floating_point() else value
+        for name, value in parts[-1].items()
+    }
 
 
 def smoothed(losses, beta):
     mean, found = 0.0, []
     for t, loss in enumerate(losses, 1):
         mean = beta * mean + (1 - beta) * loss
-        found.append(mean / (1 - beta ** t))
+        found.append(mean / (1 - beta**t))
     return found

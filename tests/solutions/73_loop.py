@@ -5,14 +5,21 @@ def huber(task, delta):
         error = torch.where(known, output.predictions[task] - target.nan_to_num(), 0).abs()
         each = torch.where(error <= delta, error.square() / 2, delta * (error - delta / 2))
         return {"loss": each.sum() / known.sum().clamp(min=1)}
+
     return objective
 
 
 def balanced(labels, seed):
     classes = [torch.nonzero(labels == c).flatten().tolist() for c in labels.unique()]
+
     def sampler(epoch):
-        rows = [own[i % len(own)] for k, own in enumerate(classes) for i in range((len(labels) + k) // len(classes))]
+        rows = [
+            own[i % len(own)]
+            for k, own in enumerate(classes)
+            for i in range((len(labels) + k) // len(classes))
+        ]
         return [rows[i] for i in epoch_order(len(rows), seed, epoch)]
+
     return sampler
 
 

@@ -1,5 +1,5 @@
 def points(explained, base):
-    return base * (1 - explained) ** .5
+    return base * (1 - explained) ** 0.5
 
 
 def row_shares(matrix):
@@ -8,4 +8,6 @@ def row_shares(matrix):
 
 def wrong_side(ray, hears, tolerance=0.05):
     inside = {*hears, *(["sarcasm"] if {"words", "contour"} <= set(hears) else [])}
-    return [k for k, i in ray.items() if k not in inside and (i[1] > tolerance or i[2] < -tolerance)]
+    return [
+        k for k, i in ray.items() if k not in inside and (i[1] > tolerance or i[2] < -tolerance)
+    ]

@@ -8,7 +8,7 @@ def halves(model, objective, batch, span):
     found = {}
     for n in (8, 16):
         fitted = by_heart(copy.deepcopy(model), objective, batch[:n], span, 100)
-        found[n] = span.above(fitted.losses[-1]) <= .05
+        found[n] = span.above(fitted.losses[-1]) <= 0.05
     return found
 
 
