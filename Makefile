@@ -6,7 +6,7 @@ BIN := .venv/bin
 export JUPYTER_PREFER_ENV_PATH := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup run full claims test lab check docs readme clean
+.PHONY: help setup run full claims test numbers lab export check docs readme sidebar clean
 help:            ## what there is to make
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
 
@@ -34,15 +34,29 @@ test: setup      ## unit tests, and every notebook executed at smoke scale
 lab: setup       ## step through the lessons in JupyterLab
 	$(BIN)/jupyter lab nbs/index.ipynb
 
-check: setup     ## notebooks are clean, and the package is what they export
-	$(BIN)/nbdev_clean && $(BIN)/nbdev_export
-	@test -z "$$(git status --porcelain -- nbs mmemo)" || { git status --short -- nbs mmemo; echo "notebooks and package differ: commit what nbdev_clean and nbdev_export changed"; exit 1; }
+export: setup    ## the package from the notebooks: clean, export, sort imports, format
+	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_export
+	$(BIN)/ruff check --quiet --select I --fix mmemo
+	$(BIN)/ruff format --quiet mmemo
+
+check: export    ## notebooks are clean, the package is what they export, ruff and pyright find nothing
+	@test -z "$$(git status --porcelain -- nbs mmemo)" || { git status --short -- nbs mmemo; echo "notebooks and package differ: commit what make export changed"; exit 1; }
+	$(BIN)/ruff check --quiet nbs mmemo tests
+	$(BIN)/ruff format --quiet --check nbs mmemo tests
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+numbers: setup   ## does every number still come out bit for bit? (two minutes, one kind of CPU)
+	$(BIN)/python tests/fingerprints.py --compare tests/fingerprints.json
 
 docs: setup      ## the web site, where Quarto is installed
 	@if command -v quarto >/dev/null; then $(BIN)/nbdev_docs; else echo "the docs need Quarto (quarto.org); nothing was built"; fi
 
 readme: setup    ## README.md from nbs/index.ipynb
 	@$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --stdout nbs/index.ipynb | perl -pe 's#\]\((?!https?:|\.\./)#](nbs/#g; s#\]\(\.\./#](#g' > README.md
+
+sidebar: setup   ## the site's list of notebooks, from the notebooks that are there
+	$(BIN)/python tests/sidebar.py
 
 clean:           ## remove what runs leave behind (not the environment)
 	rm -rf _runs _docs _proc _data
