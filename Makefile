@@ -5,6 +5,8 @@ SEED ?= 0
 BIN := .venv/bin
 export JUPYTER_PREFER_ENV_PATH := 1
 export TOKENIZERS_PARALLELISM := false
+# no look for a newer version on the network
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .PHONY: help setup run full claims test numbers lab export check docs readme sidebar clean
 help:            ## what there is to make
