@@ -55,7 +55,7 @@ docs: setup      ## the web site, where Quarto is installed
 	@if command -v quarto >/dev/null; then $(BIN)/nbdev_docs; else echo "the docs need Quarto (quarto.org); nothing was built"; fi
 
 readme: setup    ## README.md from nbs/index.ipynb
-	@$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --stdout nbs/index.ipynb | perl -pe 's#\]\((?!https?:|\.\./)#](nbs/#g; s#\]\(\.\./#](#g' > README.md
+	@$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --stdout nbs/index.ipynb | perl -pe '$$code ^= /^```/; if (!$$code) { s#\]\((?!https?:|\.\./)#](nbs/#g; s#\]\(\.\./#](#g }' > README.md
 
 sidebar: setup   ## the site's list of notebooks, from the notebooks that are there
 	$(BIN)/python tests/sidebar.py
