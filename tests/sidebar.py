@@ -25,7 +25,7 @@ LAYERS = (
     "cli",
 )
 # Folders of numbered lessons, and the numbers that they may use: first and last.
-RANGES = {"course": (0, 19), "electives": (20, 49), "workshop": (50, 89)}
+RANGES = {"course": (0, 19), "electives": (20, 49), "workshop": (50, 119)}
 # Groups of electives, and the last number of each.
 ELECTIVES = {
     "Fusion and robustness": 23,
@@ -37,14 +37,15 @@ ELECTIVES = {
 
 
 def list_notebooks(folder: str = "") -> list[Path]:
-    "Every notebook below `nbs/` or one folder of it, in the order of names."
+    "Every notebook below `nbs/` or one folder of it, in the order of folders and numbers."
     found = (ROOT / "nbs" / folder).rglob("*.ipynb")
-    return sorted(path for path in found if ".ipynb_checkpoints" not in path.parts)
+    paths = [path for path in found if ".ipynb_checkpoints" not in path.parts]
+    return sorted(paths, key=lambda path: (path.parent, lesson_number(path) or 0, path.name))
 
 
 def lesson_number(path: Path) -> int | None:
     "The number that a notebook's name begins with; None where it has none."
-    found = re.match(r"(\d\d)_", path.name)
+    found = re.match(r"(\d\d\d?)_", path.name)
     return int(found[1]) if found else None
 
 
