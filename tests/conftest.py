@@ -1,4 +1,9 @@
-"""What every test shares: types and shapes of the package are checked at run time, one thread a process, and where real corpora lie."""
+"""What every test shares.
+
+Types and shapes of the package are checked at run time, each process has one thread,
+real corpora are looked for, and notebooks have a server.
+"""
+
 import os
 from pathlib import Path
 
@@ -6,8 +11,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parent.parent
-# librosa compiles functions into a folder; two processes that do so at once break it for good. Workers inherit the first process' choice: it is overruled.
-os.environ["NUMBA_CACHE_DIR"] = str(ROOT / "_data" / "numba" / os.environ.get("PYTEST_XDIST_WORKER", "alone"))
+# librosa compiles functions into a folder; two processes that do so at once break it for good.
+# Workers inherit the first process' choice: it is overruled.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+os.environ["NUMBA_CACHE_DIR"] = str(ROOT / "_data" / "numba" / WORKER)
 
 from jaxtyping import install_import_hook
 
@@ -16,13 +23,14 @@ install_import_hook("mmemo", "typecheck.checked")
 import matplotlib
 import pytest
 import torch
+from lessons import LessonServer
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)
 
 
 def real_data() -> Path | None:
-    """The folder of real corpora: MMEMO_DATA, or shared/data beside the checkout; None where there is none."""
+    """The folder of real corpora: MMEMO_DATA, or shared/data beside the checkout; None if none."""
     for folder in (os.environ.get("MMEMO_DATA"), ROOT.parent / "shared" / "data"):
         if folder and Path(folder).is_dir():
             return Path(folder)
@@ -34,6 +42,29 @@ def corpora_root() -> Path:
     if (folder := real_data()) is None:
         pytest.skip("no real corpora: set MMEMO_DATA to the folder that holds them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def lesson_server(pytestconfig):
+    """Executes notebooks in plain Python: no type is checked there, as none is for a reader."""
+    server = LessonServer()
+    # Its seconds would count to the last test if it were closed there.
+    pytestconfig.add_cleanup(server.close)
+    return server
+
+
+@pytest.fixture
+def run_lesson(lesson_server, record_property):
+    """Execute a notebook, and tell the report what that took."""
+
+    def run(*args, **options):
+        lesson = lesson_server.run(*args, **options)
+        record_property("lesson_cpu", lesson.cpu)
+        if lesson.import_cpu:
+            record_property("server_cpu", lesson.import_cpu)
+        return lesson
+
+    return run
 
 
 @pytest.fixture(autouse=True)
