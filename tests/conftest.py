@@ -1,7 +1,7 @@
 """What every test shares.
 
 Types and shapes of the package are checked at run time, each process has one thread,
-real corpora are looked for, and notebooks have a server.
+real corpora are looked for, notebooks have a server, and the report says what it all took.
 """
 
 import os
@@ -24,9 +24,19 @@ import matplotlib
 import pytest
 import torch
 from lessons import LessonServer
+from timing import Timing
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    about = "write what the tests took into tests/durations.json (for a run of all of them)"
+    parser.addoption("--record-durations", action="store_true", help=about)
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(Timing(record=config.getoption("record_durations")))
 
 
 def real_data() -> Path | None:
