@@ -31,7 +31,8 @@ claims: setup    ## what systems of this kind promise, defined and measured
 	$(BIN)/mmemo run claims --scale $(SCALE) --seed $(SEED)
 
 test: setup      ## unit tests, and every notebook executed at smoke scale
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	@# Dozens of processes import the same packages: what one has compiled is kept for the others.
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadscope
 
 lab: setup       ## step through the lessons in JupyterLab
 	$(BIN)/jupyter lab nbs/index.ipynb

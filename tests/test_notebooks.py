@@ -1,5 +1,8 @@
-"""Every notebook runs from top to bottom at smoke scale, its exercises can be solved, and a run
-without a training step fails.
+"""Every notebook runs from top to bottom at smoke scale, and its exercises can be solved.
+
+Lessons are executed in processes forked from one that has imported already (`lesson_server.py`).
+A few of them and all notebooks of runs are executed by papermill in a kernel, as a reader does;
+a run without a training step fails.
 """
 
 import ast
@@ -13,14 +16,25 @@ import pytest
 from nbclient.exceptions import CellTimeoutError
 
 ROOT = Path(__file__).resolve().parent.parent
-LESSONS = sorted(p for p in (ROOT / "nbs").glob("*.ipynb"))
-RUNS = sorted((ROOT / "nbs" / "runs").glob("*.ipynb"))
+NOTEBOOKS = sorted(
+    p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
+)
+RUNS = [p for p in NOTEBOOKS if p.parent.name == "runs"]
+LESSONS = [p for p in NOTEBOOKS if p not in RUNS]
+LESSON_CPU = 20  # processor seconds that a lesson may take at smoke scale, imports aside
+CELL_SECONDS = 240  # what a cell may take in a kernel
+# Lessons that a kernel executes, too: a light one, one with a widget, one that starts processes.
+IN_A_KERNEL = ["factors", "lora", "mult"]
 
 
 def execute(notebook, into: Path, **parameters):
-    "Run a notebook as papermill users do, from the repository's root."
+    """Run a notebook as papermill users do, from the repository's root.
 
-    def run():
+    A cell may take `CELL_SECONDS`. It gets less at first: now and then a kernel is idle while its
+    client waits for a message that has got lost, and then all is done again.
+    """
+
+    def run(seconds):
         return papermill.execute_notebook(
             str(notebook),
             str(into),
@@ -28,15 +42,14 @@ def execute(notebook, into: Path, **parameters):
             kernel_name="python3",
             cwd=str(ROOT),
             progress_bar=False,
-            execution_timeout=240,
+            execution_timeout=seconds,
             extra_arguments=["--log-level=ERROR"],
         )
 
     try:
-        return run()
-    # seen once: the kernel was idle, and its client waited for a message that had got lost
+        return run(CELL_SECONDS // 4)
     except CellTimeoutError:
-        return run()
+        return run(CELL_SECONDS)
 
 
 def printed(nb) -> str:
@@ -45,50 +58,75 @@ def printed(nb) -> str:
     )
 
 
+def is_exercise(cell) -> bool:
+    return (
+        cell.cell_type == "code"
+        and "raise NotImplementedError" in cell.source
+        and not cell.source.startswith("#|")
+    )
+
+
 def exercises(nb) -> set[str]:
     "Names of the functions and classes that a learner is to write."
-    cells = [
-        c.source
-        for c in nb.cells
-        if c.cell_type == "code"
-        and "raise NotImplementedError" in c.source
-        and not c.source.startswith("#|")
-    ]
-    return {
-        node.name
-        for source in cells
-        for node in ast.parse(source).body
-        if "NotImplementedError" in ast.unparse(node)
-    }
+    nodes = [node for cell in nb.cells if is_exercise(cell) for node in ast.parse(cell.source).body]
+    return {node.name for node in nodes if "NotImplementedError" in ast.unparse(node)}
+
+
+def solved(path: Path):
+    "The lesson with the solutions of its exercises in a cell after the last of them."
+    nb = nbformat.read(path, 4)
+    solutions = ROOT / "tests" / "solutions" / f"{path.stem}.py"
+    has_exercises = bool(exercises(nb))
+    together = f"{path.name}: exercises and tests/solutions/{path.stem}.py must come together"
+    assert has_exercises == solutions.is_file(), together
+    if has_exercises:
+        last = max(i for i, cell in enumerate(nb.cells) if is_exercise(cell))
+        nb.cells.insert(last + 1, nbformat.v4.new_code_cell(solutions.read_text()))
+    return nb
+
+
+def check_printed(path: Path, text: str):
+    "Every exercise was found to be right, and none is left."
+    wanted = exercises(nbformat.read(path, 4))
+    right = set(re.findall(r"^(\w+): right$", text, re.M))
+    assert "to be done" not in text, f"{path.stem}: an exercise is left to be done"
+    assert wanted == right, f"{path.stem}: its exercises are {wanted}, and {right} were right"
+
+
+@pytest.fixture(autouse=True)
+def folders_of_its_own(tmp_path, monkeypatch):
+    "What a notebook caches lands in a folder of its test, and no real corpora are there."
+    monkeypatch.setenv("MMEMO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MMEMO_DATA", str(tmp_path / "nothing"))
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
-def test_lesson_runs_and_its_exercises_can_be_solved(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("MMEMO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("MMEMO_DATA", str(tmp_path / "nothing"))
-    nb, solutions = nbformat.read(path, 4), ROOT / "tests" / "solutions" / f"{path.stem}.py"
-    has_exercises = bool(exercises(nb))
-    assert has_exercises == solutions.is_file(), (
-        f"{path.name}: exercises and tests/solutions/{path.stem}.py must come together"
-    )
-    if has_exercises:
-        at = max(
-            i
-            for i, c in enumerate(nb.cells)
-            if c.cell_type == "code" and "raise NotImplementedError" in c.source
-        )
-        nb.cells.insert(at + 1, nbformat.v4.new_code_cell(solutions.read_text()))
+def test_lesson_runs_and_its_exercises_can_be_solved(path, tmp_path, run_lesson):
+    nb = solved(path)
+    tagged = [i for i, cell in enumerate(nb.cells) if "parameters" in cell.metadata.get("tags", [])]
+    if tagged:
+        nb.cells.insert(tagged[0] + 1, nbformat.v4.new_code_cell('# Parameters\nscale = "smoke"\n'))
     nbformat.write(nb, source := tmp_path / path.name)
+    lesson = run_lesson(source, tmp_path)
+    if lesson.problem:
+        pytest.fail(lesson.problem, pytrace=False)
+    check_printed(path, "\n".join(lesson.printed))
+    took = f"{path.stem} took {lesson.cpu:.1f} s of processor time at smoke scale"
+    assert lesson.cpu < LESSON_CPU, f"{took}; a lesson may take {LESSON_CPU}"
+
+
+@pytest.mark.parametrize("word", IN_A_KERNEL)
+def test_a_kernel_executes_a_lesson_with_the_same_result(word, tmp_path):
+    found = [path for path in LESSONS if word in path.stem]
+    assert len(found) == 1, f"{word!r} is in the names of {len(found)} lessons: mend IN_A_KERNEL"
+    path = found[0]
+    nbformat.write(solved(path), source := tmp_path / path.name)
     parameters = {"scale": "smoke"} if papermill.inspect_notebook(str(path)) else {}
-    text = printed(execute(source, tmp_path / f"run-{path.name}", **parameters))
-    assert "to be done" not in text
-    assert exercises(nbformat.read(path, 4)) == set(re.findall(r"^(\w+): right$", text, re.M))
+    check_printed(path, printed(execute(source, tmp_path / f"run-{path.name}", **parameters)))
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)
-def test_run_notebook_takes_its_parameters_and_leaves_its_numbers(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("MMEMO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("MMEMO_DATA", str(tmp_path / "nothing"))
+def test_run_notebook_takes_its_parameters_and_leaves_its_numbers(path, tmp_path):
     known = papermill.inspect_notebook(str(path))
     assert {"scale", "seed", "out"} <= set(known), f"{path.name}: the parameters cell is lost"
     nb = execute(path, tmp_path / path.name, scale="smoke", seed=3, out=str(tmp_path / "out"))
@@ -98,22 +136,13 @@ def test_run_notebook_takes_its_parameters_and_leaves_its_numbers(path, tmp_path
 
 
 def test_the_full_ladder_runs_with_its_sizes_cut(tmp_path):
-    """The path of `make full`: words are tokenised for the weights asked for, every rung has one
-    width; only the sizes and weights are small.
+    """The path of `make full`; only the sizes and weights are small.
+
+    Words are tokenised for the weights asked for, and every rung has one width.
     """
-    execute(
-        ROOT / "nbs" / "runs" / "ladder.ipynb",
-        tmp_path / "ladder.ipynb",
-        scale="full",
-        cut=True,
-        seed=1,
-        out=str(tmp_path / "out"),
-    )
-    numbers = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert (
-        numbers["scale"] == "full"
-        and numbers["cut"] is True
-        and len(numbers["rungs"]) == 6
-        and len(numbers["promises"]) > 15
-    )
+    ladder, out = ROOT / "nbs" / "runs" / "ladder.ipynb", tmp_path / "out"
+    execute(ladder, tmp_path / "ladder.ipynb", scale="full", cut=True, seed=1, out=str(out))
+    numbers = json.loads((out / "metrics.json").read_text())
+    assert numbers["scale"] == "full" and numbers["cut"] is True
+    assert len(numbers["rungs"]) == 6 and len(numbers["promises"]) > 15
     assert all(r["seeds"] == 2 and r["rmse"] > 0 for r in numbers["rungs"])
