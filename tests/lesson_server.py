@@ -74,8 +74,8 @@ def lesson_shell() -> type:
     Cells are files to a traceback, as in a kernel, and every traceback that is shown is kept.
     """
     from execnb.shell import CaptureShell
-    from IPython.core.history import HistoryManager
     from ipykernel.compiler import XCachingCompiler
+    from IPython.core.history import HistoryManager
     from traitlets import Type
 
     class LessonShell(CaptureShell):
