@@ -20,7 +20,7 @@ PUBLIC = {
     "Batch": "core.batch",
     "collate": "core.batch",
     "known_answer": "synthetic.known_answer",
-    "Knobs": "synthetic.factors",
+    "Knobs": "synthetic.knobs",
     "ceiling": "synthetic.factors",
     "Corpus": "data.corpus",
     "read_daicwoz": "data.daicwoz",
@@ -121,8 +121,8 @@ if TYPE_CHECKING:
     from .models.lora import add_lora as add_lora
     from .models.temporal import TCN as TCN
     from .models.text import TextEncoder as TextEncoder
-    from .synthetic.factors import Knobs as Knobs
     from .synthetic.factors import ceiling as ceiling
+    from .synthetic.knobs import Knobs as Knobs
     from .synthetic.known_answer import known_answer as known_answer
     from .training.loop import fit as fit
     from .training.objectives import cross_entropy as cross_entropy
