@@ -14,8 +14,9 @@ import yaml
 from typer.testing import CliRunner
 
 from mmemo import __version__
-from mmemo.cli import app, check_command, train_command
+from mmemo.cli import app, check_command, list_command, train_command
 from mmemo.core.errors import ConfigError, DataError
+from mmemo.core.registry import REGISTRIES
 from mmemo.experiments.notebooks import execute_notebook, run_notebooks
 from mmemo.experiments.recipe import load_recipe
 from mmemo.experiments.run import missing_numbers, run_provenance, write_metrics
@@ -141,6 +142,7 @@ def test_help_names_the_command():
     [
         (["--help"], 0, "Commands:"),
         (["list"], 0, "fusion_ablation"),
+        (["list", "fusions"], 0, "cross_attention"),
         (["show", "fine_tune"], 0, "bert-base-uncased"),
         (["show", "fine_tun"], 1, "did you mean 'fine_tune'"),
         (["train", "fine_tune", "--sclae", "smoke"], 2, "did you mean --scale"),
@@ -206,6 +208,16 @@ def test_help_is_short_and_long_and_what_no_words_mean():
         assert short.exit_code == 0 and short.stdout.strip() == long.stdout.strip()
     one, other = (CliRunner().invoke(app, ["train", word]).stdout for word in ("-h", "--help"))
     assert one == other and "--no-progress" in one
+
+
+def test_things_of_a_kind_are_listed():
+    for kind, registry in REGISTRIES.items():
+        listed = CliRunner().invoke(app, ["list", kind])
+        assert listed.exit_code == 0 and all(name in listed.stdout for name in registry)
+        assert kind in inspect.signature(list_command).parameters["kind"].default.help
+    wrong = CliRunner().invoke(app, ["list", "fusion"])
+    assert wrong.exit_code == 1 and "did you mean 'fusions'" in wrong.stderr
+    assert len(wrong.stderr.splitlines()) == 1
 
 
 def test_an_interrupted_command_ends_with_130(monkeypatch):
