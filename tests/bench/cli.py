@@ -27,6 +27,8 @@ commands = {
     "typo": (["-m", "mmemo", "train", "fine_tune", "--sclae", "smoke"], 2),
     "python_startup": (["-c", "pass"], 0),
 }
+# as on a user's machine: modules are compiled once and kept
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 
 

@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 paths = [p.relative_to(ROOT) for p in sorted((ROOT / "mmemo").rglob("*.py"))]
 modules = [".".join(p.with_suffix("").parts) for p in paths if not p.stem.startswith("_")]
 what = {"mmemo": "import mmemo", "all": "; ".join(f"import {name}" for name in modules)}
+# as on a user's machine: modules are compiled once and kept
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
