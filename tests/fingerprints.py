@@ -48,7 +48,8 @@ from mmemo.models.fusion import FUSIONS, get_fusion
 from mmemo.models.lora import add_lora
 from mmemo.models.temporal import Resample, TCN
 from mmemo.models.text import TextEncoder
-from mmemo.synthetic.factors import INFORMATION, Knobs, ceiling
+from mmemo.synthetic.factors import INFORMATION, ceiling
+from mmemo.synthetic.knobs import Knobs
 from mmemo.synthetic.known_answer import known_answer
 
 Found = Iterator[tuple[str, str]]  # names and values of entries
@@ -124,6 +125,26 @@ def corpus() -> Found:
         yield from ((f"{name}/{part}", told(value)) for part, value in parts.items())
 
 
+def in_groups(records: list[dict]) -> dict[str, dict]:
+    """The records of metrics.json that are no top-level numbers, in the groups that they were
+    recorded in: of a part of the modalities, of folds, of own and other corpora, of their pairs."""
+    groups: dict[str, dict] = {}
+    for r in records:
+        part, name = ("xray", r["factor"]) if "factor" in r else (r["task"], r["metric"])
+        interval = [r["value"], r["low"], r["high"]]
+        if "subset" in r:
+            groups.setdefault(f"{part}, {r['subset']}", {})[name] = interval
+        elif "across" in r:
+            groups.setdefault(f"{part} {'across' if r['across'] else 'within'}", {})[name] = interval
+        elif "test" in r:
+            pairs = groups.setdefault("matrix", {}).setdefault(r["fold"], {})
+            pairs.setdefault(r["test"], {}).setdefault(part, {})[name] = interval
+        elif "fold" in r:
+            folds = groups.setdefault("folds", {}).setdefault(r["fold"], {})
+            folds.setdefault(part, {})[name] = r["value"]
+    return groups
+
+
 def trained(recipe: Recipe) -> Found:
     """What a run leaves behind: metrics.json, every step and epoch, predictions and weights."""
     with tempfile.TemporaryDirectory() as name:
@@ -131,6 +152,7 @@ def trained(recipe: Recipe) -> Found:
         metrics = json.loads((folder / "metrics.json").read_text())
         facts = {k: v for k, v in metrics.items() if k not in MACHINE}
         measured = {k: facts.pop(k) for k in list(facts) if isinstance(facts[k], dict)}
+        measured |= in_groups(facts.pop("measured"))
         yield "/facts", listed(facts | measured.pop("items") | {"notes": len(facts["notes"])})
         for part, found in measured.items():  # folds and the matrix are long: a sum is enough
             yield f"/{part}", told(found) if part in ("folds", "matrix") else listed(found)

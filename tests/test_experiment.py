@@ -20,6 +20,7 @@ from mmemo.experiments.build import (
     with_speaker_targets,
 )
 from mmemo.experiments.recipe import Recipe, load_recipe
+from mmemo.experiments.records import by_task, read_measured
 from mmemo.experiments.run import evaluate_run, load_run, train_recipe
 from mmemo.experiments.sources import recipe_data, recipe_items
 from mmemo.models.base import Frozen, predict
@@ -50,6 +51,20 @@ def small(
     form["evaluation"].update({"resamples": 100} | ({"protocol": protocol} if protocol else {}))
     form["plan"].update(epochs=2)
     return Recipe.model_validate(form)
+
+
+def of_folds(metrics) -> dict:
+    "{fold: {task: {metric: interval}}} of the records of a run's metrics."
+    records = read_measured(metrics)
+    folds = dict.fromkeys(r.fold for r in records if r.fold is not None)
+    return {fold: by_task(r for r in records if r.fold == fold) for fold in folds}
+
+
+def of_subsets(metrics) -> dict:
+    "{subset: {task: {metric: interval}}} of the records of a run's metrics."
+    records = read_measured(metrics)
+    subsets = dict.fromkeys(r.subset for r in records if r.subset is not None)
+    return {subset: by_task(r for r in records if r.subset == subset) for subset in subsets}
 
 
 @pytest.mark.parametrize("name", ["frozen_two_head", "emotion2vec_text"])
@@ -196,7 +211,7 @@ def test_a_run_of_folds_keeps_predictions_and_can_be_measured_again(run):
     whole = recipe_items(recipe, seed=1)
     assert (
         sorted(table["id"]) == sorted(whole.meta["id"])
-        and set(table["fold"]) == set(histories) == set(metrics["folds"])
+        and set(table["fold"]) == set(histories) == set(of_folds(metrics))
         and len(table["emotion said"][0]) == 4
     )
     hits = sum(
@@ -226,9 +241,8 @@ def test_a_second_call_takes_no_step_and_a_killed_fold_goes_on(run):
     assert {k: [s["loss"] for s in h.steps] for k, h in more.items()} == {
         k: [s["loss"] for s in h.steps] for k, h in histories.items()
     }
-    assert (
-        same["emotion"] == metrics["emotion"]
-        and json.loads((folder / "metrics.json").read_text())["folds"]
+    assert same["emotion"] == metrics["emotion"] and of_folds(
+        json.loads((folder / "metrics.json").read_text())
     )
 
 
@@ -237,10 +251,14 @@ def test_cross_corpus_numbers_are_a_matrix(tmp_path):
         "text_only", "plain", protocol="cross_corpus", items=192, items_per_speaker=2, corpora=2
     )
     _, metrics = train_recipe(recipe, tmp_path / "run")
-    assert set(metrics["matrix"]) == set(metrics["matrix"]["corpus0"]) == {
-        "corpus0",
-        "corpus1",
-    } and {"emotion within", "emotion across"} <= set(metrics)
+    both = {"corpus0", "corpus1"}
+    records = read_measured(metrics)
+    pairs = {(r.fold, r.test) for r in records if r.across is None}
+    assert pairs == {(one, other) for one in both for other in both}
+    assert {(r.task, r.across) for r in records if r.fold is None} == {
+        ("emotion", False),
+        ("emotion", True),
+    }
 
 
 def test_transductive_runs_say_so(tmp_path):
@@ -255,18 +273,18 @@ def test_what_each_modality_says_alone_is_measured_and_measured_again(tmp_path):
     form["evaluation"]["modalities"] = True
     recipe = Recipe.model_validate(form)
     _, metrics = train_recipe(recipe, tmp_path / "run")
-    ways = [k for k in metrics if k.startswith("emotion, ")]
-    assert ways == ["emotion, text alone", "emotion, audio alone"]
-    again = evaluate_run(tmp_path / "run")
+    ways = of_subsets(metrics)
+    assert list(ways) == ["text alone", "audio alone"]
+    again = of_subsets(evaluate_run(tmp_path / "run"))
     for way in ways:
-        assert again[way]["accuracy"] == pytest.approx(metrics[way]["accuracy"])
+        assert again[way]["emotion"]["accuracy"] == pytest.approx(ways[way]["emotion"]["accuracy"])
     model, test = load_run(tmp_path / "run"), recipe_data(recipe)["test"]
     text = test.streams["text"]
     deaf = test.replace(text=Stream(text.x, torch.zeros_like(text.mask), text.t))
     right = (
         (predict(model, deaf)["emotion"].argmax(1) == test.targets["emotion"]).float().mean().item()
     )
-    assert metrics["emotion, audio alone"]["accuracy"].value == pytest.approx(right)
+    assert ways["audio alone"]["emotion"]["accuracy"][0] == pytest.approx(right)
 
 
 def test_a_thaw_of_a_recipe_keeps_parts_still_until_their_epoch():
@@ -324,6 +342,6 @@ def test_end_to_end_trains_from_words_sound_and_pictures(tmp_path):
     assert {
         r for n, r in rates.items() if n.split(".")[2] in ("transformer", "speech", "image")
     } == {0.0001} and {r for n, r in rates.items() if n.startswith(("fusion", "heads"))} == {0.001}
-    assert sum(k.startswith("sentiment, ") for k in metrics) == 6 and not [
+    assert sum("sentiment" in found for found in of_subsets(metrics).values()) == 6 and not [
         s for s in histories["split"].steps if s["norm"] is None
     ]

@@ -12,18 +12,16 @@ from mmemo.cli import app
 from mmemo.core.errors import ConfigError, DataError
 from mmemo.evaluation.metrics import compare
 from mmemo.experiments import suite as suite_module
-from mmemo.experiments.recipe import load_recipe, load_suite, merge_forms
-from mmemo.experiments.run import train_recipe
-from mmemo.experiments.suite import (
+from mmemo.experiments.recipe import load_recipe, load_suite, merge_forms, pick_experiments
+from mmemo.experiments.report import (
     by_experiment,
     compare_experiments,
-    pick_experiments,
     read_answers,
     read_runs,
     results_table,
-    run_suite,
-    suite_cells,
 )
+from mmemo.experiments.run import train_recipe
+from mmemo.experiments.suite import run_suite, suite_cells
 
 TINY = """
 base: emotion2vec_text
