@@ -17,10 +17,10 @@ from mmemo import __version__
 from mmemo.cli import app, check_command, list_command, train_command
 from mmemo.core.errors import ConfigError, DataError
 from mmemo.core.registry import REGISTRIES
+from mmemo.experiments.catalogue import KNOWN_ANSWER
 from mmemo.experiments.notebooks import execute_notebook, run_notebooks
 from mmemo.experiments.recipe import load_recipe
 from mmemo.experiments.run import missing_numbers, run_provenance, write_metrics
-from mmemo.experiments.sources import KNOWN_ANSWER
 
 ROOT = Path(__file__).resolve().parent.parent
 
