@@ -1,16 +1,43 @@
 """Runs from the command line: what they leave behind, and how they fail."""
 
+import inspect
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 from typer.testing import CliRunner
 
-from mmemo.cli import app, execute_notebook, run_notebooks
+from mmemo import __version__
+from mmemo.cli import app, check_command, list_command, train_command
 from mmemo.core.errors import ConfigError, DataError
+from mmemo.core.registry import REGISTRIES
+from mmemo.experiments.catalogue import KNOWN_ANSWER
+from mmemo.experiments.notebooks import execute_notebook, run_notebooks
 from mmemo.experiments.recipe import load_recipe
 from mmemo.experiments.run import missing_numbers, run_provenance, write_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def in_a_process(*words: str) -> subprocess.CompletedProcess:
+    "A new Python with these words, and every import that it makes on its error stream."
+    return subprocess.run(
+        [sys.executable, "-X", "importtime", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def imported(done: subprocess.CompletedProcess) -> set[str]:
+    "The top packages that such a process imported."
+    return set(re.findall(r"^import time:.*\| +(\w+)$", done.stderr, re.MULTILINE))
 
 
 @pytest.fixture
@@ -108,6 +135,103 @@ def test_help_names_the_command():
         "run" in CliRunner().invoke(app, ["--help"]).output
         and "--scale" in CliRunner().invoke(app, ["run", "--help"]).output
     )
+
+
+@pytest.mark.parametrize(
+    "words, code, said",
+    [
+        (["--help"], 0, "Commands:"),
+        (["list"], 0, "fusion_ablation"),
+        (["list", "fusions"], 0, "cross_attention"),
+        (["show", "fine_tune"], 0, "bert-base-uncased"),
+        (["show", "fine_tun"], 1, "did you mean 'fine_tune'"),
+        (["train", "fine_tune", "--sclae", "smoke"], 2, "did you mean --scale"),
+    ],
+)
+def test_what_needs_no_model_imports_no_torch(words, code, said):
+    done = in_a_process("-m", "mmemo", *words)
+    assert done.returncode == code and said in done.stdout + done.stderr
+    assert not imported(done) & {"torch", "transformers", "matplotlib", "pandas", "sklearn"}
+
+
+def test_help_imports_no_more_than_typer_needs():
+    assert not imported(in_a_process("-m", "mmemo", "--help")) & {"rich", "pydantic", "numpy"}
+
+
+@pytest.mark.parametrize("module", ["mmemo", "mmemo.cli"])
+def test_the_command_is_a_module_too(module):
+    done = in_a_process("-m", module, "--version")
+    assert done.returncode == 0 and done.stdout == f"mmemo {__version__}\n"
+    done = in_a_process("-m", module, "lisst")
+    assert done.returncode == 2 and "did you mean list" in done.stderr
+
+
+def test_a_notebook_does_not_start_the_command():
+    nb = json.loads((ROOT / "nbs" / "workshop" / "84_cli.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in nb["cells"] if cell["cell_type"] == "code"]
+    (last,) = [source for source in cells if "__main__" in source]
+    started = []
+    # a kernel calls its cells __main__, in no package
+    for package in (None, ""):
+        exec(last, {"__name__": "__main__", "__package__": package, "app": started.append})
+    assert not started
+    module = {"__name__": "__main__", "__package__": "mmemo"}
+    exec(last, module | {"app": lambda prog_name: started.append(prog_name)})
+    assert started == ["mmemo"]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["lst"], "there is no command 'lst'; did you mean list"),
+        (["xyz"], "there is no command 'xyz'; choose from run, list, show"),
+        (["--verison"], "no such option: --verison; did you mean --version?"),
+        (["train", "fine_tune", "--sclae", "smoke"], "did you mean --scale or --seed?"),
+        (["train", "fine_tune", "--seed", "one"], "'--seed'"),
+        (["train", "fine_tune", "--seed", "-1"], "'--seed'"),
+        (["show"], "missing argument 'recipe' (see mmemo show --help)"),
+        (["show", "fine_tune", "more"], "(more) (see mmemo show --help)"),
+        (["show", "fine_tune", "--scale"], "'--scale' requires an argument"),
+    ],
+)
+def test_what_is_typed_wrong_is_one_line_and_exit_code_2(words, said):
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2 and said in result.stderr and not result.stdout
+    assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("error: ")
+
+
+def test_help_is_short_and_long_and_what_no_words_mean():
+    long = CliRunner().invoke(app, ["--help"])
+    assert long.exit_code == 0 and "evaluate" in long.stdout
+    for words in (["-h"], []):
+        short = CliRunner().invoke(app, words)
+        assert short.exit_code == 0 and short.stdout.strip() == long.stdout.strip()
+    one, other = (CliRunner().invoke(app, ["train", word]).stdout for word in ("-h", "--help"))
+    assert one == other and "--no-progress" in one
+
+
+def test_things_of_a_kind_are_listed():
+    for kind, registry in REGISTRIES.items():
+        listed = CliRunner().invoke(app, ["list", kind])
+        assert listed.exit_code == 0 and all(name in listed.stdout for name in registry)
+        assert kind in inspect.signature(list_command).parameters["kind"].default.help
+    wrong = CliRunner().invoke(app, ["list", "fusion"])
+    assert wrong.exit_code == 1 and "did you mean 'fusions'" in wrong.stderr
+    assert len(wrong.stderr.splitlines()) == 1
+
+
+def test_an_interrupted_command_ends_with_130(monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmemo.experiments.run.evaluate_run", stop)
+    result = CliRunner().invoke(app, ["evaluate", "somewhere"])
+    assert result.exit_code == 130 and "the same command goes on" in result.stderr
+
+
+def test_the_data_of_a_command_is_the_known_answer_corpus_unless_told():
+    for command in (train_command, check_command):
+        assert inspect.signature(command).parameters["data"].default.default == KNOWN_ANSWER
 
 
 def test_recipes_are_listed_shown_and_walked(tmp_path):

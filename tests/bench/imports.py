@@ -1,12 +1,13 @@
-"""What `import mmemo` adds to `import torch`, and what every module of the package adds: fresh
-processes, in turn, medians.
+"""What `import mmemo` adds to `import torch`, and what every module of the package adds: processor
+time in fresh processes, in turn, medians.
 
 Last line: {"added_ms": import mmemo over import torch, "all_modules_ms": every module of the
-lessons over import torch}
+package over import torch}
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -18,29 +19,31 @@ parser = argparse.ArgumentParser(
 parser.add_argument("--rounds", type=int, default=9)
 rounds = parser.parse_args().rounds
 
-modules = [
-    p.stem
-    for p in sorted((Path(__file__).parents[2] / "mmemo").glob("*.py"))
-    if p.stem not in ("__init__", "_modidx", "cli")
-]
-what = {"mmemo": "import mmemo", "all": "; ".join(f"import mmemo.{m}" for m in modules)}
+ROOT = Path(__file__).resolve().parents[2]
+paths = [p.relative_to(ROOT) for p in sorted((ROOT / "mmemo").rglob("*.py"))]
+modules = [".".join(p.with_suffix("").parts) for p in paths if not p.stem.startswith("_")]
+what = {"mmemo": "import mmemo", "all": "; ".join(f"import {name}" for name in modules)}
+# as on a user's machine: modules are compiled once and kept
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def milliseconds(code: str) -> float:
+    "Processor time of `code` in a new process that has imported torch."
+    script = f"import time, torch; start = time.process_time(); {code}; "
+    script += "print(1e3 * (time.process_time() - start))"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return float(done.stdout)
+
+
 times = {name: [] for name in what}
-for _ in range(rounds + 1):  # the first round warms the disk cache
+for _ in range(rounds + 1):
     for name, code in what.items():
-        script = (
-            f"import torch, time; start = time.perf_counter(); {code}; print(time.perf_counter() -"
-            " start)"
-        )
-        times[name].append(
-            float(
-                subprocess.run(
-                    [sys.executable, "-c", script], capture_output=True, text=True, check=True
-                ).stdout
-            )
-        )
-median = {name: round(1e3 * statistics.median(t[1:]), 2) for name, t in times.items()}
-print(
-    f"import mmemo adds {median['mmemo']} ms to import torch; all of {', '.join(modules)} add"
-    f" {median['all']} ms"
-)
+        times[name].append(milliseconds(code))
+
+# the first round fills the disk cache
+median = {name: round(statistics.median(found[1:]), 2) for name, found in times.items()}
+print(f"import mmemo adds {median['mmemo']} ms to import torch")
+print(f"all {len(modules)} modules add {median['all']} ms")
 print(json.dumps({"added_ms": median["mmemo"], "all_modules_ms": median["all"]}))
