@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
-from mmemo.data.daicwoz import PRESENCE_UNITS
+from mmemo.data.interviews import PRESENCE_UNITS
 from mmemo.data.ravdess import OPENFACE_UNITS, RAVDESS_EMOTIONS
 from mmemo.data.standards import AUS
 

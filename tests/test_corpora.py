@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from mmemo.core.batch import Batch, Stream, collate
 from mmemo.core.errors import ConfigError, DataError
+from mmemo.data.arrow import ArrowColumns
 from mmemo.data.corpus import Corpus, cached
 from mmemo.data.splits import check_split, leave_one_out_rows, speaker_folds, speaker_split
 from mmemo.synthetic.known_answer import known_answer
@@ -160,7 +161,7 @@ def test_indexing_and_columns(corpus):
 
 
 def test_columns_do_not_read_streams(corpus, monkeypatch):
-    monkeypatch.setattr(Corpus, "_stream", lambda *a: pytest.fail("a stream was read"))
+    monkeypatch.setattr(ArrowColumns, "stream", lambda *a: pytest.fail("a stream was read"))
     corpus.targets, corpus.meta, corpus.where(split="train"), list(leave_one_out_rows(corpus))
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from mmemo.core.errors import ConfigError, DataError
-from mmemo.data.daicwoz import (
+from mmemo.data.daicwoz import read_daicwoz
+from mmemo.data.interviews import (
     PRESENCE_UNITS,
     group_answers,
     inside_turns,
-    read_daicwoz,
     read_transcript,
     words_of,
 )
@@ -377,12 +377,12 @@ def test_inside_and_answers():
 
 
 def test_reopening_parses_nothing(root, keep, monkeypatch):
-    import mmemo.data.daicwoz
+    import mmemo.data.interviews
 
     first = read_daicwoz(root, **keep)
     for name in ("read_rows", "read_matrix"):
         monkeypatch.setattr(
-            mmemo.data.daicwoz, name, lambda *a, **k: pytest.fail("a file was parsed")
+            mmemo.data.interviews, name, lambda *a, **k: pytest.fail("a file was parsed")
         )
     assert read_daicwoz(root, **keep).folder == first.folder
 

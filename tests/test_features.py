@@ -15,7 +15,6 @@ import torch
 from streams import padded
 from torch import nn
 
-import mmemo.data.features as module
 from mmemo.core.batch import Batch, Stream
 from mmemo.core.errors import ConfigError, DataError
 from mmemo.data.features import (
@@ -23,7 +22,6 @@ from mmemo.data.features import (
     attach_features,
     egemaps_features,
     read_features,
-    utterance_features,
     write_features,
 )
 from mmemo.models.base import MeanPool, Standardize, precompute
@@ -663,20 +661,18 @@ def test_egemaps_are_opensmiles(corpora_root):
     assert list(waves) == ["long"] and waves.width == 88 and "short" in waves.report[0]
 
 
-def test_a_run_says_where_its_features_are_from(tmp_path, monkeypatch):
+def test_a_table_that_is_asked_for_is_read_or_named(tmp_path):
     npz(tmp_path / "t.npz", IDS, X)
-    found, said = utterance_features(tmp_path / "t.npz")
-    assert len(found) == 3 and said == "utterance features: 3 of width 5 from t.npz"
-    # asked for: not replaced
-    with pytest.raises(DataError):
-        utterance_features(tmp_path / "gone.npz", sounds=["a.wav"])
-    found, said = utterance_features()
-    assert found is None and "known-answer corpus" in said
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "pip install 'mmemo[egemaps]'" in utterance_features(sounds=["a.wav"])[1]
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
-    monkeypatch.setattr(
-        module, "egemaps_features", lambda s, p: Features({i: torch.zeros(88) for i in s})
-    )
-    found, said = utterance_features(sounds=["a", "b"])
-    assert len(found) == 2 and "eGeMAPS of 2 recordings" in said
+    found = read_features(tmp_path / "t.npz")
+    assert len(found) == 3 and found.width == 5
+    with pytest.raises(DataError, match="gone.npz"):
+        read_features(tmp_path / "gone.npz")
+
+
+@pytest.mark.parametrize("name", ["t.safetensors", "t.parquet"])
+def test_both_written_formats_are_read(tmp_path, name):
+    table = {i: torch.tensor(row) for i, row in zip(IDS, X)}
+    write_features(tmp_path / name, table)
+    found = read_features(tmp_path / name)
+    assert list(found) == IDS and found.report == []
+    assert all(torch.equal(found[i], table[i]) for i in IDS)

@@ -12,7 +12,6 @@ from mmemo.data.standards import AUS, COVAREP, VOICED_ONLY, fill_unvoiced, split
 from mmemo.synthetic.factors import FACTORS, Knobs
 from mmemo.synthetic.known_answer import (
     BAD_WORDS,
-    COVAREP_SD,
     CUE_WORDS,
     GOOD_WORDS,
     TOKEN_IDS,
@@ -21,6 +20,7 @@ from mmemo.synthetic.known_answer import (
     known_answer,
     write_answer,
 )
+from mmemo.synthetic.signals import COVAREP_SD
 
 N = 2560
 
@@ -289,10 +289,10 @@ def test_the_confound_lives_in_training_speakers_only():
         people = np.array(part.meta["speaker"])
         voice = pooled(part, "audio")[:, COVAREP.index("MCEP_1")]
 
-        def by(v):
-            return np.array([v[people == p].mean() for p in sorted(set(people))])
-
-        assert low <= np.corrcoef(by(voice), by(part.targets["phq8"].numpy()))[0, 1] <= high
+        phq8 = part.targets["phq8"].numpy()
+        own = [people == p for p in sorted(set(people))]
+        means = [[values[rows].mean() for rows in own] for values in (voice, phq8)]
+        assert low <= np.corrcoef(*means)[0, 1] <= high
 
 
 def test_unvoiced_columns_are_the_voiced_mean_and_filling_twice_changes_nothing():
