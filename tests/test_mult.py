@@ -15,17 +15,8 @@ from mmemo.core.batch import Batch, Stream
 from mmemo.core.errors import ConfigError
 from mmemo.core.state import epoch_order
 from mmemo.models.base import Multimodal, RegressionHead
-from mmemo.models.mult import (
-    CrossModalTransformer,
-    Dropout,
-    Encoders,
-    LastState,
-    Windows,
-    attend_cached,
-    cheap_dropout,
-    last_step,
-    mean_step,
-)
+from mmemo.models.mult import CrossModalTransformer, LastState, Windows, last_step, mean_step
+from mmemo.models.stacked import Dropout, Encoders, attend_cached, cheap_dropout
 from mmemo.training.loop import fit
 from mmemo.training.objectives import mse
 from mmemo.training.plan import Plan, alike_lengths

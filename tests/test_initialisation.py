@@ -25,7 +25,8 @@ from mmemo.models.initialisation import (
     residual_blocks,
 )
 from mmemo.models.lora import add_lora
-from mmemo.models.mult import CrossModalTransformer, Encoders
+from mmemo.models.mult import CrossModalTransformer
+from mmemo.models.stacked import Encoders
 from mmemo.models.temporal import TCN
 from mmemo.models.text import TextEncoder
 from mmemo.training.objectives import mse
