@@ -166,7 +166,8 @@ def test_dropout_inside_attention_and_its_gradient():
     )
 
 
-# ------------------------------------------------------------------ encoders side by side, against torch's layers with the same weights
+# ------------------------------------------------------------------ encoders side by side
+# (against torch's layers with the same weights)
 def plain(ours, g, width, cross):
     """Encoder g of `ours` as torch's own modules: for each layer norm, attention, norm, two linear
     layers; and the last norm.
