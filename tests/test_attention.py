@@ -583,7 +583,7 @@ def test_the_picture_shows_the_weights_it_was_given():
     )
     mesh = heat.collections[0]
     assert torch.allclose(torch.tensor(mesh.get_array().reshape(3, 5)), weights) and [
-        l.get_text() for l in heat.get_yticklabels()
+        layer.get_text() for layer in heat.get_yticklabels()
     ] == ["so", "honestly", "sad"]
     assert (
         torch.allclose(torch.tensor(top.lines[0].get_xdata()), times)

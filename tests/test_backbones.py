@@ -584,8 +584,9 @@ def test_weights_that_are_not_whole_are_refused(folders, tmp_path):
 
 
 # ------------------------------------------------------------------ attention over modalities
-def vectors(B=6, widths={"text": 7, "audio": 5, "video": 9}, seed=0):
+def vectors(B=6, widths=None, seed=0):
     "Streams of different lengths; item 1 has no sound, item 2 only text, item 3 nothing."
+    widths = widths or {"text": 7, "audio": 5, "video": 9}
     g, made = torch.Generator().manual_seed(seed), {}
     for k, (name, width) in enumerate(widths.items()):
         T = 4 + k

@@ -25,7 +25,8 @@ from mmemo.models.initialisation import (
     residual_blocks,
 )
 from mmemo.models.lora import add_lora
-from mmemo.models.mult import CrossModalTransformer, Encoders
+from mmemo.models.mult import CrossModalTransformer
+from mmemo.models.stacked import Encoders
 from mmemo.models.temporal import TCN
 from mmemo.models.text import TextEncoder
 from mmemo.training.objectives import mse
@@ -345,14 +346,14 @@ def test_a_linear_chain_by_hand():
     found = measure_signal(chain, x)
     start, into = float(x.square().mean().sqrt()), found[-1].backward
     assert (
-        [l.name for l in found] == list("012345")
-        and {l.kind for l in found} == {"Linear"}
+        [layer.name for layer in found] == list("012345")
+        and {layer.kind for layer in found} == {"Linear"}
         and into == pytest.approx(1, rel=0.05)
     )
-    for i, l in enumerate(found):
-        assert l.forward == pytest.approx(
+    for i, layer in enumerate(found):
+        assert layer.forward == pytest.approx(
             start * 0.5 ** (i + 1), rel=1e-4
-        ) and l.backward == pytest.approx(into * 0.5 ** (5 - i), rel=1e-4)
+        ) and layer.backward == pytest.approx(into * 0.5 ** (5 - i), rel=1e-4)
 
 
 def test_variance_of_a_relu_net_is_what_he_et_al_computed():
@@ -363,11 +364,11 @@ def test_variance_of_a_relu_net_is_what_he_et_al_computed():
             net = nn.Sequential(*(m for _ in range(8) for m in (nn.Linear(64, 64), nn.ReLU())))
             initialise(net, strategy, seed=seed)
             found = [
-                l
-                for l in measure_signal(
+                layer
+                for layer in measure_signal(
                     net, torch.randn(32, 64, generator=torch.Generator().manual_seed(seed))
                 )
-                if l.kind == "Linear"
+                if layer.kind == "Linear"
             ]
             grown.append((found[-1].forward / found[0].forward) ** 2)
         assert sum(grown) / 20 == pytest.approx(factor**7, rel=0.35), strategy
@@ -383,7 +384,10 @@ def test_gradients_are_autograds_under_an_objective_and_nothing_is_left_behind()
     )
     model.encoders.eval()
     modes, noise = [m.training for m in model.modules()], torch.get_rng_state()
-    found = {l.name: l for l in measure_signal(model, batch, mse("y"), which=lambda n, m: True)}
+    found = {
+        layer.name: layer
+        for layer in measure_signal(model, batch, mse("y"), which=lambda n, m: True)
+    }
     assert (
         torch.equal(noise, torch.get_rng_state())
         and modes == [m.training for m in model.modules()]
@@ -420,9 +424,9 @@ def test_padding_does_not_dilute_a_signal():
         return type(m).__name__ == "TCNBlock"
 
     with torch.no_grad():
-        assert [l.forward for l in measure_signal(block, s, which=streams)] == pytest.approx(
-            [l.forward for l in measure_signal(block, more, which=streams)]
-        )
+        assert [
+            layer.forward for layer in measure_signal(block, s, which=streams)
+        ] == pytest.approx([layer.forward for layer in measure_signal(block, more, which=streams)])
 
 
 def test_layers_without_a_gradient_and_layers_called_twice():
@@ -432,9 +436,9 @@ def test_layers_without_a_gradient_and_layers_called_twice():
     )
     found = measure_signal(net[:4], torch.randn(7, 5))
     assert (
-        [l.name for l in found] == ["0", "1", "2", "1"]
+        [layer.name for layer in found] == ["0", "1", "2", "1"]
         and math.isnan(found[0].backward)
-        and all(l.backward > 0 for l in found[1:])
+        and all(layer.backward > 0 for layer in found[1:])
     )
 
 
@@ -451,7 +455,7 @@ def test_the_picture_shows_the_numbers():
         Layer("b", "ReLU", 9.0, 9.0),
         Layer("c", "Linear", 0.0, math.inf),
     ]
-    axes = draw_signal({"one": layers}, which=lambda l: l.kind == "Linear")
+    axes = draw_signal({"one": layers}, which=lambda layer: layer.kind == "Linear")
     for ax, first in zip(axes, (1.0, 2.0)):
         values = ax.lines[0].get_ydata()
         assert values[0] == first and math.isnan(values[1]) and ax.get_yscale() == "log"

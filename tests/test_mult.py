@@ -15,17 +15,8 @@ from mmemo.core.batch import Batch, Stream
 from mmemo.core.errors import ConfigError
 from mmemo.core.state import epoch_order
 from mmemo.models.base import Multimodal, RegressionHead
-from mmemo.models.mult import (
-    CrossModalTransformer,
-    Dropout,
-    Encoders,
-    LastState,
-    Windows,
-    attend_cached,
-    cheap_dropout,
-    last_step,
-    mean_step,
-)
+from mmemo.models.mult import CrossModalTransformer, LastState, Windows, last_step, mean_step
+from mmemo.models.stacked import Dropout, Encoders, attend_cached, cheap_dropout
 from mmemo.training.loop import fit
 from mmemo.training.objectives import mse
 from mmemo.training.plan import Plan, alike_lengths
@@ -175,7 +166,8 @@ def test_dropout_inside_attention_and_its_gradient():
     )
 
 
-# ------------------------------------------------------------------ encoders side by side, against torch's layers with the same weights
+# ------------------------------------------------------------------ encoders side by side
+# (against torch's layers with the same weights)
 def plain(ours, g, width, cross):
     """Encoder g of `ours` as torch's own modules: for each layer norm, attention, norm, two linear
     layers; and the last norm.
