@@ -1,5 +1,4 @@
 import errno
-import json
 import os
 import shutil
 import subprocess
@@ -10,22 +9,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import MEMORY, items, tiny
+from tiny import MEMORY, Killed, crashing, items, tiny
 from torch import nn
 
 import mmemo.training.checkpoint as module
 from mmemo.core.errors import CheckpointError
-from mmemo.core.files import canonical_json
 from mmemo.training.checkpoint import (
-    History,
-    Log,
     list_checkpoints,
     load_weights,
     newest_checkpoint,
     optimiser_tensors,
     prune_checkpoints,
     read_checkpoint,
-    read_log,
     restore_optimiser,
     save_checkpoint,
 )
@@ -114,10 +109,6 @@ def test_no_flipped_bit_of_a_manifest_passes(tmp_path_factory, data):
         read_checkpoint(folder / "step-00000001")
 
 
-class Killed(BaseException):
-    "A process that ends here."
-
-
 def test_a_crash_at_any_file_operation_leaves_the_old_or_the_new(tmp_path, monkeypatch):
     "The crash is raised before the n-th operation, for every n, also while a step is saved anew."
     real = {name: getattr(os, name) for name in ("replace", "fsync")}
@@ -128,17 +119,7 @@ def test_a_crash_at_any_file_operation_leaves_the_old_or_the_new(tmp_path, monke
             save_checkpoint(folder, 1, TENSORS, {"step": 1})
             if again:
                 save_checkpoint(folder, 2, TENSORS, {"step": 2})
-            count = [0]
-
-            def counted(operation):
-                def run(*args, **kwargs):
-                    count[0] += 1
-                    if count[0] == crash_at:
-                        raise Killed
-                    return operation(*args, **kwargs)
-
-                return run
-
+            counted = crashing(crash_at)
             with monkeypatch.context() as patch:
                 for name, operation in real.items():
                     patch.setattr(os, name, counted(operation))
@@ -245,54 +226,3 @@ def test_an_optimiser_comes_back(kind):
         step(a, one)
         step(b, two)
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
-
-
-def test_a_log_is_cut_at_its_mark_and_a_changed_one_refused(tmp_path):
-    path, log = tmp_path / "log.jsonl", Log(tmp_path / "log.jsonl")
-    log.write({"n": 1, "x": 0.1})
-    mark = log.mark
-    log.write({"n": 2})
-    log.close()
-    again = Log(path, mark)
-    again.write({"n": 3})
-    again.close()
-    assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [1, 3]
-    path.write_bytes(path.read_bytes().replace(b"0.1", b"0.2"))
-    with pytest.raises(CheckpointError, match="does not begin with"):
-        read_log(path, mark)
-    path.unlink()
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        read_log(path, mark)
-
-
-@given(st.floats(allow_nan=False, allow_infinity=False))
-def test_numbers_survive_the_log_bit_for_bit(x):
-    assert json.loads(canonical_json(x)) == x
-
-
-def test_best_and_stale_of_a_history():
-    def run(direction, values):
-        h = History("m", direction)
-        for i, v in enumerate(values):
-            h.add(
-                {
-                    "type": "epoch",
-                    "epoch": i,
-                    "step": 10 * i,
-                    "train": {"loss": 1.0},
-                    "lr": 0.1,
-                    "valid": {"m": v},
-                }
-            )
-        return h
-
-    assert (
-        run("min", [3, 1, None, 2, 1]).best["epoch"] == 1
-        and run("max", [3, 1, 4, None]).best["epoch"] == 2
-    )
-    assert (
-        run("min", [3, 1, None, 2]).stale == 2
-        and run("min", [None, None]).best is None
-        and run("min", [None, None]).stale == 2
-    )
-    assert list(run("max", [3, 4]).table()["best"]) == ["", "*"]

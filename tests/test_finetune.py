@@ -1,5 +1,5 @@
 """Rates by depth, thaws that survive resume, processes and compilation, frozen norms,
-checkpointing, and memory predicted against memory measured.
+and checkpointing.
 """
 
 import copy
@@ -12,13 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train import Kill, Killed, assert_same_run
-from tiny import MEMORY, Tiny, items, run, same, tiny
+from bert import bert, small, text_model, words
+from tiny import MEMORY, Kill, Killed, Tiny, assert_same_run, items, run, same, tiny
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
-    BertConfig,
-    BertModel,
     DistilBertConfig,
     DistilBertModel,
     RobertaConfig,
@@ -29,14 +27,13 @@ from transformers import (
     Wav2Vec2Model,
 )
 
-from mmemo.core.batch import Batch, Stream
 from mmemo.core.errors import ConfigError
 from mmemo.core.state import epoch_order
-from mmemo.models.base import ConcatFusion, Frozen, Multimodal, Project, RegressionHead
+from mmemo.models.base import ConcatFusion, Frozen, Multimodal, RegressionHead
 from mmemo.models.lora import add_lora
 from mmemo.models.temporal import TCN
 from mmemo.models.text import TextEncoder
-from mmemo.training.checkpoint import History, list_checkpoints
+from mmemo.training.checkpoint import list_checkpoints
 from mmemo.training.finetune import (
     FrozenNorm,
     Thaw,
@@ -45,15 +42,15 @@ from mmemo.training.finetune import (
     layer_rates,
     parameter_depths,
 )
+from mmemo.training.history import History
 from mmemo.training.loop import fit
-from mmemo.training.memory import Memory, measured_memory, predicted_memory
+from mmemo.training.memory import predicted_memory
 from mmemo.training.objectives import mse
 from mmemo.training.plan import Plan, cut_updates, parameter_groups
 
 HERE = Path(__file__).parent
 TRAIN, VALID = items(44), items(20, seed=1)
 quiet = dict(progress=False, track=())
-small = dict(hidden_size=16, num_attention_heads=2, intermediate_size=24)
 speech = dict(
     **small,
     conv_dim=(8, 8),
@@ -69,17 +66,6 @@ speech = dict(
 def tmp_path():
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         yield Path(folder)
-
-
-def bert(layers=12, **options):
-    return BertModel(
-        BertConfig(
-            **small
-            | dict(num_hidden_layers=layers, vocab_size=50, max_position_embeddings=40)
-            | options
-        ),
-        add_pooling_layer=False,
-    )
 
 
 def family():
@@ -127,32 +113,6 @@ def around(**encoders):
         {k: nn.Sequential(Inner(m), nn.Linear(16, 4)) for k, m in encoders.items()},
         ConcatFusion(dict.fromkeys(encoders, 4), 8),
         {"y": RegressionHead(8)},
-    )
-
-
-def text_model(layers=3, dropout=0.1, encoder=None, **options):
-    torch.manual_seed(0)
-    encoder = encoder or TextEncoder(
-        bert(layers, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, **options)
-    )
-    return Multimodal(
-        {"text": nn.Sequential(encoder, Project(encoder.width, 4))},
-        ConcatFusion({"text": 4}, 8, dropout),
-        {"y": RegressionHead(8)},
-    )
-
-
-def words(n=12, L=9, seed=0, vocabulary=50):
-    g = torch.Generator().manual_seed(seed)
-    mask = torch.arange(L) < torch.randint(3, L + 1, (n, 1), generator=g)
-    mask[0] = True
-    return Batch(
-        {
-            "text": Stream(
-                torch.randint(0, vocabulary, (n, L), generator=g), mask, torch.zeros(n, L)
-            )
-        },
-        {"y": torch.randn(n, generator=g)},
     )
 
 
@@ -605,86 +565,3 @@ def test_nothing_to_checkpoint():
 
 
 # --- memory
-
-ROWS = {
-    "full": {},
-    "checkpointed": {},
-    "frozen": {},
-    "lora": {},
-    "bf16": dict(precision="bf16"),
-    "accumulated": dict(batch_size=6, accumulate=4),
-    "sgd": dict(optimiser="sgd"),
-}
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_predicted_is_what_the_allocator_saw(name):
-    torch.manual_seed(0)
-    encoder = TextEncoder(bert(4, hidden_size=64, num_attention_heads=4, intermediate_size=256))
-    model = text_model(
-        encoder=add_lora(encoder, targets=["query", "value"]) if name == "lora" else encoder
-    )
-    if name == "frozen":
-        encoder.requires_grad_(False)
-    if name == "checkpointed":
-        checkpoint_gradients(model)
-    batch, plan = words(24, 33), Plan(**{"batch_size": 24} | ROWS[name])
-    state, world = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
-    found = predicted_memory(model.eval(), mse("y"), batch, plan)
-    assert (
-        not model.training
-        and torch.equal(world, torch.random.get_rng_state())
-        and all(p.grad is None for p in model.parameters())
-    )
-    cost = measured_memory(model, mse("y"), batch, plan, updates=2)
-    assert found.total == pytest.approx(cost.bytes, rel=0.02) and cost.seconds > 0
-    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
-    learning = sum(p.numel() for p in model.parameters() if p.requires_grad) * 4
-    assert (
-        found.moments == learning * (1 if name == "sgd" else 2)
-        and found.gradients <= learning < found.weights + 1
-    )
-
-
-def test_a_large_model_and_a_small_batch_peak_at_the_step():
-    model = nn.Sequential(nn.Linear(400, 400), nn.ReLU(), nn.Linear(400, 1))
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = model
-
-        def forward(self, batch):
-            return (
-                Multimodal.__new__(Multimodal)
-                if batch is None
-                else type(
-                    "O", (), {"predictions": {"y": self.net(batch.streams["audio"].x[:, 0])[:, 0]}}
-                )()
-            )
-
-    batch = Batch({"audio": Stream.of(torch.randn(2, 1, 400), rate=1)}, {"y": torch.randn(2)})
-    found, size = (
-        predicted_memory(Net(), mse("y"), batch),
-        sum(p.numel() for p in model.parameters()) * 4,
-    )
-    assert (
-        found == Memory(size, size, 2 * size, 0)
-        or found.gradients + found.activations < 1.01 * size
-    )
-    assert found.total == pytest.approx(
-        measured_memory(Net(), mse("y"), batch, updates=2).bytes, rel=0.02
-    )
-
-
-def test_what_asks_for_values_cannot_be_predicted():
-    class Asks(Tiny):
-        def forward(self, batch):
-            if batch.streams["audio"].x.sum() > 0:
-                pass
-            return super().forward(batch)
-
-    with pytest.raises(ConfigError, match="asks for values.*measure instead"):
-        predicted_memory(Asks(), mse("y"), TRAIN)
-    with pytest.raises(ConfigError, match="updates=1"):
-        measured_memory(tiny(), mse("y"), TRAIN, updates=1)

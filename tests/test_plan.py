@@ -14,8 +14,6 @@ from torch.optim import lr_scheduler as torch_schedule
 
 from mmemo.core.errors import ConfigError
 from mmemo.core.state import epoch_order, own_noise, seed_of, set_noise
-from mmemo.training.loop import Trainer
-from mmemo.training.objectives import mse
 from mmemo.training.plan import (
     Plan,
     count_plateaus,
@@ -246,15 +244,6 @@ def test_every_parameter_is_in_one_group():
     )
 
 
-def test_the_memory_of_squared_gradients_reaches_the_optimiser():
-    for kind in ("adamw", "adam"):
-        assert Trainer(
-            tiny(), mse("y"), Plan(optimiser=kind, beta2=0.98), 8
-        ).optimiser.param_groups[0]["betas"] == (0.9, 0.98)
-    with pytest.raises(ConfigError, match="beta2=1.0 cannot be: choose a number from 0 to below 1"):
-        Plan(beta2=1.0)
-
-
 def test_memory_that_was_kept_is_not_fetched_again():
     """Page faults of tensors made and freed over and over: many before, hardly any after.
 
@@ -271,7 +260,8 @@ def faults():
     for _ in range(5): torch.ones(12_000_000)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 before, kept = faults(), keep_memory()
-for _ in range(4): faults()                                    # the first ones fetch what is kept from then on
+# the first ones fetch what is kept from then on
+for _ in range(4): faults()
 after = faults()
 assert not kept or after < .1 * before, (before, after)
 print(kept)

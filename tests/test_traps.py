@@ -28,15 +28,16 @@ from torch.nn import functional as F
 
 from mmemo.core.batch import Batch, Stream, masked_mean, masked_std
 from mmemo.core.errors import CheckpointError, ConfigError
-from mmemo.evaluation.metrics import regression_metrics
 from mmemo.models.attention import Clock
 from mmemo.models.audiovisual import LogMel
 from mmemo.models.base import ConcatFusion, Multimodal, Project, RegressionHead
 from mmemo.models.fusion import ConcatNorm
-from mmemo.training.checkpoint import History, load_weights, save_checkpoint
-from mmemo.training.loop import NonFiniteError, fit
-from mmemo.training.objectives import ccc, entropy, mse
+from mmemo.training.checkpoint import load_weights, save_checkpoint
+from mmemo.training.history import History
+from mmemo.training.loop import fit
+from mmemo.training.objectives import mse
 from mmemo.training.plan import Plan, count_plateaus, parameter_groups, rate_factor
+from mmemo.training.update import NonFiniteError
 
 HERE = Path(__file__).parent
 
@@ -94,7 +95,8 @@ def naive_correlation():
     value, slope = value_and_slope(lambda p: naive_ccc(p, one, 1e-8), one)
     assert value == 1 and not slope.any()
 
-    def pearson(p, t=torch.arange(4.0)):
+    def pearson(p):
+        t = torch.arange(4.0)
         a, b = p - p.mean(), t - t.mean()
         return 1 - (a * b).sum() / (a.square().sum().sqrt() * b.square().sum().sqrt() + 1e-8)
 
@@ -351,7 +353,7 @@ def naive_save(tmp_path):
     torch.save(weights, path)
     with full_disk(4096), pytest.raises((RuntimeError, OSError)):
         torch.save(weights, path)
-    with pytest.raises(Exception):
+    with pytest.raises((RuntimeError, OSError, EOFError, pickle.UnpicklingError)):
         torch.load(path)
 
 
@@ -490,8 +492,8 @@ TRAPS = {
     "the correlation of a constant": (
         naive_correlation,
         [
-            "test_traps::test_ccc",
-            "test_traps::test_ccc_is_the_metric",
+            "test_objectives::test_ccc",
+            "test_objectives::test_ccc_is_the_metric",
             "test_evaluate::test_ccc_of_constants_is_zero_on_both_roads",
         ],
     ),
@@ -540,38 +542,38 @@ TRAPS = {
     "a loss over nobody": (
         naive_loss_of_nobody,
         [
-            "test_train::test_cross_entropy_is_torchs_and_survives_no_targets",
+            "test_objectives::test_cross_entropy_is_torchs_and_survives_no_targets",
             "test_multitask::test_an_absent_class_keeps_the_loss_finite",
-            "test_train::test_mse_ignores_unknown_targets",
+            "test_objectives::test_mse_ignores_unknown_targets",
             "test_multitask::test_a_task_without_a_label_costs_exactly_nothing",
         ],
     ),
     "an anchor without a positive": (
         naive_contrastive,
         [
-            "test_multitask::test_nothing_to_compare_costs_exactly_nothing",
-            "test_multitask::test_hard_batches_are_finite",
-            "test_multitask::test_objective_is_the_loss_of_its_head_and_says_who_had_a_positive",
+            "test_contrastive::test_nothing_to_compare_costs_exactly_nothing",
+            "test_contrastive::test_hard_batches_are_finite",
+            "test_contrastive::test_objective_is_the_loss_of_its_head_and_says_who_had_a_positive",
         ],
     ),
     "the direction of a zero vector": (
         naive_zero_vector,
-        ["test_multitask::test_a_vector_of_zeros_gets_no_gradient_and_nan_is_seen"],
+        ["test_contrastive::test_a_vector_of_zeros_gets_no_gradient_and_nan_is_seen"],
     ),
     "log of 0 and exp of much": (
         naive_logarithm,
         [
             "test_media::test_silence_and_loud_noise_are_finite",
-            "test_traps::test_entropy",
+            "test_objectives::test_entropy",
             "test_traps::test_a_clock_has_ends",
-            "test_multitask::test_a_temperature_that_cannot_be_is_refused",
+            "test_contrastive::test_a_temperature_that_cannot_be_is_refused",
         ],
     ),
     "clipping what is not finite": (
         naive_clipping,
         [
-            "test_train::test_a_value_that_is_not_finite_stops_before_the_step",
-            "test_train::test_clip_bounds_the_step",
+            "test_update::test_a_value_that_is_not_finite_stops_before_the_step",
+            "test_update::test_clip_bounds_the_step",
         ],
     ),
     "the optimiser's memory": (
@@ -606,7 +608,7 @@ TRAPS = {
         naive_iterator,
         [
             "test_plan::test_load_gives_the_batches_in_order_and_draws_nothing",
-            "test_train::test_noise_of_the_data_is_resumed",
+            "test_loop::test_noise_of_the_data_is_resumed",
         ],
     ),
     "a full disk over the last checkpoint": (
@@ -614,7 +616,7 @@ TRAPS = {
         [
             "test_traps::test_a_full_disk_leaves_the_last_checkpoint",
             "test_checkpoint::test_a_full_disk_leaves_the_previous_loadable",
-            "test_train::test_disk_full_in_the_middle_of_a_run",
+            "test_loop::test_disk_full_in_the_middle_of_a_run",
         ],
     ),
     "a flipped bit": (
@@ -649,14 +651,14 @@ TRAPS = {
     "runs that depend on state": (
         None,
         [
-            "test_train::test_killed_anywhere_and_resumed_it_is_the_same_run",
-            "test_train::test_sigkill",
-            "test_train::test_a_run_depends_on_its_seed_and_nothing_else",
+            "test_loop::test_killed_anywhere_and_resumed_it_is_the_same_run",
+            "test_loop::test_sigkill",
+            "test_loop::test_a_run_depends_on_its_seed_and_nothing_else",
         ],
     ),
     "other threads, other bits": (
         None,
-        ["test_train::test_resume_refuses_another_plan_and_tells_of_another_machine"],
+        ["test_loop::test_resume_refuses_another_plan_and_tells_of_another_machine"],
     ),
     "parameters thawed inside a wrapper": (
         None,
@@ -668,8 +670,8 @@ TRAPS = {
     "a log cut by a kill": (
         None,
         [
-            "test_checkpoint::test_a_log_is_cut_at_its_mark_and_a_changed_one_refused",
-            "test_checkpoint::test_numbers_survive_the_log_bit_for_bit",
+            "test_history::test_a_log_is_cut_at_its_mark_and_a_changed_one_refused",
+            "test_history::test_numbers_survive_the_log_bit_for_bit",
         ],
     ),
     # traps of protocols, whose naive half is measured where they are taught
@@ -695,7 +697,7 @@ TRAPS = {
         None,
         [
             "test_traps::test_processes_that_would_train_alone_are_refused",
-            "test_train::test_two_processes_give_the_losses_of_one",
+            "test_loop::test_two_processes_give_the_losses_of_one",
         ],
     ),
 }
@@ -734,66 +736,6 @@ def test_the_naive_form_fails(trap, tmp_path):
 
 
 # --- guards that no other file holds
-
-
-def test_ccc():
-    one, some = torch.ones(4), torch.tensor([1.0, 2, 4, 3])
-    for p, t, want in (
-        (one, one, 1.0),
-        (one, 2 * one, 1.0),
-        (one, some, 1.0),
-        (some, some, 0.0),
-        (-some, some, None),
-        (1 + 1e-9 * some, some, 1.0),
-    ):
-        value, slope = value_and_slope(lambda x: loss(ccc("y"), x, t), p)
-        assert (
-            slope.isfinite().all()
-            and slope.abs().max() < 2
-            and (want is None or value == pytest.approx(want, abs=1e-5))
-        )
-    for known in (0, 1):
-        target = torch.where(torch.arange(4) < known, some, math.nan)
-        value, slope = value_and_slope(lambda x: loss(ccc("y"), x, target), some)
-        assert value == 0 and not slope.any()
-    target = torch.cat([some, torch.tensor([math.nan])])
-    value, slope = value_and_slope(
-        lambda x: loss(ccc("y"), x, target), torch.tensor([2.0, 2, 3, 3, 1e30])
-    )
-    assert (
-        value == pytest.approx(loss(ccc("y"), torch.tensor([2.0, 2, 3, 3]), some).item(), rel=1e-6)
-        and slope[4] == 0
-    )
-    assert is_nan(loss(ccc("y"), torch.tensor([2.0, math.nan, 3, 3]), some)), (
-        "a prediction that is NaN is seen"
-    )
-    half = loss(ccc("y"), (300 * some).half(), 300 * some)
-    assert half.dtype == torch.float32 and half.isfinite()
-
-
-def test_ccc_is_the_metric():
-    p, t = torch.randn(23), torch.randn(23) * 3 + 1
-    found = ccc("y")(*said({"y": p}, {"y": t}))
-    assert found["ccc"].item() == pytest.approx(
-        regression_metrics(p, t)["ccc"], rel=1e-5
-    ) and found["loss"].item() == pytest.approx(1 - found["ccc"].item(), rel=1e-6)
-    slope, step = value_and_slope(lambda x: loss(ccc("y"), x, t), p)[1], 1e-2
-    for i in range(3):
-        nudge = step * F.one_hot(torch.tensor(i), 23)
-        assert float(loss(ccc("y"), p + nudge, t) - loss(ccc("y"), p - nudge, t)) / (
-            2 * step
-        ) == pytest.approx(slope[i].item(), abs=2e-4)
-
-
-def test_entropy():
-    from scipy.stats import entropy as scipys
-
-    p = torch.softmax(torch.randn(5, 7), -1)
-    assert np.allclose(entropy(p).numpy(), scipys(p.numpy(), axis=-1), atol=1e-6)
-    value, slope = value_and_slope(
-        lambda x: entropy(x).sum(), torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0]])
-    )
-    assert value == pytest.approx(math.log(2)) and slope.isfinite().all()
 
 
 def test_means_and_spreads_in_float16():
@@ -926,8 +868,14 @@ def test_calls_that_do_not_occur():
     """Calls that run a stranger's code, leave their folder, or resume somewhere else than they
     stopped do not occur in the package at all.
     """
-    roads = r"distributed\.checkpoint|register_for_checkpointing|save_state\(|load_state\(|skip_first_batches|total_limit|prepare_scheduler|prepare_data_loader|unpack_archive|extractall|\bdill\b|cloudpickle|joblib\.load|read_pickle|np\.load\(|numpy\.load\("
-    for path in (HERE.parent / "mmemo").glob("*.py"):
+    roads = (
+        r"distributed\.checkpoint|register_for_checkpointing|save_state\(|load_state\("
+        r"|skip_first_batches|total_limit|prepare_scheduler|prepare_data_loader|unpack_archive"
+        r"|extractall|\bdill\b|cloudpickle|joblib\.load|read_pickle|np\.load\(|numpy\.load\("
+    )
+    paths = sorted((HERE.parent / "mmemo").rglob("*.py"))
+    assert len(paths) > 40
+    for path in paths:
         found = re.findall(roads, path.read_text())
         assert not found, f"{path.name}: {found}"
 

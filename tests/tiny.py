@@ -68,6 +68,44 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     )
 
 
+class Killed(BaseException):
+    "A process that ends here: nothing of fit may catch it and tidy up."
+
+
+def crashing(at: int):
+    "A wrapper of operations that all count together; the `at`-th call ends the process instead."
+    count = [0]
+
+    def counted(operation):
+        def run(*args, **kwargs):
+            count[0] += 1
+            if count[0] == at:
+                raise Killed
+            return operation(*args, **kwargs)
+
+        return run
+
+    return counted
+
+
+class Kill:
+    "An objective that ends the process at its n-th call."
+
+    def __init__(self, at: int):
+        self.left, self.inner = at, mse("y")
+
+    def __call__(self, output, batch):
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+        return self.inner(output, batch)
+
+
+def assert_same_run(a, b):
+    (one, first), (two, second) = a, b
+    assert first.steps == second.steps and first.epochs == second.epochs and same(one, two)
+
+
 def digest(model: nn.Module) -> str:
     return hashlib.sha256(
         b"".join(v.numpy().tobytes() for v in model.state_dict().values())

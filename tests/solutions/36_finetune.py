@@ -1,7 +1,3 @@
-def korthikanti(s, b, h, a):
-    return s * b * h * (34 + 5 * a * s / h)
-
-
 def chain(stages):
     def at_epoch(model, epoch):
         for name, p in model.named_parameters():
@@ -10,17 +6,3 @@ def chain(stages):
             )
 
     return at_epoch
-
-
-def smallest_accumulation(model, objective, batch, limit):
-    n = 1
-    while n <= len(batch):
-        if (
-            predicted_memory(
-                model, objective, batch, Plan(batch_size=-(-len(batch) // n), accumulate=n)
-            ).total
-            <= limit
-        ):
-            return n
-        n *= 2
-    return None

@@ -19,11 +19,3 @@ def averaged(paths):
         name: mean(name) if value.is_floating_point() else value
         for name, value in parts[-1].items()
     }
-
-
-def smoothed(losses, beta):
-    mean, found = 0.0, []
-    for t, loss in enumerate(losses, 1):
-        mean = beta * mean + (1 - beta) * loss
-        found.append(mean / (1 - beta**t))
-    return found

@@ -15,7 +15,7 @@ import pytest
 from tiny import MEMORY, items, tiny
 
 from mmemo.core.errors import ConfigError
-from mmemo.training.checkpoint import History, read_log
+from mmemo.training.history import History, read_log
 from mmemo.training.loop import fit
 from mmemo.training.objectives import mse
 from mmemo.training.plan import Plan
@@ -286,7 +286,8 @@ def until(n, inner=mse("y")):
         if n < 0: raise Killed
         return inner(output, batch)
     return objective
-plan, options = Plan(epochs=2, batch_size=8, lr=.01, checkpoint_steps=1), dict(progress=False, track=["wandb"])
+plan = Plan(epochs=2, batch_size=8, lr=.01, checkpoint_steps=1)
+options = dict(progress=False, track=["wandb"])
 try: fit(tiny(), until(9), items(44), items(20, seed=1), plan, {str(tmp_path)!r}, **options)
 except Killed: print("killed")
 fit(tiny(), mse("y"), items(44), items(20, seed=1), plan, {str(tmp_path)!r}, **options)
