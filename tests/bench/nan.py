@@ -29,8 +29,9 @@ from transformers.utils import logging
 
 from mmemo.core.batch import Batch, Stream, masked_mean
 from mmemo.core.errors import ConfigError
-from mmemo.diagnostics.faults import FAULT_KINDS, plant_decoy, plant_fault
-from mmemo.diagnostics.guard import Guard, find_cause
+from mmemo.diagnostics.guard import Guard
+from mmemo.diagnostics.planted import FAULT_KINDS, plant_decoy, plant_fault
+from mmemo.diagnostics.replay import find_cause
 from mmemo.models.audiovisual import R3D, WaveCNN
 from mmemo.models.base import ClassHead, Frozen, Multimodal, Project, RegressionHead, Standardize
 from mmemo.models.fusion import FUSIONS, ConcatNorm, get_fusion
