@@ -53,7 +53,11 @@ class Flat(nn.Module):
         return self.Slope.apply(x)
 
 
-def step(model, batch, objective=mse("y"), **options):
+ERROR = mse("y")
+TWO_EPOCHS = Plan(epochs=2, batch_size=8)
+
+
+def step(model, batch, objective=ERROR, **options):
     return BadStep(
         model,
         objective,
@@ -68,7 +72,7 @@ def step(model, batch, objective=mse("y"), **options):
     )
 
 
-def stopped(model, data=TRAIN, objective=mse("y"), plan=Plan(epochs=2, batch_size=8), **options):
+def stopped(model, data=TRAIN, objective=ERROR, plan=TWO_EPOCHS, **options):
     with pytest.raises(NonFiniteError) as caught:
         fit(model, objective, data, None, plan, **quiet, **options)
     return caught.value

@@ -421,13 +421,12 @@ def others() -> None:
                 net = watched if tool and "Debug" in tool else model
                 objective(net(data), data)["loss"].backward()
             cost[tool].append(process_time() - start)
-    print(
-        f"\n{'on ' + str(trials) + ' faults of one architecture':<40}{'names the place':>16}{'x a step':>10}"
-    )
+    title = f"on {trials} faults of one architecture"
+    print(f"\n{title:<40}{'names the place':>16}{'x a step':>10}")
+    bare = statistics.median(cost[None])
     for tool in tools:
-        print(
-            f"{tool:<40}{score[tool]:>16}{statistics.median(cost[tool]) / statistics.median(cost[None]):>10.2f}"
-        )
+        slower = statistics.median(cost[tool]) / bare
+        print(f"{tool:<40}{score[tool]:>16}{slower:>10.2f}")
     print(f"{'Guard':<40}{score['find']:>16}{'(below)':>10}")
 
 
