@@ -10,15 +10,18 @@ from torch import nn
 
 from mmemo.core.batch import Batch, Stream, masked_mean
 from mmemo.core.errors import ConfigError, some_names
-from mmemo.diagnostics.contracts import (
+from mmemo.diagnostics.checks import (
     Bench,
     Check,
     Checks,
     Untried,
     Wrong,
     as_batch,
-    check_contracts,
     choose_items,
+    pieces_alone,
+)
+from mmemo.diagnostics.contracts import (
+    check_contracts,
     finite_weights,
     items_differ,
     items_stand_alone,
@@ -26,7 +29,6 @@ from mmemo.diagnostics.contracts import (
     missing_is_finite,
     missing_stays_missing,
     padding_is_silent,
-    pieces_alone,
     stream_to_stream,
     vector_to_prediction,
 )

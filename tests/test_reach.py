@@ -123,11 +123,13 @@ def build(kind, k, s, d, p):
 @settings(max_examples=40, deadline=None)
 @given(st.lists(layer, min_size=1, max_size=4))
 def test_reach_of_random_stacks_is_that_of_the_gradient(layers):
-    net, steps = nn.Sequential(*(build(*l) for l in layers)), 901
+    net, steps = nn.Sequential(*(build(*given) for given in layers)), 901
+
     # a maximum hides all but one of its window
-    smooth = positive(
-        nn.Sequential(*(build(*l) if l[0] != "max" else Average(*l[1:]) for l in layers))
-    )
+    def visible(kind, *sizes):
+        return Average(*sizes) if kind == "max" else build(kind, *sizes)
+
+    smooth = positive(nn.Sequential(*(visible(*given) for given in layers)))
     x = torch.rand(1, FEATURES, steps)
     reach, y = track(net, x, 2)
     for step in (0, y.shape[-1] // 2, y.shape[-1] - 1):

@@ -29,8 +29,9 @@ from transformers.utils import logging
 
 from mmemo.core.batch import Batch, Stream, masked_mean
 from mmemo.core.errors import ConfigError
-from mmemo.diagnostics.faults import FAULT_KINDS, plant_decoy, plant_fault
-from mmemo.diagnostics.guard import Guard, find_cause
+from mmemo.diagnostics.guard import Guard
+from mmemo.diagnostics.planted import FAULT_KINDS, plant_decoy, plant_fault
+from mmemo.diagnostics.replay import find_cause
 from mmemo.models.audiovisual import R3D, WaveCNN
 from mmemo.models.base import ClassHead, Frozen, Multimodal, Project, RegressionHead, Standardize
 from mmemo.models.fusion import FUSIONS, ConcatNorm, get_fusion
@@ -420,13 +421,12 @@ def others() -> None:
                 net = watched if tool and "Debug" in tool else model
                 objective(net(data), data)["loss"].backward()
             cost[tool].append(process_time() - start)
-    print(
-        f"\n{'on ' + str(trials) + ' faults of one architecture':<40}{'names the place':>16}{'x a step':>10}"
-    )
+    title = f"on {trials} faults of one architecture"
+    print(f"\n{title:<40}{'names the place':>16}{'x a step':>10}")
+    bare = statistics.median(cost[None])
     for tool in tools:
-        print(
-            f"{tool:<40}{score[tool]:>16}{statistics.median(cost[tool]) / statistics.median(cost[None]):>10.2f}"
-        )
+        slower = statistics.median(cost[tool]) / bare
+        print(f"{tool:<40}{score[tool]:>16}{slower:>10.2f}")
     print(f"{'Guard':<40}{score['find']:>16}{'(below)':>10}")
 
 

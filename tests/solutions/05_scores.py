@@ -15,7 +15,3 @@ def brier(scores, target):
     return float(
         (scores - torch.nn.functional.one_hot(target, scores.shape[1])).square().sum(1).mean()
     )
-
-
-def mutters(ray):
-    return [k for k, i in ray.items() if i.low > 0 and i.high < 1]

@@ -2,10 +2,6 @@ import torch
 from torch import nn
 
 
-def guilty(suspects, is_bad):
-    return [s for s in suspects if is_bad({other for other in suspects if other != s})]
-
-
 def first_to_grow(norms, factor):
     for update in range(3, len(norms)):
         over = norms[update] > factor * norms[:update].median(0).values

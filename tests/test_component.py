@@ -12,20 +12,19 @@ from torch import nn
 
 from mmemo.core.batch import Batch, Stream, masked_mean
 from mmemo.core.errors import ConfigError
-from mmemo.diagnostics.component import (
+from mmemo.diagnostics.capacity import (
     Span,
     alike_groups,
     attainable_predictions,
     branch_capacity,
     by_heart,
-    check_pieces,
     gradient_norms,
     piece_of,
-    streams_matter,
     with_predictions,
     without_noise,
 )
-from mmemo.diagnostics.contracts import Untried, Wrong, choose_items
+from mmemo.diagnostics.checks import Untried, Wrong, choose_items
+from mmemo.diagnostics.component import check_pieces, streams_matter
 from mmemo.models.adversary import AdversaryHead
 from mmemo.models.base import (
     ClassHead,

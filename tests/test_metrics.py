@@ -1,10 +1,7 @@
-"""Metrics against scikit-learn and torchmetrics, intervals against explicit resamples, X-rays
-against known answers.
-"""
+"""Metrics against scikit-learn and torchmetrics, intervals against explicit resamples."""
 
 import ast
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +10,7 @@ import torch
 import torchmetrics.functional as tm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from listeners import Talker, listeners
 
 from mmemo.core.batch import Batch, Stream
 from mmemo.core.errors import ConfigError, DataError, ShapeError
@@ -28,61 +25,10 @@ from mmemo.evaluation.metrics import (
 )
 from mmemo.evaluation.xray import best_prediction, explained_share, xray
 from mmemo.models.base import predict, probabilities
-from mmemo.synthetic.factors import (
-    FACTORS,
-    INFORMATION,
-    LATENTS,
-    Knobs,
-    bayes_prediction,
-    with_sarcasm,
-)
 
 # the libraries warn of absent classes, on purpose here
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 torch.set_num_threads(1)
-
-
-def listeners(n=800, per=20, seed=0, knobs=Knobs(), corpora=1):
-    "A known-answer corpus without its signals: factors, speakers, labels, and streams of one step."
-    rng = np.random.default_rng(seed)
-    factors = torch.from_numpy(with_sarcasm(rng.choice([-1, 1], (n, 7)))).float()
-    points = (
-        bayes_prediction(factors, LATENTS, knobs=knobs)
-        + torch.from_numpy(rng.standard_normal(n)).float()
-    )
-
-    def stream():
-        return Stream(torch.zeros(n, 1, 2), torch.ones(n, 1, dtype=torch.bool), torch.zeros(n, 1))
-
-    return Batch(
-        {m: stream() for m in ("text", "audio", "video")},
-        {"phq8": points.round().clip(0, 24)},
-        {
-            "factors": factors,
-            "speaker": [f"s{i // per}" for i in range(n)],
-            "corpus": [f"corpus{i // per % corpora}" for i in range(n)],
-        },
-    )
-
-
-class Talker(nn.Module):
-    "A model-shaped stand-in: one number, three classes and an embedding from the mean of a stream."
-
-    def __init__(self):
-        super().__init__()
-        self.body, self.drop, self.frozen = (
-            nn.Linear(2, 5),
-            nn.Dropout(0.5),
-            nn.BatchNorm1d(5).eval(),
-        )
-        self.seen = []
-
-    def forward(self, batch):
-        self.seen.append((len(batch), self.training, torch.is_grad_enabled()))
-        h = self.drop(self.frozen(self.body(batch.streams["audio"].x.mean(1))))
-        return SimpleNamespace(
-            predictions={"phq8": h[:, 0], "emotion": h[:, 1:4]}, embedding=h, maps={}
-        )
 
 
 # ---------------------------------------------------------------- predict
@@ -131,45 +77,6 @@ def test_predict_works_on_any_data_set_that_answers_rows_and_refuses_an_empty_on
     assert torch.equal(predict(model, Rows(), 3)["phq8"], predict(model, whole, 3)["phq8"])
     with pytest.raises(ShapeError, match="no items"):
         predict(model, [])
-
-
-def test_the_real_static_model_is_predicted_and_xrayed():
-    from torch import nn
-
-    from mmemo.models.base import (
-        ClassHead,
-        ConcatFusion,
-        Multimodal,
-        Project,
-        RegressionHead,
-        static_front,
-    )
-    from mmemo.synthetic.known_answer import known_answer
-
-    data, names = known_answer(130, items_per_speaker=10), ("audio", "video")
-    torch.manual_seed(0)
-    model = Multimodal(
-        {
-            n: nn.Sequential(static_front(data, n), Project(data.streams[n].x.shape[-1], 8))
-            for n in names
-        },
-        ConcatFusion(dict.fromkeys(names, 8), 6),
-        {"phq8": RegressionHead(6), "emotion": ClassHead(6, 7)},
-    )
-    model.train()
-    out = predict(model, data, batch_size=50)
-    assert {k: tuple(v.shape) for k, v in out.items()} == {
-        "phq8": (130,),
-        "emotion": (130, 7),
-        "embedding": (130, 6),
-    }
-    model.eval()
-    # padding and batch size change nothing
-    assert torch.allclose(out["phq8"], model(data).predictions["phq8"], atol=1e-4)
-    assert (
-        list(xray(model, data)) == list(FACTORS)
-        and explained_share(model, data, INFORMATION["static"]).value < 0.9
-    )
 
 
 # ---------------------------------------------------------------- metrics against libraries
@@ -572,142 +479,7 @@ def test_p_value_is_honest_under_correlated_speakers():
     assert 6 <= low <= 34  # 20 expected, sd 4.2
 
 
-# ---------------------------------------------------------------- X-ray
-
-
-@pytest.mark.parametrize(
-    "chosen",
-    [
-        dict(tone=1),
-        dict(tone=0.5, contour=1, sarcasm=-0.25),
-        dict(zip(FACTORS, np.linspace(0.1, 1, 8))),
-    ],
-)
-def test_known_answer_xray(chosen):
-    data = listeners()
-    full = np.linalg.lstsq(
-        np.c_[np.ones(800), data.meta["factors"]],
-        bayes_prediction(data.meta["factors"], LATENTS).double().numpy(),
-        rcond=None,
-    )[0][1:]
-    prediction = 3 + data.meta["factors"].double() @ torch.tensor(
-        [chosen.get(k, 0.0) * w for k, w in zip(FACTORS, full)], dtype=torch.float64
-    )
-    for name, ray in xray(prediction, data).items():
-        assert (
-            ray.value == pytest.approx(chosen.get(name, 0), abs=1e-6) and ray.high - ray.low < 0.06
-        )
-
-
-def test_xray_of_bayes_is_one_for_what_it_hears_and_zero_elsewhere():
-    data = listeners()
-    for hears in INFORMATION.values():
-        ray = xray(bayes_prediction(data.meta["factors"], hears), data)
-        assert list(ray) == list(FACTORS)
-        for k, i in ray.items():
-            inside = k in hears or k == "sarcasm" and {"words", "contour"} <= set(hears)
-            assert i.value == pytest.approx(float(inside), abs=0.02) and i.low <= i.value <= i.high
-
-
-def test_xray_takes_a_module_a_dictionary_or_a_tensor_and_no_shift_matters():
-    data = listeners(300)
-
-    class Whisper(nn.Module):
-        def forward(self, batch):
-            return SimpleNamespace(
-                predictions={"phq8": batch.meta["factors"] @ torch.arange(8.0) / 4},
-                embedding=batch.meta["factors"],
-                maps={},
-            )
-
-    model = Whisper()
-    out = predict(model, data)
-    assert xray(model, data) == xray(out, data) == xray(out["phq8"], data)
-    moved = xray(out["phq8"] + 100, data)
-    assert all(
-        np.allclose(a, b, atol=1e-6) for a, b in zip(moved.values(), xray(model, data).values())
-    )
-
-
-def test_xray_intervals_hold_zero_for_deaf_factors_of_a_noisy_model():
-    misses = 0
-    for seed in range(20):
-        data = listeners(600, seed=seed)
-        g = torch.Generator().manual_seed(seed)
-        ray = xray(
-            9 + 1.5 * data.meta["factors"][:, 0] + 2 * torch.randn(600, generator=g),
-            data,
-            resamples=300,
-        )
-        misses += sum(not i.low <= 0 <= i.high for k, i in ray.items() if k != "tone") + (
-            not ray["tone"].low <= 1 <= ray["tone"].high
-        )
-    assert misses / 160 < 0.14
-
-
-def test_xray_does_not_confuse_factors_that_come_together():
-    rng = np.random.default_rng(0)
-    data = listeners(1200)
-    f = data.meta["factors"]
-    lean = torch.from_numpy(rng.random(1200) < 0.4)
-    f[lean, :7] = torch.from_numpy(rng.choice([-1.0, 1.0], (1200, 1))).float()[lean]
-    f[:, 7] = f[:, 2] * f[:, 4]
-    ray = xray(1.5 * f[:, 1], data)
-    assert ray["face"].value > 0.9 and all(
-        abs(i.value) < 1e-6 for k, i in ray.items() if k != "face"
-    )
-
-
-def test_missing_modalities_lower_what_can_be_heard():
-    data = listeners(1000).without("video")
-    assert torch.equal(
-        best_prediction(data, LATENTS),
-        best_prediction(data, [k for k in LATENTS if k not in ("face", "onset")]),
-    )
-    ray = xray(best_prediction(data, LATENTS), data)
-    assert (
-        np.isnan(ray["face"]).all()
-        and np.isnan(ray["onset"]).all()
-        and ray["tone"].value == pytest.approx(1)
-    )
-    half = listeners(1000)
-    half.streams["audio"].mask[:500] = False
-    ray = xray(best_prediction(half, LATENTS), half)
-    assert all(i.value == pytest.approx(1) for i in ray.values())
-
-
-def test_best_prediction_knows_the_corpus_of_an_item():
-    knobs = Knobs(corpora=2, prior=0.3)
-    data = listeners(400, knobs=knobs, corpora=2)
-    second = np.array([c == "corpus1" for c in data.meta["corpus"]])
-    out = best_prediction(data, (), knobs)
-    assert len(out.unique()) == 2 and out[second].mean() > out[~second].mean() + 2
-    assert torch.equal(
-        out[second], bayes_prediction(data.meta["factors"], (), knobs=knobs, corpus=1)[second]
-    )
-
-
-def test_explained_share_is_zero_at_the_constant_and_one_at_the_ceiling():
-    data = listeners()
-    f = data.meta["factors"]
-    hears = INFORMATION["temporal"]
-    const, best = bayes_prediction(f, ()), bayes_prediction(f, hears)
-    assert explained_share(const, data, hears) == Interval(0, 0, 0) and explained_share(
-        best, data, hears
-    ) == pytest.approx((1, 1, 1))
-    y, t = (const + best) / 2, data.targets["phq8"]
-
-    def mse(v):
-        return float(((v - t).double() ** 2).mean())
-
-    share = explained_share(y, data, hears)
-    assert (
-        share.value == pytest.approx((mse(const) - mse(y)) / (mse(const) - mse(best)), abs=1e-6)
-        and share.low < share.value < share.high
-    )
-    assert explained_share(bayes_prediction(f, LATENTS), data, hears).value > 1.1
-    data.targets["phq8"][:10] = float("nan")
-    assert np.isfinite(explained_share(y, data, hears)).all()
+# ---------------------------------------------------------------- the module
 
 
 def test_module_imports_nothing_heavy_at_its_top():

@@ -17,23 +17,10 @@ from torch import nn
 from mmemo.core.batch import Batch, Stream
 from mmemo.core.errors import CheckpointError, ConfigError
 from mmemo.core.state import seed_of
-from mmemo.diagnostics.faults import (
-    FAULT_KINDS,
-    Watch,
-    is_bad,
-    mend_values,
-    odd_values,
-    plant_decoy,
-    plant_fault,
-)
-from mmemo.diagnostics.guard import (
-    Finding,
-    Guard,
-    draw_norms,
-    find_cause,
-    layer_norms,
-    replay_report,
-)
+from mmemo.diagnostics.faults import Watch, is_bad, mend_values, odd_values
+from mmemo.diagnostics.guard import Guard, draw_norms, layer_norms, replay_report
+from mmemo.diagnostics.planted import FAULT_KINDS, plant_decoy, plant_fault
+from mmemo.diagnostics.replay import Finding, find_cause
 from mmemo.models.base import Multimodal, Project, RegressionHead, Standardize
 from mmemo.models.fusion import ConcatNorm, get_fusion
 from mmemo.models.temporal import TCN
@@ -66,7 +53,11 @@ class Flat(nn.Module):
         return self.Slope.apply(x)
 
 
-def step(model, batch, objective=mse("y"), **options):
+ERROR = mse("y")
+TWO_EPOCHS = Plan(epochs=2, batch_size=8)
+
+
+def step(model, batch, objective=ERROR, **options):
     return BadStep(
         model,
         objective,
@@ -81,7 +72,7 @@ def step(model, batch, objective=mse("y"), **options):
     )
 
 
-def stopped(model, data=TRAIN, objective=mse("y"), plan=Plan(epochs=2, batch_size=8), **options):
+def stopped(model, data=TRAIN, objective=ERROR, plan=TWO_EPOCHS, **options):
     with pytest.raises(NonFiniteError) as caught:
         fit(model, objective, data, None, plan, **quiet, **options)
     return caught.value
@@ -261,24 +252,20 @@ def test_operations_forward_backward_and_hidden():
             row,
         ), type(module)
         assert (
-            "tests/test_stability.py" in found.line
+            "tests/test_guard.py" in found.line
             and f"{direction} pass of encoder.1: {operation}" in str(found)
         )
 
     def objective(output, batch):
-        return {
-            "loss": (output.predictions["y"] - output.predictions["y"].detach())
-            .square()
-            .mean()
-            .sqrt()
-        }
+        gap = output.predictions["y"] - output.predictions["y"].detach()
+        return {"loss": gap.square().mean().sqrt()}
 
     found = find_cause(step(tiny(), TRAIN[:6], objective))
     assert (found.name, found.direction, found.operation) == (
         "objective",
         "backward",
         "div",
-    ) and "objective = lambda" in found.line
+    ) and "gap.square().mean().sqrt()" in found.line
 
 
 def test_overflow_is_told_from_bad_mathematics():
@@ -530,7 +517,7 @@ def test_a_report_finds_the_same_again(reported):
         == "drop.1"
     )
     script = (
-        "import sys, torch; sys.path[:0] = ['tests']\nfrom test_stability import *\nm ="
+        "import sys, torch; sys.path[:0] = ['tests']\nfrom test_guard import *\nm ="
         " tiny(seed=5); m.drop = nn.Sequential(m.drop, Flat());"
         f" print(replay_report({str(folder)!r}, m, mse('y')))"
     )
