@@ -12,7 +12,7 @@ The layers, each of which builds on those before it: `core`, `data`, `synthetic`
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 PUBLIC = {
     # data: values, masks and clocks; a corpus whose best scores are known; real corpora

@@ -36,7 +36,13 @@ import mmemo
 from mmemo.core.batch import Stream
 from mmemo.data.splits import speaker_folds, speaker_split
 from mmemo.data.standards import split_of
-from mmemo.evaluation.metrics import bootstrap, class_metrics, compare, regression_metrics, reliability
+from mmemo.evaluation.metrics import (
+    bootstrap,
+    class_metrics,
+    compare,
+    regression_metrics,
+    reliability,
+)
 from mmemo.evaluation.xray import xray
 from mmemo.experiments.build import walk_recipe
 from mmemo.experiments.ladder import RUNGS, climb_rung, prepare_view, tuned_text
@@ -46,7 +52,7 @@ from mmemo.models.attention import Clock, CrossAttention
 from mmemo.models.base import predict
 from mmemo.models.fusion import FUSIONS, get_fusion
 from mmemo.models.lora import add_lora
-from mmemo.models.temporal import Resample, TCN
+from mmemo.models.temporal import TCN, Resample
 from mmemo.models.text import TextEncoder
 from mmemo.synthetic.factors import INFORMATION, ceiling
 from mmemo.synthetic.knobs import Knobs
@@ -135,7 +141,9 @@ def in_groups(records: list[dict]) -> dict[str, dict]:
         if "subset" in r:
             groups.setdefault(f"{part}, {r['subset']}", {})[name] = interval
         elif "across" in r:
-            groups.setdefault(f"{part} {'across' if r['across'] else 'within'}", {})[name] = interval
+            groups.setdefault(f"{part} {'across' if r['across'] else 'within'}", {})[name] = (
+                interval
+            )
         elif "test" in r:
             pairs = groups.setdefault("matrix", {}).setdefault(r["fold"], {})
             pairs.setdefault(r["test"], {}).setdefault(part, {})[name] = interval
@@ -190,7 +198,10 @@ def ladder() -> Found:
     raw = {name: split_of(answers, name) for name in ("train", "valid", "test")}
     views = {"ids": prepare_view(raw, "ids", text, ("audio", "video"))}
     views["sequence"] = prepare_view(raw, "sequence", text, ("audio", "video"), 25)
-    views |= {"pooled": prepare_view(views["ids"], "pooled", text, ("text",)), "tuned": views["ids"]}
+    views |= {
+        "pooled": prepare_view(views["ids"], "pooled", text, ("text",)),
+        "tuned": views["ids"],
+    }
     tuned = text
     for name, rung in RUNGS.items():
         parts = views[rung.view]

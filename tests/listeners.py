@@ -7,12 +7,8 @@ import torch
 from torch import nn
 
 from mmemo.core.batch import Batch, Stream
-from mmemo.synthetic.factors import (
-    LATENTS,
-    Knobs,
-    bayes_prediction,
-    with_sarcasm,
-)
+from mmemo.synthetic.factors import LATENTS, bayes_prediction, with_sarcasm
+from mmemo.synthetic.knobs import Knobs
 
 PLAIN = Knobs()
 

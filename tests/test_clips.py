@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from scipy.signal import correlate
 from streams import padded
 
-from mmemo.core.batch import Stream, spread_steps
+from mmemo.core.batch import Stream
 from mmemo.core.errors import ConfigError, DataError, ShapeError
+from mmemo.core.rows import spread_steps
 from mmemo.data import clips
-from mmemo.data.clips import decode_clip, read_clips, read_media
+from mmemo.data.clips import read_clips, read_media
+from mmemo.data.decoding import decode_clip
 from mmemo.data.standards import SOUND_RATE
 from mmemo.models.audiovisual import Frames
 from mmemo.synthetic.known_answer import known_answer

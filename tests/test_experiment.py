@@ -24,8 +24,9 @@ from mmemo.experiments.records import by_task, read_measured
 from mmemo.experiments.run import evaluate_run, load_run, train_recipe
 from mmemo.experiments.sources import recipe_data, recipe_items
 from mmemo.models.base import Frozen, predict
-from mmemo.training.loop import NonFiniteError, fit
+from mmemo.training.loop import fit
 from mmemo.training.plan import Plan, parameter_groups
+from mmemo.training.update import NonFiniteError
 
 
 @pytest.fixture(autouse=True, scope="module")

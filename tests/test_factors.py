@@ -17,12 +17,12 @@ from mmemo.synthetic.factors import (
     INFORMATION,
     LATENTS,
     NEEDS,
-    Knobs,
     bayes_prediction,
     ceiling,
     class_of_state,
     with_sarcasm,
 )
+from mmemo.synthetic.knobs import Knobs
 from mmemo.synthetic.known_answer import known_answer
 
 

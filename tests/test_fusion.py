@@ -21,15 +21,12 @@ from mmemo.models.fusion import (
     BottleneckFusion,
     CrossAttentionFusion,
     GatedFusion,
-    LowRankFusion,
     ModalityDropout,
-    ProductFusion,
     Ramp,
-    Summaries,
-    TensorFusion,
     get_fusion,
     same_budget,
 )
+from mmemo.models.products import LowRankFusion, ProductFusion, Summaries, TensorFusion
 
 WIDTHS = {"text": 6, "audio": 5, "video": 3}
 SETS = [("audio",), ("text", "video"), ("audio", "video"), ("text", "audio", "video")]

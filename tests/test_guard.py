@@ -24,10 +24,11 @@ from mmemo.diagnostics.replay import Finding, find_cause
 from mmemo.models.base import Multimodal, Project, RegressionHead, Standardize
 from mmemo.models.fusion import ConcatNorm, get_fusion
 from mmemo.models.temporal import TCN
-from mmemo.training.loop import NonFiniteError, fit
+from mmemo.training.loop import fit
 from mmemo.training.objectives import mse
 from mmemo.training.plan import Plan
 from mmemo.training.tracking import BadStep
+from mmemo.training.update import NonFiniteError
 
 TRAIN = items(44)
 quiet = dict(progress=False, track=())

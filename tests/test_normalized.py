@@ -23,7 +23,7 @@ from mmemo.models.normalized import (
     condition_number,
     normalized_model,
 )
-from mmemo.training.checkpoint import History
+from mmemo.training.history import History
 from mmemo.training.loop import fit
 from mmemo.training.objectives import rmse
 from mmemo.training.plan import Plan

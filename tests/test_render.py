@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from mmemo.core.batch import Stream
 from mmemo.core.errors import ConfigError
 from mmemo.data.standards import AUS, SOUND_RATE
-from mmemo.synthetic.factors import LATENTS, Knobs
+from mmemo.synthetic.factors import LATENTS
+from mmemo.synthetic.knobs import Knobs
 from mmemo.synthetic.known_answer import CUE_WORDS, known_answer
 from mmemo.synthetic.render import (
     draw_item,

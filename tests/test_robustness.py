@@ -23,7 +23,8 @@ from mmemo.evaluation.robustness import (
 )
 from mmemo.evaluation.xray import best_prediction
 from mmemo.models.base import ConcatFusion, Multimodal, RegressionHead, predict
-from mmemo.synthetic.factors import LATENTS, Knobs, _presence, ceiling
+from mmemo.synthetic.factors import LATENTS, _presence, ceiling
+from mmemo.synthetic.knobs import Knobs
 from mmemo.synthetic.known_answer import known_answer
 
 SHARES = (0.0, 0.1, 0.35, 0.7, 1.0)

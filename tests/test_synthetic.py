@@ -9,7 +9,8 @@ from scipy.stats import ks_2samp
 
 from mmemo.core.batch import masked_mean
 from mmemo.data.standards import AUS, COVAREP, VOICED_ONLY, fill_unvoiced, split_of
-from mmemo.synthetic.factors import FACTORS, Knobs
+from mmemo.synthetic.factors import FACTORS
+from mmemo.synthetic.knobs import Knobs
 from mmemo.synthetic.known_answer import (
     BAD_WORDS,
     CUE_WORDS,

@@ -13,13 +13,8 @@ from mmemo.evaluation.metrics import (
 )
 from mmemo.evaluation.xray import best_prediction, explained_share, xray
 from mmemo.models.base import predict
-from mmemo.synthetic.factors import (
-    FACTORS,
-    INFORMATION,
-    LATENTS,
-    Knobs,
-    bayes_prediction,
-)
+from mmemo.synthetic.factors import FACTORS, INFORMATION, LATENTS, bayes_prediction
+from mmemo.synthetic.knobs import Knobs
 
 # the libraries warn of absent classes, on purpose here
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -35,8 +35,8 @@ from ..models.normalized import NormalizedConcat, NormalizedProject, normalized_
 from ..models.temporal import TCN, Resample
 from ..models.text import TextEncoder, WordEmbeddings
 from ..synthetic.factors import INFORMATION
-from ..training.checkpoint import History
 from ..training.contrastive import contrastive
+from ..training.history import History
 from ..training.loop import fit
 from ..training.multitask import class_weights, multitask
 from ..training.objectives import cross_entropy, mse, rmse

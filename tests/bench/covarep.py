@@ -19,7 +19,7 @@ import torch
 
 from mmemo.core.batch import Batch, Stream
 from mmemo.data.corpus import cached
-from mmemo.data.daicwoz import read_covarep
+from mmemo.data.interviews import read_covarep
 
 
 def timed(call) -> tuple[float, object]:

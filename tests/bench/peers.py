@@ -249,8 +249,9 @@ def ours(model: str, folder: Path, epochs: int, marks: list, seed: int) -> dict:
 
     from mmemo.core.batch import Batch, Stream
     from mmemo.models.base import Fused, MeanPool, Multimodal, RegressionHead
-    from mmemo.models.fusion import LowRankFusion, TensorFusion
-    from mmemo.models.mult import CrossModalTransformer, Dropout, LastState
+    from mmemo.models.mult import CrossModalTransformer, LastState
+    from mmemo.models.products import LowRankFusion, TensorFusion
+    from mmemo.models.stacked import Dropout
     from mmemo.training.loop import fit
     from mmemo.training.plan import Plan, alike_lengths
 
