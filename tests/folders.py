@@ -14,7 +14,10 @@ from mmemo.data.interviews import PRESENCE_UNITS
 from mmemo.data.ravdess import OPENFACE_UNITS, RAVDESS_EMOTIONS
 from mmemo.data.standards import AUS
 
-TRAIN = "Participant_ID,PHQ8_Binary,PHQ8_Score,Gender,PHQ8_NoInterest,PHQ8_Depressed,PHQ8_Sleep,PHQ8_Tired,PHQ8_Appetite,PHQ8_Failure,PHQ8_Concentrating,PHQ8_Moving"
+TRAIN = (
+    "Participant_ID,PHQ8_Binary,PHQ8_Score,Gender,PHQ8_NoInterest,PHQ8_Depressed,PHQ8_Sleep,"
+    "PHQ8_Tired,PHQ8_Appetite,PHQ8_Failure,PHQ8_Concentrating,PHQ8_Moving"
+)
 TURNS = [
     (1.0, 2.0, "Ellie", "hi i'm ellie thanks for coming in today"),
     (2.5, 3.5, "Participant", "i'm fine thank you"),
@@ -100,9 +103,10 @@ def write_daic(root, **labels) -> Path:
     return Path(root)
 
 
-MELD_HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime".split(
-    ","
-)
+MELD_HEADER = (
+    "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,"
+    "Season,Episode,StartTime,EndTime"
+).split(",")
 MELD_ROWS = [
     [
         "1",

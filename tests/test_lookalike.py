@@ -18,18 +18,20 @@ from mmemo.data.standards import (
 )
 from mmemo.synthetic.known_answer import known_answer
 from mmemo.synthetic.lookalike import (
-    INTERVIEW_START,
     MELD_FILES,
     MELD_HEADER,
-    NEEDED_SESSIONS,
-    PLANTED_DEFECTS,
-    PLANTED_OFFSETS,
-    SESSIONS,
     write_clip,
     write_daicwoz,
     write_meld,
 )
 from mmemo.synthetic.render import face_landmarks, render_audio, render_frames, with_factors
+from mmemo.synthetic.sessions import (
+    INTERVIEW_START,
+    NEEDED_SESSIONS,
+    PLANTED_DEFECTS,
+    PLANTED_OFFSETS,
+    SESSIONS,
+)
 
 ITEMS = 16
 
@@ -187,8 +189,8 @@ def test_labels_and_splits(data, folder):
     )
     assert (
         open(folder / split["train"]).readline().strip()
-        == "Participant_ID,PHQ8_Binary,PHQ8_Score,Gender,PHQ8_NoInterest,PHQ8_Depressed,PHQ8_Sleep,PHQ8_Tired,"
-        "PHQ8_Appetite,PHQ8_Failure,PHQ8_Concentrating,PHQ8_Moving"
+        == "Participant_ID,PHQ8_Binary,PHQ8_Score,Gender,PHQ8_NoInterest,PHQ8_Depressed,"
+        "PHQ8_Sleep,PHQ8_Tired,PHQ8_Appetite,PHQ8_Failure,PHQ8_Concentrating,PHQ8_Moving"
     )
 
 
