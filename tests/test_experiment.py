@@ -346,3 +346,45 @@ def test_end_to_end_trains_from_words_sound_and_pictures(tmp_path):
     assert sum("sentiment" in found for found in of_subsets(metrics).values()) == 6 and not [
         s for s in histories["split"].steps if s["norm"] is None
     ]
+
+
+def test_every_dropout_layer_rises_after_the_curriculum():
+    "Whoever wrote it: torch's of every dimension, the house's own; no other rate."
+    from mmemo.models.base import ConcatFusion
+    from mmemo.models.fusion import ModalityDropout
+    from mmemo.models.mult import Dropout
+    from mmemo.training.curriculum import dropout_after
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.p = 0.3
+
+    dropouts = [nn.Dropout(0.1), nn.Dropout1d(0.1), nn.AlphaDropout(0.1), Dropout(0.1), Own()]
+    wrapped = ModalityDropout(ConcatFusion({"text": 3}, 4, dropout=0.2), 0.25)
+    others = [nn.Linear(2, 2), nn.TripletMarginLoss(p=2.0), nn.LPPool1d(2, 2)]
+    model = nn.ModuleDict({"fusion": nn.ModuleList([*dropouts, *others, wrapped])})
+    change = dropout_after(2, 0.1, 0.6, where="fusion.*")
+    inner = [m for m in wrapped.fusion.modules() if isinstance(m, nn.Dropout)]
+    for epoch, rate in ((0, 0.1), (1, 0.1), (2, 0.6)):
+        change(model, epoch)
+        assert [m.p for m in [*dropouts, *inner]] == [rate] * (len(dropouts) + len(inner))
+    assert inner and wrapped.p == 0.25 and others[1].p == 2.0
+    with pytest.raises(ConfigError, match="no dropout layer of the model has a name like 'heads"):
+        dropout_after(2, where="heads.*")(model, 0)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "camembert", "distilbert"])
+def test_no_text_encoder_has_a_pooler_that_nothing_teaches(kind, tmp_path):
+    "One function says it for every way in which a text encoder is made."
+    from transformers import AutoConfig, AutoModel
+
+    from mmemo.models.text import TextEncoder, blank_text_encoder
+
+    sizes = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    if kind == "distilbert":
+        sizes = {"vocab_size": 30, "dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 16}
+    config = AutoConfig.for_model(kind, **sizes)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    for encoder in (TextEncoder.pretrained(tmp_path), blank_text_encoder(str(tmp_path))):
+        assert not [name for name, _ in encoder.model.named_parameters() if "pooler" in name]

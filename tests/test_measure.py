@@ -2,6 +2,8 @@
 corpus has the folds that were published.
 """
 
+from pathlib import Path
+
 import folders
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from mmemo.core.errors import ConfigError, DataError
 from mmemo.experiments.recipe import Recipe, load_recipe
 from mmemo.experiments.results import recipe_folds
+from mmemo.experiments.run import evaluate_run, fold_folder, load_run, train_recipe
 from mmemo.experiments.sources import adapt_recipe, kind_of, recipe_items
 
 
@@ -141,3 +144,73 @@ def test_a_corpus_without_published_folds_says_so():
     del whole.meta["fold"]
     with pytest.raises(DataError, match="nobody has published folds of this corpus"):
         recipe_folds(recipe, whole)
+
+
+PEOPLE = {
+    "The Director": 0,
+    "The Waiter": 1,
+    "Ann Lee": 2,
+    "Ann_Lee": 3,
+    "a/b": 4,
+    "C:": 5,
+    "..": 6,
+    "Jörg, left out": 7,
+}
+
+
+def called(whole, names):
+    "The items with their speakers called by `names`, in the order of the speakers' ids."
+    old = sorted(set(whole.meta["speaker"]))
+    assert len(old) == len(names)
+    new = dict(zip(old, names))
+    whole.meta["speaker"] = [new[s] for s in whole.meta["speaker"]]
+    return whole
+
+
+def test_a_fold_is_called_by_the_value_that_it_leaves_out():
+    "A speaker's name is no part of a sentence that is taken apart again."
+    recipe = small(items=24, items_per_speaker=3, protocol="leave_one_speaker_out")
+    whole = called(recipe_items(recipe), PEOPLE)
+    made = recipe_folds(recipe, whole)
+    assert set(made) == set(PEOPLE)
+    for name, fold in made.items():
+        assert set(fold.tests["test"].meta["speaker"]) == {name}
+    assert sorted(i for f in made.values() for i in f.tests["test"].meta["id"]) == sorted(
+        whole.meta["id"]
+    )
+
+
+def test_folders_of_folds_are_safe_and_their_own():
+    names = [*PEOPLE, "the director", ".", "", "session000", "0", "x" * 300, "a\\b", "a b", "a_b"]
+    folders_of = {name: fold_folder(Path("run"), name) for name in names}
+    assert len(set(folders_of.values())) == len(names)
+    for name, folder in folders_of.items():
+        assert folder.parent == Path("run/folds") and len(folder.name) <= 100, name
+        assert set(folder.name) <= set(
+            "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
+        ) and not folder.name.startswith(".")
+    # a name that needs no change keeps its folder
+    assert folders_of["session000"].name == "session000" and folders_of["0"].name == "0"
+
+
+def test_a_run_over_people_with_any_names_is_kept_and_read_again(tmp_path, monkeypatch):
+    form = small(items=24, items_per_speaker=3, protocol="leave_one_speaker_out").model_dump()
+    form["plan"].update(epochs=1)
+    recipe = Recipe.model_validate(form)
+    from mmemo.experiments import run
+
+    monkeypatch.setattr(run, "recipe_items", lambda *given: called(recipe_items(*given), PEOPLE))
+    histories, metrics = train_recipe(recipe, tmp_path / "run", track=())
+    assert set(histories) == set(PEOPLE)
+    assert {r["fold"] for r in metrics["measured"] if "fold" in r} == set(PEOPLE)
+    assert len(list((tmp_path / "run/folds").glob("*/model.safetensors"))) == len(PEOPLE)
+    assert load_run(tmp_path / "run", "The Director") is not None
+    assert evaluate_run(tmp_path / "run")["emotion"] == metrics["emotion"]
+
+
+@pytest.mark.filterwarnings("ignore:.*remarks on the data")
+@pytest.mark.parametrize("name", ["text_only", "emotion2vec_text"])
+def test_a_recipe_of_words_on_a_corpus_without_says_so(tmp_path, name):
+    folder = folders.write_ravdess(tmp_path / "r", CLIPS)
+    with pytest.raises(DataError, match="the corpus has no words.*leave encoders.text out"):
+        recipe_items(small(name), folder)

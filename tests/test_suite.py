@@ -3,13 +3,16 @@
 import json
 from dataclasses import replace
 
+import folders
 import nbformat
 import numpy as np
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from mmemo.cli import app
 from mmemo.core.errors import ConfigError, DataError
+from mmemo.data import daicwoz
 from mmemo.evaluation.metrics import compare
 from mmemo.experiments import suite as suite_module
 from mmemo.experiments.recipe import load_recipe, load_suite, merge_forms, pick_experiments
@@ -22,6 +25,8 @@ from mmemo.experiments.report import (
 )
 from mmemo.experiments.run import train_recipe
 from mmemo.experiments.suite import run_suite, suite_cells
+from mmemo.synthetic.known_answer import known_answer
+from mmemo.synthetic.lookalike import write_daicwoz
 
 TINY = """
 base: emotion2vec_text
@@ -227,3 +232,32 @@ def test_what_cannot_be_is_one_line(done, monkeypatch, tmp_path):
             replace(c, seed=5).done("known-answer")
             for c in suite_cells(done / "tiny.yaml", done / "run", "full", seeds=1)
         ]
+
+
+@pytest.mark.filterwarnings("ignore:.*remarks on the data")
+@pytest.mark.parametrize("corpus", ["ravdess", "daicwoz"])
+def test_a_suite_on_a_real_corpus_ends_with_its_report(tmp_path, monkeypatch, corpus):
+    "The report knows what every corpus is called that a run can be given."
+    monkeypatch.setenv("MMEMO_CACHE", str(tmp_path / "cache"))
+    if corpus == "ravdess":
+        clips = [f"03-01-{e:02d}-01-01-01-{a:02d}" for a in range(1, 25) for e in (1, 3, 5)]
+        home, title = folders.write_ravdess(tmp_path / "r", clips), "RAVDESS"
+        base, task = "multimodal_fer_lite", "emotion"
+    else:
+        home, title = tmp_path / "d", "DAIC-WOZ"
+        base, task = "fine_tune", "phq8"
+        sessions = [i for i in range(300, 340) if str(i) not in daicwoz.TRANSCRIPT_OFFSETS][:12]
+        given = known_answer(12, 5, items_per_speaker=1)
+        write_daicwoz(given, home, hog=False, sessions=sessions)
+    form = load_recipe(base, "smoke").model_dump() | {"name": "real", "scale": "full", "seeds": 1}
+    form["plan"].update(epochs=1)
+    form["evaluation"].update(resamples=100, protocol="split", xray=False)
+    form["experiments"] = {
+        "one": {"about": "as it is"},
+        "gated": {"about": "gates", "fusion": {"kind": "gated", "width": 8, "dropout": 0.0}},
+    }
+    (tmp_path / "real.yaml").write_text(yaml.safe_dump(form))
+    run_suite(tmp_path / "real.yaml", tmp_path / "run", "full", home, progress=False, track=())
+    book = nbformat.read(tmp_path / "run/report.ipynb", 4)
+    assert f"Measured on {title}, scale full, split." in book.cells[0].source
+    assert task == read_answers(read_runs(tmp_path / "run")[1][:1]).task
