@@ -352,7 +352,7 @@ def test_every_dropout_layer_rises_after_the_curriculum():
     "Whoever wrote it: torch's of every dimension, the house's own; no other rate."
     from mmemo.models.base import ConcatFusion
     from mmemo.models.fusion import ModalityDropout
-    from mmemo.models.mult import Dropout
+    from mmemo.models.stacked import Dropout
     from mmemo.training.curriculum import dropout_after
 
     class Own(nn.Module):

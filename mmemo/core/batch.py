@@ -363,7 +363,7 @@ def _join(parts: list[dict]) -> dict[str, Any]:
     "Targets or meta fields of items, each field in one piece."
     joined = {}
     for name in {name: None for part in parts for name in part}:
-        values = [part.get(name) for part in parts]
+        values: list[Any] = [part.get(name) for part in parts]
         if any(value is None for value in values):
             raise ShapeError(f"{name!r} is given for some items and not for others")
         if isinstance(values[0], Tensor):

@@ -203,7 +203,7 @@ class LossEntry(Entry):
 @dataclass(frozen=True, kw_only=True)
 class CorpusEntry(Entry):
     """Read by `make(source, recipe, seed, progress)`: a Batch or Corpus whose meta has id, speaker
-    and split; a label emotion is a place in `EMOTION_LABELS`.
+    and split; a label emotion is a place in `EMOTION_LABELS`. `source` is its folder, or its name.
 
     `lies_in(folder)`: is it there? Without it the corpus is made in memory and called by its name.
     `sign`: what its folder looks like. `vectors` {stream: what one vector an item is by itself}.

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def new_axes(
     size: tuple[float, float] = (7, 2.2),
     ax=None,
     **options,
-):
+) -> Any:
     """Bare axes in a new figure of `size` inches (one, or an array); `ax`, where it is given.
 
     Other options go to `plt.subplots`, for example `sharex=True`.

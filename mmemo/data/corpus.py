@@ -306,7 +306,7 @@ def _open(folder: Path) -> tuple[dict, Any]:
     return about, arrow
 
 
-def _condition(want) -> Callable[[Any], bool]:
+def _condition(want) -> Callable[[Any], Any]:
     "A function of a value: `want` itself, or whether the value is it (or one of several)."
     if callable(want):
         return want

@@ -17,11 +17,13 @@ __all__ = ["SUBSET_METRICS", "Measured", "read_measured", "by_task", "results_ro
 # %% ../../nbs/workshop/95_records.ipynb #00000007
 @dataclass(frozen=True)
 class Measured:
-    "A number that a run measured: (value, low, high), and what it is of."
+    """A number that a run measured, (value, low, high), and what it is of; low and high are None
+    where one speaker alone was measured.
+    """
 
     task: str
     metric: str
-    interval: tuple[float, float, float]
+    interval: tuple[float, float | None, float | None]
     subset: str | None = None
     factor: str | None = None
     fold: str | None = None
@@ -46,10 +48,10 @@ class Measured:
 
     def to_json(self) -> dict:
         "The record as it stands in metrics.json."
-        fields = {key: value for key, value in asdict(self).items() if value is not None}
-        value, low, high = fields.pop("interval")
-        task, metric = fields.pop("task"), fields.pop("metric")
-        return {"task": task, "metric": metric, "value": value, "low": low, "high": high} | fields
+        fields = asdict(self)
+        ends = dict(zip(("value", "low", "high"), fields.pop("interval")))
+        form = {"task": fields.pop("task"), "metric": fields.pop("metric")} | ends | fields
+        return {key: value for key, value in form.items() if value is not None}
 
 
 def read_measured(metrics: Mapping) -> list[Measured]:
@@ -58,7 +60,7 @@ def read_measured(metrics: Mapping) -> list[Measured]:
     for form in metrics.get("measured", ()):
         fields = dict(form)
         try:
-            interval = fields.pop("value"), fields.pop("low"), fields.pop("high")
+            interval = fields.pop("value"), fields.pop("low", None), fields.pop("high", None)
             records.append(Measured(interval=interval, **fields))
         except (KeyError, TypeError) as error:
             raise DataError(f"metrics.measured: {form} is no record ({error})") from None
@@ -83,7 +85,8 @@ def results_rows(metrics: Mapping) -> dict:
     for record in read_measured(metrics):
         shown = record.subset is None or record.metric in SUBSET_METRICS
         if record.fold is None and shown:
-            rows.append([record.label, *(f"{value:.3f}" for value in record.interval)])
+            numbers = ["-" if value is None else f"{value:.3f}" for value in record.interval]
+            rows.append([record.label, *numbers])
     run = f"{metrics['recipe']} at {metrics['scale']}, seed {metrics['seed']}"
     return {
         "title": f"{run}, measured on {metrics['protocol']}",

@@ -18,7 +18,7 @@ from ..core.errors import ConfigError, DataError
 from ..core.files import write_whole
 from ..core.registry import PROTOCOL_REGISTRY, ProtocolEntry
 from ..data.splits import speaker_split
-from ..evaluation.metrics import bootstrap
+from ..evaluation.metrics import bootstrap, class_metrics, regression_metrics
 from ..evaluation.protocols import MEASURED_MISTAKES
 from ..evaluation.xray import xray
 from ..models.base import Multimodal, predict
@@ -41,6 +41,7 @@ __all__ = [
     "shared_speakers",
     "head_scales",
     "last_layer",
+    "intervals",
     "Said",
     "by_modality",
     "write_predictions",
@@ -178,6 +179,16 @@ def last_layer(head: nn.Module) -> nn.Module:
     return head[-1] if isinstance(head, nn.Sequential) else head
 
 
+def intervals(said: Tensor, target: Tensor, speakers: Sequence, times: int) -> dict[str, tuple]:
+    """{metric: (value, low, high)} by a bootstrap over speakers; where there is only one of them,
+    as in a fold of leave-one-speaker-out, (value, None, None).
+    """
+    if len(set(speakers)) > 1:
+        return bootstrap(said, target, speakers, times)
+    measure = regression_metrics if said.ndim == 1 else class_metrics
+    return {metric: (value, None, None) for metric, value in measure(said, target).items()}
+
+
 @dataclass(frozen=True)
 class Said:
     """What models said about `items` (their streams tell no more than who has which modality):
@@ -221,9 +232,9 @@ class Said:
             target, speakers = self.items.targets[task], self.items.meta["speaker"]
             if not _known(target).any():
                 continue
-            found = bootstrap(self.said[task], target, speakers, times)
+            found = intervals(self.said[task], target, speakers, times)
             if task in self.means:
-                mean = bootstrap(self.means[task], target, speakers, times)
+                mean = intervals(self.means[task], target, speakers, times)
                 found = found | {"rmse of the mean": mean["rmse"]}
             records += [Measured(task, metric, value, **where) for metric, value in found.items()]
         return records + self.xray_records(recipe, **where)
@@ -231,7 +242,8 @@ class Said:
     def xray_records(self, recipe: Recipe, **where) -> list[Measured]:
         "How much of each factor the PHQ-8 said shows; none where factors are not known."
         known = "factors" in self.items.meta and "phq8" in self.said
-        if not (recipe.evaluation.xray and known):
+        alone = len(set(self.items.meta["speaker"])) < 2
+        if alone or not (recipe.evaluation.xray and known):
             return []
         knobs = Knobs(**recipe.corpus.knobs)
         heard = xray(self.said, self.items, knobs, recipe.evaluation.resamples)

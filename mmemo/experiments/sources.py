@@ -201,7 +201,8 @@ SPLIT_NAMES = {"train": "train", "dev": "valid", "valid": "valid", "test": "test
 def open_corpus(recipe: Recipe, source, seed: int, progress: bool) -> Opened:
     "What the corpus' entry opens, and the vectors of the recipe's tables. Raises `DataError`."
     entry = CORPUS_REGISTRY[kind_of(source)]
-    found = entry.load()(source, recipe=recipe, seed=seed, progress=progress)
+    where = str(source) if entry.lies_in is None else Path(source)
+    found = entry.load()(where, recipe=recipe, seed=seed, progress=progress)
     opened = found if isinstance(found, Opened) else Opened(found, found)
     if lost := [key for key in ("id", "speaker", "split") if key not in opened.items.meta]:
         raise DataError(f"{source}: the items of {entry.title} have no {lost[0]} in their meta")

@@ -5,7 +5,6 @@
 # %% ../../nbs/electives/34_backbones.ipynb #00000004
 from __future__ import annotations
 
-import inspect
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from torch.nn import functional as F
 
 from ..core.batch import Stream
 from ..core.errors import ConfigError, ShapeError, WeightsError
-from .text import from_weights, resolve_weights
+from .text import from_weights, resolve_weights, without_pooler
 
 # %% auto #0
 __all__ = [
@@ -128,16 +127,6 @@ PUBLISHED_CONFIGS = {
 }
 
 
-def _no_pooler(config) -> dict:
-    "Nothing here reads a pooled vector: its weights would get no gradient."
-    from transformers import AutoModel
-
-    made: Any = AutoModel._model_mapping.get(type(config), None)
-    if made is None or "add_pooling_layer" not in inspect.signature(made).parameters:
-        return {}
-    return {"add_pooling_layer": False}
-
-
 def _blank(weights, seed: int, changes: Mapping) -> nn.Module:
     """A transformer of random weights, by name (`PUBLISHED_CONFIGS`, folder, hub), a dict with
     model_type, or a configuration; `changes` are options of it.
@@ -155,7 +144,7 @@ def _blank(weights, seed: int, changes: Mapping) -> nn.Module:
             config = type(weights).from_dict({**weights.to_dict(), **changes})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return AutoModel.from_config(config, **_no_pooler(config))
+            return AutoModel.from_config(config, **without_pooler(config))
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f"no transformer can be made of {weights!r:.200}: {str(error).splitlines()[0][:200]}"
@@ -176,7 +165,7 @@ def _pretrained(weights: str | os.PathLike) -> tuple[nn.Module, dict]:
             weights,
             use_safetensors=True,
             output_loading_info=True,
-            **_no_pooler(from_weights(AutoConfig, weights)),
+            **without_pooler(from_weights(AutoConfig, weights)),
         )
     except RuntimeError as error:
         raise WeightsError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.resources
 import importlib.util
+import inspect
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,13 +24,13 @@ __all__ = [
     "ASSET_FOLDER",
     "PACKAGED_WEIGHTS",
     "SENTENCE_PACKAGES",
-    "POOLING_MODELS",
     "CONVERTED_WEIGHTS",
     "TEXT_CONFIGS",
     "ROBERTA_SIZES",
     "resolve_weights",
     "from_weights",
     "Tokenizer",
+    "without_pooler",
     "TextEncoder",
     "WordEmbeddings",
     "tokenizer_weights",
@@ -150,8 +151,18 @@ class Tokenizer:
 
 
 # %% ../../nbs/course/07_words.ipynb #00000006
-# of these models transformers also builds a pooled vector, which nothing here reads
-POOLING_MODELS = ("bert", "roberta", "xlm-roberta", "camembert")
+def without_pooler(config) -> dict:
+    """What a transformer of this configuration is made with so that it pools nothing.
+
+    No lesson reads a pooled vector, and its weights would get no gradient. The signature of the
+    model's class says whether it can be left out.
+    """
+    from transformers import AutoModel
+
+    made: Any = AutoModel._model_mapping.get(type(config), None)
+    if made is None or "add_pooling_layer" not in inspect.signature(made).parameters:
+        return {}
+    return {"add_pooling_layer": False}
 
 
 class TextEncoder(nn.Module):
@@ -171,8 +182,7 @@ class TextEncoder(nn.Module):
         "Weights by name (`resolve_weights`). Raises `WeightsError`."
         from transformers import AutoConfig, AutoModel
 
-        kind = from_weights(AutoConfig, weights).model_type
-        options = {"add_pooling_layer": False} if kind in POOLING_MODELS else {}
+        options = without_pooler(from_weights(AutoConfig, weights))
         return cls(from_weights(AutoModel, weights, use_safetensors=True, **options))
 
     @property
@@ -238,8 +248,7 @@ def blank_text_encoder(weights: str) -> TextEncoder:
             f"the architecture of {weights!r} is not known here; choose {', '.join(TEXT_CONFIGS)},"
             " mmemo-tiny, roberta-tiny, or a folder"
         )
-    options = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta") else {}
-    return TextEncoder(transformers.AutoModel.from_config(config, **options))
+    return TextEncoder(transformers.AutoModel.from_config(config, **without_pooler(config)))
 
 
 # what a RoBERTa has in common with the BERT it is made of

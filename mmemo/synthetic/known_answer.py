@@ -13,10 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.batch import Batch, Stream
-from ..core.errors import ConfigError
-from ..data.standards import AUDIO_RATE, SPLITS, VIDEO_RATE
-from .factors import (
+from mmemo.synthetic.factors import (
     BASE_SCORE,
     FACTOR_WEIGHT,
     LATENTS,
@@ -25,6 +22,10 @@ from .factors import (
     prior_lean,
     with_sarcasm,
 )
+
+from ..core.batch import Batch, Stream
+from ..core.errors import ConfigError
+from ..data.standards import AUDIO_RATE, SPLITS, VIDEO_RATE
 from .knobs import Knobs
 from .signals import Answers, write_face, write_timeline, write_voice
 

@@ -31,6 +31,7 @@ __all__ = [
     "pace_at",
     "Curriculum",
     "scaled_cross_entropy",
+    "is_dropout",
     "dropout_after",
 ]
 
@@ -298,27 +299,37 @@ def scaled_cross_entropy(
 
 
 # %% ../../nbs/electives/24_curriculum.ipynb #0000002a
+def is_dropout(module: nn.Module) -> bool:
+    """Whether a module is a dropout layer, whoever wrote it: it has a rate `p`, and neither weights
+    nor parts.
+    """
+    rate = getattr(module, "p", None)
+    is_rate = isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 <= rate <= 1
+    return is_rate and not any(module.children()) and not any(module.parameters())
+
+
 def dropout_after(
     epochs: int = 15, low: float = 0.1, high: float = 0.6, where: str = "*"
 ) -> Callable[[nn.Module, int], None]:
-    """An `at_epoch` for `fit`: the rate of every `nn.Dropout` whose name matches `where` is `low`
-    before epoch `epochs`, and `high` from it on.
+    """An `at_epoch` for `fit`: the rate of every dropout layer (`is_dropout`) whose name matches
+    `where` is `low` before epoch `epochs`, and `high` from it on.
 
-    A pure function of the epoch, so that a resumed run is exact. Raises `ConfigError` for rates
-    that cannot be and for a model without such a module.
+    A pure function of the epoch, so that a resumed run is exact. Rates that are numbers inside
+    other modules (of attention weights, for example) stay. Raises `ConfigError` for rates that
+    cannot be and for a model without such a layer.
     """
     if not (0 <= low < 1 and 0 <= high < 1):
         raise ConfigError(f"dropout {low=}, {high=} cannot be: choose rates from 0 to below 1")
 
     def at_epoch(model: nn.Module, epoch: int) -> None:
         found = [
-            m
-            for name, m in model.named_modules()
-            if isinstance(m, nn.Dropout) and fnmatchcase(name, where)
+            module
+            for name, module in model.named_modules()
+            if is_dropout(module) and fnmatchcase(name, where)
         ]
         if not found:
             raise ConfigError(
-                f"no nn.Dropout of the model has a name like {where!r}: a schedule would change"
+                f"no dropout layer of the model has a name like {where!r}: a schedule would change"
                 " nothing"
             )
         for module in found:

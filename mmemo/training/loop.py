@@ -209,9 +209,9 @@ class _Course:
                 break
             updates = self.train_epoch(now, done)
             done = 0
-            record = self.look(now, updates)
+            record = _look(self, now, updates)
             self.report.add(record)
-            self.hold(record)
+            _hold(self, record)
 
     def is_stale(self) -> bool:
         "Has the monitor not been better for `patience` epochs?"
@@ -240,48 +240,52 @@ class _Course:
             self.step += 1
             every = plan.checkpoint_steps
             if every and self.step % every == 0 and made < len(updates):
-                self.save(epoch, made)
+                _save(self, epoch, made)
         return len(updates)
 
-    def look(self, epoch: int, updates: int) -> dict:
-        "The record of an epoch: means of its updates, and the validation data."
-        run, plan, steps = self.run, self.run.plan, self.report.history.steps
-        sums = {}
-        for step in steps[-updates:]:
-            _tally(sums, {"loss": step["loss"]} | step.get("parts", {}), step["items"])
-        record = {
-            "type": "epoch",
-            "epoch": epoch,
-            "step": self.step,
-            "lr": steps[-1]["lr"],
-            "train": _means(sums),
-        }
-        if self.valid is None:
-            return record
-        options = (plan.batch_size, plan.workers, plan.precision, self.metrics)
-        found = evaluate_loss(run.model, run.objective, self.valid, *options)
-        if plan.monitor not in found:
-            raise ConfigError(f"monitor {plan.monitor!r} is not among {', '.join(found)}")
-        record["valid"] = _of_the_first(run, found)
+
+# %% ../../nbs/workshop/73_loop.ipynb #9d1b2e38
+def _look(course: _Course, epoch: int, updates: int) -> dict:
+    "The record of an epoch: means of its updates, and the validation data."
+    run, plan, steps = course.run, course.run.plan, course.report.history.steps
+    sums = {}
+    for step in steps[-updates:]:
+        _tally(sums, {"loss": step["loss"]} | step.get("parts", {}), step["items"])
+    record = {
+        "type": "epoch",
+        "epoch": epoch,
+        "step": course.step,
+        "lr": steps[-1]["lr"],
+        "train": _means(sums),
+    }
+    if course.valid is None:
         return record
+    options = (plan.batch_size, plan.workers, plan.precision, course.metrics)
+    found = evaluate_loss(run.model, run.objective, course.valid, *options)
+    if plan.monitor not in found:
+        raise ConfigError(f"monitor {plan.monitor!r} is not among {', '.join(found)}")
+    record["valid"] = _of_the_first(run, found)
+    return record
 
-    def hold(self, record: dict) -> None:
-        "Save what this epoch left, where it is the best, the last, or due."
-        plan = self.run.plan
-        ended = record["epoch"] + 1
-        is_best = self.report.history.best is record
-        is_due = any(ended % every == 0 for every in (plan.save_every, plan.keep_every) if every)
-        if is_best or is_due or ended == plan.epochs or self.is_stale():
-            self.save(ended, 0)
-        if is_best and plan.patience and not self.run.folder:
-            weights = self.run.model.state_dict()
-            self.best = {name: value.clone() for name, value in weights.items()}
 
-    def save(self, epoch: int, update: int) -> None:
-        "A checkpoint that goes on at this place; only the process with the log writes one."
-        if self.report.log:
-            place = {"step": self.step, "epoch": epoch, "update": update}
-            save_run(self.run, self.report.history, self.report.log, place)
+def _hold(course: _Course, record: dict) -> None:
+    "Save what this epoch left, where it is the best, the last, or due."
+    run, plan = course.run, course.run.plan
+    ended = record["epoch"] + 1
+    is_best = course.report.history.best is record
+    is_due = any(ended % every == 0 for every in (plan.save_every, plan.keep_every) if every)
+    if is_best or is_due or ended == plan.epochs or course.is_stale():
+        _save(course, ended, 0)
+    if is_best and plan.patience and not run.folder:
+        weights = run.model.state_dict()
+        course.best = {name: value.clone() for name, value in weights.items()}
+
+
+def _save(course: _Course, epoch: int, update: int) -> None:
+    "A checkpoint that goes on at this place; only the process with the log writes one."
+    log, history = course.report.log, course.report.history
+    if log:
+        save_run(course.run, history, log, {"step": course.step, "epoch": epoch, "update": update})
 
 
 def _of_the_first(run: Trainer, found: dict[str, float | None]) -> dict[str, float | None]:
