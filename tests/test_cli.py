@@ -167,7 +167,7 @@ def test_the_command_is_a_module_too(module):
 
 
 def test_a_notebook_does_not_start_the_command():
-    nb = json.loads((ROOT / "nbs" / "workshop" / "84_cli.ipynb").read_text())
+    nb = json.loads((ROOT / "nbs" / "workshop" / "160_cli.ipynb").read_text())
     cells = ["".join(cell["source"]) for cell in nb["cells"] if cell["cell_type"] == "code"]
     (last,) = [source for source in cells if "__main__" in source]
     started = []

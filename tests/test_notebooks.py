@@ -24,7 +24,7 @@ LESSONS = [p for p in NOTEBOOKS if p not in RUNS]
 LESSON_CPU = 20  # processor seconds that a lesson may take at smoke scale, imports aside
 CELL_SECONDS = 240  # what a cell may take in a kernel
 # Lessons that a kernel executes, too: a light one, one with a widget, one that starts processes.
-IN_A_KERNEL = ["factors", "lora", "22_mult"]
+IN_A_KERNEL = ["factors", "lora", "23_mult"]
 
 
 def execute(notebook, into: Path, **parameters):

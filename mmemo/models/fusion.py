@@ -16,20 +16,13 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from mmemo.models.products import (
-    LowRankFusion,
-    ProductFusion,
-    Summaries,
-    TensorFusion,
-    mixing_layers,
-)
-
 from ..core.batch import Stream, masked_mean, masked_std
 from ..core.errors import ConfigError, near_names
 from ..core.registry import FUSION_REGISTRY
 from .attention import CrossAttention, CrossBlock, real_steps_only
-from .base import ConcatFusion, Fused
+from .base import Fused
 from .crossmodal import CrossModalFusion
+from .products import Summaries, mixing_layers
 
 # %% auto #0
 __all__ = [

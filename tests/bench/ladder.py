@@ -159,7 +159,7 @@ def measure(rung, parts, text) -> dict[str, float]:
                 torch.stack(clocks["bare"].losses),
                 rtol=1e-4,
                 atol=1e-4,
-                msg=lambda m: f"{rung.name}: {name} is not the bare loop: {m}",
+                msg=lambda m, n=name, r=rung.name: f"{r}: {n} is not the bare loop: {m}",
             )
         if i:  # the first round warms up
             for name in ways:

@@ -1,7 +1,9 @@
 """mmemo beside MMSA 2.2.1: the same architectures, sizes, data, losses, rates and numbers of
 updates, trained by each package's own means.
 
-    python tests/bench/peers.py [--models ...] [--reps 2] [--epochs N] [--quick]         # some ten minutes on one core
+    python tests/bench/peers.py [--models ...] [--reps 2] [--epochs N] [--quick]
+
+Some ten minutes on one core.
 
 Data: generated, in the shape of CMU-MOSI: 1284 / 229 / 686 items, up to 50 steps of 768 text, 5
 audio and 20 video features, lengths 8 to 50, each step carrying a trace of the label. Models, with

@@ -27,7 +27,7 @@ home = Path(
     or parser.error("set MMEMO_DATA to the folder that holds ravdess/ and meld/")
 )
 
-from mmemo.experiments.baselines import meld_static, ravdess_static
+from mmemo.experiments.baselines import meld_static, ravdess_static  # noqa: E402 - the usage first
 
 seeds = range(options.seeds)
 ravdess = ravdess_static(home / "ravdess", seeds)
