@@ -39,11 +39,10 @@ from mmemo.models.mult import CrossModalTransformer, LastState
 from mmemo.models.normalized import NormalizedProject
 from mmemo.models.temporal import TCN
 from mmemo.models.text import TextEncoder
-from mmemo.training.loop import Trainer, fit
 from mmemo.training.multitask import multitask
 from mmemo.training.objectives import cross_entropy, mse, rmse
 from mmemo.training.plan import Plan
-from mmemo.training.update import NonFiniteError
+from mmemo.training.update import NonFiniteError, Trainer, fit
 
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
