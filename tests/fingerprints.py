@@ -3,8 +3,8 @@
 `python tests/fingerprints.py --record FILE.json` writes it down; `--compare FILE.json` computes it
 again, prints each entry that differs (name, then, now) and exits with 1 where there is any. One
 process, one thread, no GPU, no network. Bits can be compared only on one kind of CPU and with the
-same versions: the entry `about` holds those, and by itself is no difference. A value is the beginning of
-a SHA-256 over all bytes, and then a few numbers to be read.
+same versions: the entry `about` holds those, and by itself is no difference. A value is the
+beginning of a SHA-256 over all bytes, and then a few numbers to be read.
 """
 
 import argparse

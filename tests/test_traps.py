@@ -499,7 +499,7 @@ TRAPS = {
     ),
     "BatchNorm of one item": (
         naive_batchnorm_of_one,
-        ["test_media::test_concat_norm_is_its_layers_and_takes_a_lone_item"],
+        ["test_audiovisual::test_concat_norm_is_its_layers_and_takes_a_lone_item"],
     ),
     "LayerNorm over one feature": (
         naive_layernorm_of_one_feature,
@@ -517,8 +517,8 @@ TRAPS = {
         [
             "test_attention::test_where_torch_gives_nan_a_query_without_keys_gets_zero",
             "test_attention::test_the_maps_are_the_weights_that_made_the_answer",
-            "test_transformer::test_a_query_that_may_look_nowhere_finds_zeros",
-            "test_transformer::test_maps_come_from_the_pass_that_made_the_prediction",
+            "test_mult::test_a_query_that_may_look_nowhere_finds_zeros",
+            "test_mult::test_maps_come_from_the_pass_that_made_the_prediction",
         ],
     ),
     "a where behind the NaN": (
@@ -528,15 +528,15 @@ TRAPS = {
     "the nested-tensor path": (
         naive_nested_encoder,
         [
-            "test_transformer::test_a_missing_modality",
-            "test_transformer::test_encoders_side_by_side_are_torchs_one_by_one",
+            "test_mult::test_a_missing_modality",
+            "test_mult::test_encoders_side_by_side_are_torchs_one_by_one",
         ],
     ),
     "a mean over nothing": (
         naive_mean_of_nothing,
         [
             "test_batch::test_masked_pooling_is_numpy_over_the_real_steps",
-            "test_transformer::test_last_state_is_the_lstm_over_each_items_real_steps",
+            "test_mult::test_last_state_is_the_lstm_over_each_items_real_steps",
         ],
     ),
     "a loss over nobody": (
@@ -563,7 +563,7 @@ TRAPS = {
     "log of 0 and exp of much": (
         naive_logarithm,
         [
-            "test_media::test_silence_and_loud_noise_are_finite",
+            "test_audiovisual::test_silence_and_loud_noise_are_finite",
             "test_objectives::test_entropy",
             "test_traps::test_a_clock_has_ends",
             "test_contrastive::test_a_temperature_that_cannot_be_is_refused",
@@ -601,7 +601,7 @@ TRAPS = {
         [
             "test_attention::test_masked_softmax_is_float32_whatever_comes_in",
             "test_attention::test_large_scores_survive_half_precision",
-            "test_transformer::test_half_precision_and_shapes_without_numbers",
+            "test_mult::test_half_precision_and_shapes_without_numbers",
         ],
     ),
     "an iterator that draws": (

@@ -47,7 +47,7 @@ from .sources import column_places, encoder_of
 # %% auto #0
 __all__ = [
     "NOT_LEARNING",
-    "Trainer",
+    "TrainOnRows",
     "build_model",
     "build_encoder",
     "make_encoder",
@@ -335,11 +335,11 @@ def _with(batch: Batch, **targets: torch.Tensor) -> Batch:
 
 
 # %% ../../nbs/workshop/150_build.ipynb #0000011a
-Trainer = Callable[[list[int]], nn.Module]  # of some rows, a model trained on them only
+TrainOnRows = Callable[[list[int]], nn.Module]  # of some rows, a model trained on them only
 
 
 def training_course(
-    recipe: Recipe, parts: Mapping[str, Batch], train: Trainer, seed: int = 0
+    recipe: Recipe, parts: Mapping[str, Batch], train: TrainOnRows, seed: int = 0
 ) -> tuple[dict[str, Batch], dict]:
     """The parts with every item's difficulty, and what `fit` takes for a curriculum and an
     adversary: `sampler`, `at_epoch`.
@@ -396,7 +396,7 @@ def curriculum_labels(recipe: Recipe, items: Batch) -> torch.Tensor:
 
 
 def recipe_difficulty(
-    recipe: Recipe, items: Batch, labels: torch.Tensor, train: Trainer, seed: int
+    recipe: Recipe, items: Batch, labels: torch.Tensor, train: TrainOnRows, seed: int
 ) -> torch.Tensor:
     "How difficult each item is, by the recipe's measure. Raises `DataError`."
     measure = recipe.curriculum.difficulty

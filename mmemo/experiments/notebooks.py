@@ -5,9 +5,8 @@
 # %% ../../nbs/workshop/158_notebooks.ipynb #49a00003
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
-
-import mmemo
 
 from ..core.errors import ConfigError, DataError
 
@@ -15,7 +14,7 @@ from ..core.errors import ConfigError, DataError
 __all__ = ["run_notebooks", "execute_notebook"]
 
 # %% ../../nbs/workshop/158_notebooks.ipynb #49a00006
-_PACKAGE = Path(mmemo.__path__[0])
+_PACKAGE = Path(find_spec("mmemo").submodule_search_locations[0])
 
 
 def run_notebooks() -> dict[str, Path]:

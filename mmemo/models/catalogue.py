@@ -135,20 +135,20 @@ register_fusion(
 )
 register_fusion(
     "product",
-    "mmemo.models.fusion:ProductFusion",
+    "mmemo.models.products:ProductFusion",
     compared=True,
     about="the element-wise product (Kim et al. 2017)",
 )
 register_fusion(
     "tensor",
-    "mmemo.models.fusion:TensorFusion",
+    "mmemo.models.products:TensorFusion",
     options=TensorOptions,
     compared=True,
     about="the outer product of all modalities (Zadeh et al. 2017)",
 )
 register_fusion(
     "low_rank",
-    "mmemo.models.fusion:LowRankFusion",
+    "mmemo.models.products:LowRankFusion",
     options=LowRankOptions,
     compared=True,
     about="the outer product with a weight of low rank (Liu et al. 2018)",

@@ -27,7 +27,7 @@ from ..core.batch import Batch, Stream
 from ..core.errors import ConfigError
 from ..data.standards import AUDIO_RATE, SPLITS, VIDEO_RATE
 from .knobs import Knobs
-from .signals import Answers, write_face, write_timeline, write_voice
+from .signals import WrittenAnswers, write_face, write_timeline, write_voice
 
 # %% auto #0
 __all__ = [
@@ -178,9 +178,9 @@ def _scores(latents: np.ndarray, knobs: Knobs, rng) -> np.ndarray:
     return np.clip(np.round(points), 0, 24).astype(np.float32)
 
 
-def _part(answers: Answers, rows: slice) -> Answers:
+def _part(answers: WrittenAnswers, rows: slice) -> WrittenAnswers:
     "A block of the answers."
-    return Answers(**{name: values[rows] for name, values in vars(answers).items()})
+    return WrittenAnswers(**{name: values[rows] for name, values in vars(answers).items()})
 
 
 def known_answer(
@@ -222,7 +222,7 @@ def known_answer(
     timed = [write_timeline(count[r], draw(3, r.start)) for r in blocks]
     spans, seconds = (np.concatenate(parts) for parts in zip(*timed))
     strength = knobs.evidence * (1 - knobs.difficulty * coin[:, 7])
-    answers = Answers(
+    answers = WrittenAnswers(
         factors=latents.astype(np.float32),
         spans=spans,
         bursts=np.array(bursts),

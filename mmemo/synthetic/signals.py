@@ -26,7 +26,7 @@ __all__ = [
     "BUMP",
     "BURST",
     "write_timeline",
-    "Answers",
+    "WrittenAnswers",
     "write_voice",
     "write_face",
 ]
@@ -95,7 +95,7 @@ def _lost(rng, shape: tuple[int, int], share: float, run: int) -> np.ndarray:
 
 # %% ../../nbs/workshop/120_signals.ipynb #a000000b
 @dataclass(frozen=True)
-class Answers:
+class WrittenAnswers:
     "What is known of a block of B answers before their signals are written."
 
     factors: np.ndarray  # [B, 7], +-1
@@ -112,7 +112,7 @@ class Answers:
         return self.factors[:, [LATENTS.index(name)]]
 
 
-def _burst_signs(answers: Answers, rng) -> np.ndarray:
+def _burst_signs(answers: WrittenAnswers, rng) -> np.ndarray:
     """Signs [B, 4] of the bursts: the cue's says the emphasis, one of the others agrees and two
     contradict, so that the sum is zero either way.
     """
@@ -123,7 +123,7 @@ def _burst_signs(answers: Answers, rng) -> np.ndarray:
     return sign
 
 
-def write_voice(answers: Answers, knobs: Knobs, rng) -> tuple[Tensor, Tensor]:
+def write_voice(answers: WrittenAnswers, knobs: Knobs, rng) -> tuple[Tensor, Tensor]:
     """COVAREP-like frames [B, T, 74] and mask: tone in H1H2's mean, contour as an F0 ramp that is
     antisymmetric in time, emphasis in MCEP_0.
     """
@@ -154,7 +154,7 @@ def write_voice(answers: Answers, knobs: Knobs, rng) -> tuple[Tensor, Tensor]:
 
 
 # %% ../../nbs/workshop/120_signals.ipynb #a000000d
-def write_face(answers: Answers, knobs: Knobs, rng) -> tuple[Tensor, Tensor]:
+def write_face(answers: WrittenAnswers, knobs: Knobs, rng) -> tuple[Tensor, Tensor]:
     """Action units [B, T, 14], 0 to 5, and mask: face in AU12's mean, onset as a bump of AU04 at a
     quarter or three quarters of the answer.
     """

@@ -13,14 +13,13 @@ import secrets
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-import mmemo
 
 from ..core.batch import Batch
 from ..core.errors import ConfigError
@@ -253,7 +252,7 @@ def start_provenance(run) -> dict:
     import accelerate
 
     return {
-        "mmemo": mmemo.__version__,
+        "mmemo": metadata.version("mmemo"),
         "torch": torch.__version__,
         "accelerate": accelerate.__version__,
         "python": platform.python_version(),
