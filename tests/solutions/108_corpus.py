@@ -1,3 +1,6 @@
+from mmemo.data.splits import speaker_split
+
+
 def majority(data, task, train, test):
     y = data.targets[task]
     return (y[test] == torch.bincount(y[train]).argmax()).float().mean().item()

@@ -1,3 +1,8 @@
+import torch
+
+from mmemo.data.standards import fill_unvoiced
+
+
 def answer_begins(transcript):
     "Second at which the answer's clock begins, from a transcript table."
     return float(transcript[transcript.value == "xxx"].start_time.iloc[0])
