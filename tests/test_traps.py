@@ -494,7 +494,7 @@ TRAPS = {
         [
             "test_objectives::test_ccc",
             "test_objectives::test_ccc_is_the_metric",
-            "test_evaluate::test_ccc_of_constants_is_zero_on_both_roads",
+            "test_metrics::test_ccc_of_constants_is_zero_on_both_roads",
         ],
     ),
     "BatchNorm of one item": (
@@ -646,7 +646,7 @@ TRAPS = {
         naive_archive,
         ["test_traps::test_calls_that_do_not_occur"],
     ),
-    "a metric that hides NaN": (naive_metric, ["test_checks::test_which_metrics_hide_nan"]),
+    "a metric that hides NaN": (naive_metric, ["test_pitfalls::test_which_metrics_hide_nan"]),
     # traps of engines, whose naive half is another library's: only the guard is tested
     "runs that depend on state": (
         None,
@@ -678,19 +678,19 @@ TRAPS = {
     "a speaker on both sides, statistics of test speakers, a test set that chooses": (
         None,
         [
-            "test_speakers::test_protocol_refuses_a_speaker_on_both_sides",
-            "test_speakers::test_protocol_refuses_statistics_of_test_speakers_unless_it_may_say_so",
-            "test_speakers::test_protocol_refuses_the_test_set_as_validation",
-            "test_speakers::test_speakers_and_statistics_inflate_as_measured",
-            "test_speakers::test_choosing_on_the_test_inflates_as_measured",
+            "test_protocols::test_protocol_refuses_a_speaker_on_both_sides",
+            "test_protocols::test_protocol_refuses_statistics_of_test_speakers_unless_it_may_say_so",
+            "test_protocols::test_protocol_refuses_the_test_set_as_validation",
+            "test_protocols::test_speakers_and_statistics_inflate_as_measured",
+            "test_protocols::test_choosing_on_the_test_inflates_as_measured",
             "test_corpora::test_check_split_names_the_leak",
         ],
     ),
     "features that know the labels": (
         None,
         [
-            "test_speakers::test_protocol_refuses_features_that_know_the_labels",
-            "test_speakers::test_features_that_know_the_labels_inflate_as_measured",
+            "test_protocols::test_protocol_refuses_features_that_know_the_labels",
+            "test_protocols::test_features_that_know_the_labels_inflate_as_measured",
         ],
     ),
     "two processes that train alone": (

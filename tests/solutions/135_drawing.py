@@ -1,3 +1,6 @@
+import xml.etree.ElementTree as ET
+
+
 def boxes_of(svg):
     return sum(
         rect.get("stroke") is not None
