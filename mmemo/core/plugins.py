@@ -48,6 +48,8 @@ def _import_plugin(name: str) -> None:
             raise ConfigError(f"plugins: there is no file {name}")
         called = f"mmemo_plugin_{Path(name).stem}_{sha256(name.encode()).hexdigest()[:8]}"
         spec = importlib.util.spec_from_file_location(called, name)
+        if spec is None or spec.loader is None:
+            raise ConfigError(f"plugins: {name} is no Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[called] = module
         spec.loader.exec_module(module)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -34,6 +34,7 @@ __all__ = [
     "Name",
     "TAKES",
     "FEATURES",
+    "Kind",
     "CORPUS_REGISTRY",
     "ENCODER_REGISTRY",
     "FUSION_REGISTRY",
@@ -197,7 +198,7 @@ class LossEntry(Entry):
     scaled: str | Callable | None = None
 
     def load_scaled(self) -> Callable:
-        return import_made(self.scaled)
+        return import_made(self.scaled or self.make)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,16 +239,19 @@ class TrackerEntry(Entry):
 
 
 # %% ../../nbs/workshop/105_registry.ipynb #0000000d
-class Registry:
+Kind = TypeVar("Kind", bound=Entry)
+
+
+class Registry(Generic[Kind]):
     """The entries of one kind of thing, by name: those of the module `catalogue`, and people's own.
 
     `bases` {"": the options that all have}; encoders have others for each thing they can take.
     """
 
-    def __init__(self, kind: str, entry: type[Entry], catalogue: str):
+    def __init__(self, kind: str, entry: type[Kind], catalogue: str):
         self.kind, self.entry, self.catalogue = kind, entry, catalogue
         self.bases: dict[str, type[Part]] = {}
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, Kind] = {}
         self.schemas: dict[str, type[Part]] = {}
 
     def read_catalogue(self) -> None:
@@ -255,7 +259,7 @@ class Registry:
         if self.catalogue not in sys.modules:
             importlib.import_module(self.catalogue)
 
-    def add(self, entry: Entry) -> Entry:
+    def add(self, entry: Kind) -> Kind:
         "Raises `ConfigError` where the name is taken by something else."
         self.read_catalogue()
         there = self.entries.get(entry.name)
@@ -273,7 +277,7 @@ class Registry:
         self.entries.pop(name, None)
         self.schemas.pop(name, None)
 
-    def __getitem__(self, name: str) -> Entry:
+    def __getitem__(self, name: str) -> Kind:
         "The entry of this name. Raises `ConfigError` naming the near ones."
         self.read_catalogue()
         if name not in self.entries:
@@ -292,7 +296,7 @@ class Registry:
         self.read_catalogue()
         return len(self.entries)
 
-    def items(self) -> list[tuple[str, Entry]]:
+    def items(self) -> list[tuple[str, Kind]]:
         return [(name, self.entries[name]) for name in self]
 
     def schema(self, name: str) -> type[Part]:
@@ -302,8 +306,10 @@ class Registry:
             base, own = self.bases[entry.base], entry.options
             parents = (base,) if own is None else (own,) if issubclass(own, base) else (own, base)
             title = "".join(word.title() for word in name.split("_"))
-            self.schemas[name] = create_model(
-                f"{title}Part", __base__=parents, __module__=__name__, kind=(Literal[name], ...)
+            named: Any = Literal[name]
+            made: Any = create_model
+            self.schemas[name] = made(
+                f"{title}Part", __base__=parents, __module__=__name__, kind=(named, ...)
             )
         return self.schemas[name]
 
@@ -314,7 +320,8 @@ def _same_thing(old: Entry, new: Entry) -> bool:
         return old.make == new.make
 
     def place(entry: Entry) -> tuple[str, str]:
-        return entry.make.__module__, entry.make.__qualname__
+        made: Any = entry.make
+        return made.__module__, made.__qualname__
 
     return place(old) == place(new) and old.make is not new.make
 
@@ -400,7 +407,10 @@ def _register(registry: Registry, name: str, make=None, **facts) -> Any:
         registry.add(registry.entry(name=name, make=made, about=about, **facts))
         return made
 
-    return add if make is None else add(make)
+    if make is None:
+        return add
+    add(make)
+    return None
 
 
 def register_fusion(name: str, make=None, **facts) -> Any:

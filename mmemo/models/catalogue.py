@@ -185,7 +185,7 @@ def make_lfm2(widths, width: int, dropout: float, heads: int, layers: int, resid
 
 register_fusion(
     "lfm2",
-    make_lfm2,
+    "mmemo.models.catalogue:make_lfm2",
     options=Lfm2Options,
     about="blocks of the LFM2 language model over one vector a modality",
 )

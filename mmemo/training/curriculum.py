@@ -322,7 +322,7 @@ def dropout_after(
         raise ConfigError(f"dropout {low=}, {high=} cannot be: choose rates from 0 to below 1")
 
     def at_epoch(model: nn.Module, epoch: int) -> None:
-        found = [
+        found: list[Any] = [
             module
             for name, module in model.named_modules()
             if is_dropout(module) and fnmatchcase(name, where)

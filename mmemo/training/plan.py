@@ -188,7 +188,7 @@ class Plan:
             )
 
         rates = list(self.lr.values()) if isinstance(self.lr, Mapping) else [self.lr]
-        rules = {
+        rules: dict[str, tuple[Callable[[Any], bool], str]] = {
             name: (lambda v, c=c: v in c, f"one of {', '.join(map(str, c))}")
             for name, c in PLAN_CHOICES.items()
         }
