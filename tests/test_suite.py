@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from mmemo.cli import app
 from mmemo.core.errors import ConfigError, DataError
-from mmemo.data import daicwoz
+from mmemo.data.interviews import TRANSCRIPT_OFFSETS
 from mmemo.evaluation.metrics import compare
 from mmemo.experiments import suite as suite_module
 from mmemo.experiments.recipe import load_recipe, load_suite, merge_forms, pick_experiments
@@ -246,7 +246,7 @@ def test_a_suite_on_a_real_corpus_ends_with_its_report(tmp_path, monkeypatch, co
     else:
         home, title = tmp_path / "d", "DAIC-WOZ"
         base, task = "fine_tune", "phq8"
-        sessions = [i for i in range(300, 340) if str(i) not in daicwoz.TRANSCRIPT_OFFSETS][:12]
+        sessions = [i for i in range(300, 340) if str(i) not in TRANSCRIPT_OFFSETS][:12]
         given = known_answer(12, 5, items_per_speaker=1)
         write_daicwoz(given, home, hog=False, sessions=sessions)
     form = load_recipe(base, "smoke").model_dump() | {"name": "real", "scale": "full", "seeds": 1}

@@ -306,11 +306,10 @@ class Registry(Generic[Kind]):
             base, own = self.bases[entry.base], entry.options
             parents = (base,) if own is None else (own,) if issubclass(own, base) else (own, base)
             title = "".join(word.title() for word in name.split("_"))
-            named: Any = Literal[name]
-            made: Any = create_model
-            self.schemas[name] = made(
-                f"{title}Part", __base__=parents, __module__=__name__, kind=(named, ...)
-            )
+            make: Any = create_model
+            kind = (Literal[name], ...)
+            about = {"__base__": parents, "__module__": __name__}
+            self.schemas[name] = make(f"{title}Part", kind=kind, **about)
         return self.schemas[name]
 
 

@@ -10,15 +10,9 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from mmemo.experiments.recipe import (
-    load_recipe,
-    load_suite,
-    numbered_names,  # noqa: F401 (the command line asks for it here)
-    pick_experiments,
-)
-
 from ..core.errors import ConfigError, DataError, MmemoError
 from .catalogue import KNOWN_ANSWER
+from .recipe import load_recipe, load_suite, pick_experiments
 from .report import Cell, results_table, write_report
 from .run import run_provenance, train_recipe, write_json, write_metrics
 from .sources import adapt_recipe, kind_of
