@@ -308,8 +308,9 @@ class Registry(Generic[Kind]):
             title = "".join(word.title() for word in name.split("_"))
             make: Any = create_model
             kind = (Literal[name], ...)
-            about = {"__base__": parents, "__module__": __name__}
-            self.schemas[name] = make(f"{title}Part", kind=kind, **about)
+            self.schemas[name] = make(
+                f"{title}Part", __base__=parents, kind=kind, __module__=__name__
+            )
         return self.schemas[name]
 
 
@@ -318,11 +319,10 @@ def _same_thing(old: Entry, new: Entry) -> bool:
     if isinstance(old.make, str) or isinstance(new.make, str):
         return old.make == new.make
 
-    def place(entry: Entry) -> tuple[str, str]:
-        made: Any = entry.make
+    def place(made: Any) -> tuple[str, str]:
         return made.__module__, made.__qualname__
 
-    return place(old) == place(new) and old.make is not new.make
+    return place(old.make) == place(new.make) and old.make is not new.make
 
 
 CORPUS_REGISTRY = Registry("corpus", CorpusEntry, "mmemo.experiments.catalogue")
