@@ -31,7 +31,7 @@ NOTEBOOKS = list_notebooks()
 COURSE = list_notebooks("course")
 EXPORTING = [path for path in NOTEBOOKS if exported_modules(path)]
 
-MODULE_LINES = 450  # as ruff formats them
+MODULE_LINES = 460  # as ruff formats them
 LINE_LENGTH = 100
 COMPREHENSION_DEPTH = 2
 PARAMETERS = 7
