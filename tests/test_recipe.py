@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mmemo.core.batch import Batch, Stream
 from mmemo.core.errors import CheckpointError, ConfigError, DataError, WeightsError
-from mmemo.data import daicwoz
+from mmemo.data.interviews import TRANSCRIPT_OFFSETS
 from mmemo.data.standards import AUS
 from mmemo.experiments.build import build_model, recipe_objective, recipe_plan, walk_recipe
 from mmemo.experiments.recipe import (
@@ -560,7 +560,7 @@ def test_a_daicwoz_folder_and_the_corpus_it_was_written_from_give_equal_numbers(
 ):
     monkeypatch.setenv("MMEMO_CACHE", str(tmp_path / "cache"))
     # the reader shifts the transcripts of some sessions
-    sessions = [i for i in range(300, 340) if str(i) not in daicwoz.TRANSCRIPT_OFFSETS][:32]
+    sessions = [i for i in range(300, 340) if str(i) not in TRANSCRIPT_OFFSETS][:32]
     write_daicwoz(
         known_answer(32, 5, items_per_speaker=1), tmp_path / "daic", hog=False, sessions=sessions
     )

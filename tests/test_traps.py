@@ -679,7 +679,8 @@ TRAPS = {
         None,
         [
             "test_protocols::test_protocol_refuses_a_speaker_on_both_sides",
-            "test_protocols::test_protocol_refuses_statistics_of_test_speakers_unless_it_may_say_so",
+            "test_protocols"
+            "::test_protocol_refuses_statistics_of_test_speakers_unless_it_may_say_so",
             "test_protocols::test_protocol_refuses_the_test_set_as_validation",
             "test_protocols::test_speakers_and_statistics_inflate_as_measured",
             "test_protocols::test_choosing_on_the_test_inflates_as_measured",

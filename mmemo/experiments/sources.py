@@ -203,7 +203,8 @@ def open_corpus(recipe: Recipe, source, seed: int, progress: bool) -> Opened:
     entry = CORPUS_REGISTRY[kind_of(source)]
     where = str(source) if entry.lies_in is None else Path(source)
     found = entry.load()(where, recipe=recipe, seed=seed, progress=progress)
-    opened = found if isinstance(found, Opened) else Opened(found, found)
+    # a plain corpus is its own media; what has items is opened already
+    opened = found if hasattr(found, "items") else Opened(found, found)
     if lost := [key for key in ("id", "speaker", "split") if key not in opened.items.meta]:
         raise DataError(f"{source}: the items of {entry.title} have no {lost[0]} in their meta")
     tables = {}

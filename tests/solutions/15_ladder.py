@@ -1,3 +1,6 @@
+from mmemo.models.lora import count_trainable
+
+
 def without(rung, modality):
     def build(train, text, width):
         return rung.build(
@@ -19,7 +22,7 @@ def learning_rungs(views, text):
         name: [m for m in build(rung).modules() if isinstance(m, TextEncoder)]
         for name, rung in RUNGS.items()
     }
-    return [name for name, found in parts.items() if any(trainable(m)[0] for m in found)]
+    return [name for name, found in parts.items() if any(count_trainable(m)[0] for m in found)]
 
 
 def opened(rungs):
