@@ -19,4 +19,5 @@
 - `memory`: the memory of an update, predicted without computing it, or measured.
 
 A module imports only from modules above it in this list, and from `mmemo.core` and `mmemo.models`.
+- `catalogue`: the losses and trackers that come with mmemo, with their options.
 """
