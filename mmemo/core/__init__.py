@@ -12,7 +12,7 @@ state: seeds, random numbers that disturb nobody (`own_noise`), train and eval m
     the device, precision.
 style: colours, axes without a box (`new_axes`), intervals, pictures of masks;
     `check_exercise`.
-- `registry`: one list for each kind of thing that people add: corpora, encoders, fusions, heads,
-  losses, protocols, trackers. An entry says its class, its options and one line about it.
-- `plugins`: parts of your own, in a module that a recipe names.
+registry: one list for each kind of thing that people add (fusions, encoders, corpora ...);
+    an entry says its class, its options and one line about it.
+plugins: parts of your own, in a module that a recipe names.
 """
