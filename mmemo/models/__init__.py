@@ -36,5 +36,6 @@ initialisation  `initialise` begins a model by one of six strategies;
                 `measure_signal` measures its signal forwards and back.
 lfm2            `Lfm2Fusion`: a fusion of a language model's blocks;
                 `pack_steps` keeps padding out of them.
-- `catalogue`: the fusions and heads that come with mmemo, with their options.
+catalogue       the fusions and heads that come with mmemo, and their options;
+                names and schemas only, so nothing heavy is imported.
 """
