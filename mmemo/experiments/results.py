@@ -18,7 +18,7 @@ from ..core.errors import ConfigError, DataError
 from ..core.files import write_whole
 from ..core.registry import PROTOCOL_REGISTRY, ProtocolEntry
 from ..data.splits import speaker_split
-from ..evaluation.metrics import bootstrap, class_metrics, regression_metrics
+from ..evaluation.metrics import bootstrap, class_metrics, known_labels, regression_metrics
 from ..evaluation.protocols import MEASURED_MISTAKES
 from ..evaluation.xray import xray
 from ..models.base import Multimodal, predict
@@ -69,16 +69,12 @@ def measured_split(recipe: Recipe, parts: Mapping[str, Batch]) -> str:
     Raises `DataError` where neither has labels.
     """
     for split in ("test", "valid"):
-        if any(_known(parts[split].targets[task]).any() for task in recipe.heads):
+        if any(known_labels(parts[split].targets[task]).any() for task in recipe.heads):
             return split
     raise DataError(
         f"no label of {', '.join(recipe.heads)} is known in the test and the valid split: there is"
         " nothing to measure against"
     )
-
-
-def _known(target: Tensor) -> Tensor:
-    return torch.isfinite(target) if target.is_floating_point() else target >= 0
 
 
 MOST_FOLDS = 60  # folds of a protocol: more would be a slip and not an experiment
@@ -230,7 +226,7 @@ class Said:
         records, times = [], recipe.evaluation.resamples
         for task in recipe.heads:
             target, speakers = self.items.targets[task], self.items.meta["speaker"]
-            if not _known(target).any():
+            if not known_labels(target).any():
                 continue
             found = intervals(self.said[task], target, speakers, times)
             if task in self.means:
