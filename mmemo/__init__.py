@@ -39,6 +39,7 @@ PUBLIC = {
     # training
     "Plan": "training.plan",
     "fit": "training.loop",
+    "Tracking": "training.tracking",
     "mse": "training.objectives",
     "cross_entropy": "training.objectives",
     # evaluation: who is tested, how good, how sure, and by what
@@ -128,3 +129,4 @@ if TYPE_CHECKING:
     from .training.objectives import cross_entropy as cross_entropy
     from .training.objectives import mse as mse
     from .training.plan import Plan as Plan
+    from .training.tracking import Tracking as Tracking

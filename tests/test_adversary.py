@@ -11,10 +11,11 @@ from mmemo.core.errors import ConfigError, DataError
 from mmemo.evaluation.speakers import speaker_probe
 from mmemo.models.adversary import AdversaryHead, ramp_strength, reverse_gradient, speaker_targets
 from mmemo.models.base import RegressionHead, static_model
-from mmemo.training.loop import fit
+from mmemo.training.loop import Hooks, fit
 from mmemo.training.multitask import multitask
 from mmemo.training.objectives import cross_entropy, mse
 from mmemo.training.plan import Plan
+from mmemo.training.tracking import QUIET
 
 
 # ------------------------------------------------------------------ adversary
@@ -137,8 +138,8 @@ def test_an_adversary_is_fooled_sooner_than_a_fresh_probe():
             Batch(data.streams, data.targets),
             None,
             Plan(epochs=15, batch_size=32, lr=3e-3),
-            progress=False,
-            at_epoch=ramp_strength(15, top),
+            tracking=QUIET,
+            hooks=Hooks(at_epoch=ramp_strength(15, top)),
         )
         found[top] = (
             speaker_probe(model, data).accuracy.value,

@@ -22,6 +22,7 @@ from mmemo.models.fusion import ConcatNorm
 from mmemo.training.loop import fit
 from mmemo.training.objectives import cross_entropy
 from mmemo.training.plan import Plan
+from mmemo.training.tracking import QUIET
 
 padded = partial(streams.padded, fill=99.0)
 
@@ -358,7 +359,7 @@ def test_frozen_means_frozen_through_a_training_run():
         batch,
         batch,
         Plan(epochs=2, batch_size=3, lr=1e-2),
-        progress=False,
+        tracking=QUIET,
     )
     after = model.state_dict()
     assert len(frozen) > 100 and all(torch.equal(after[k], v) for k, v in frozen.items())
@@ -378,7 +379,7 @@ def test_without_gradients_alone_the_statistics_move():
         batch,
         batch,
         Plan(epochs=1, batch_size=3, lr=1e-2),
-        progress=False,
+        tracking=QUIET,
     )
     moved = [k for k, v in before.items() if not torch.equal(model.state_dict()[k], v)]
     assert len(moved) == len(before)

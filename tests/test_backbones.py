@@ -33,9 +33,10 @@ from mmemo.models.backbones import (
 )
 from mmemo.models.base import ClassHead, Frozen, Multimodal
 from mmemo.models.fusion import ModalityAttention
-from mmemo.training.loop import fit
+from mmemo.training.loop import Hooks, fit
 from mmemo.training.objectives import cross_entropy
 from mmemo.training.plan import Plan
+from mmemo.training.tracking import Tracking
 
 padded = partial(streams.padded, fill=99.0, when=77.0)
 TINY = {k: v for k, v in PUBLISHED_CONFIGS["wav2vec2-tiny"].items() if k != "model_type"}
@@ -728,9 +729,8 @@ def test_it_trains_from_raw_media_and_resumes_exactly(tmp_path):
             batch,
             None,
             Plan(epochs=3, batch_size=2, lr=1e-3),
-            folder,
-            progress=False,
-            at_epoch=at_epoch,
+            tracking=Tracking(folder, progress=False),
+            hooks=Hooks(at_epoch=at_epoch),
         )
 
     straight, history = run(tmp_path / "a")

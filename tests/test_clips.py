@@ -415,6 +415,7 @@ def test_clips_train_a_model(folder, tmp_path):
     from mmemo.training.loop import fit
     from mmemo.training.objectives import cross_entropy
     from mmemo.training.plan import Plan
+    from mmemo.training.tracking import QUIET
 
     corpus = read(folder[0], tmp_path)
     encoders = {
@@ -425,7 +426,7 @@ def test_clips_train_a_model(folder, tmp_path):
         encoders, ConcatNorm({"audio": 16, "video": 16}, 8), {"emotion": ClassHead(8, 7)}
     )
     history = fit(
-        model, cross_entropy("emotion"), corpus, None, Plan(epochs=1, batch_size=3), progress=False
+        model, cross_entropy("emotion"), corpus, None, Plan(epochs=1, batch_size=3), tracking=QUIET
     )
     assert len(history.steps) == 2 and all(np.isfinite(s["loss"]) for s in history.steps)
 

@@ -35,9 +35,10 @@ from mmemo.training.curriculum import (
     rank_shares,
     scaled_cross_entropy,
 )
-from mmemo.training.loop import fit
+from mmemo.training.loop import Hooks, fit
 from mmemo.training.objectives import cross_entropy, mse
 from mmemo.training.plan import Plan
+from mmemo.training.tracking import QUIET, Tracking
 
 quiet = dict(progress=False, track=())
 
@@ -324,10 +325,8 @@ def run(folder=None, kill=None, seed=0, fill=False, **plan):
         TRAIN,
         VALID,
         Plan(**{"epochs": 5, "batch_size": 8, "checkpoint_steps": 1, **plan}),
-        folder,
-        sampler=sampler,
-        at_epoch=dropout_after(3, low, high),
-        **quiet,
+        tracking=Tracking(folder, **quiet),
+        hooks=Hooks(sampler=sampler, at_epoch=dropout_after(3, low, high)),
     )
 
 
@@ -530,7 +529,7 @@ def test_dropout_of_a_run(monkeypatch):
         items(16),
         None,
         Plan(epochs=4, batch_size=8),
-        at_epoch=dropout_after(2),
-        **quiet,
+        tracking=QUIET,
+        hooks=Hooks(at_epoch=dropout_after(2)),
     )
     assert seen == [0.1] * 4 + [0.6] * 4

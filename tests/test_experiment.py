@@ -26,6 +26,7 @@ from mmemo.experiments.sources import recipe_data, recipe_items
 from mmemo.models.base import Frozen, predict
 from mmemo.training.loop import fit
 from mmemo.training.plan import Plan, parameter_groups
+from mmemo.training.tracking import QUIET
 from mmemo.training.update import NonFiniteError
 
 
@@ -97,7 +98,7 @@ def test_frozen_means_frozen(name, tmp_path):
         computed["train"],
         computed["valid"],
         plan,
-        progress=False,
+        tracking=QUIET,
     )
     direct = build_model(recipe, parts["train"])
     direct.load_state_dict(before)
@@ -108,7 +109,7 @@ def test_frozen_means_frozen(name, tmp_path):
         parts["train"],
         parts["valid"],
         plan,
-        progress=False,
+        tracking=QUIET,
     )
     for one in (model, direct):
         moved = {k for k, v in one.state_dict().items() if not torch.equal(v, before[k])}
@@ -153,11 +154,9 @@ def test_curriculum_and_adversary_of_a_recipe():
     assert [names[i] for i in told["train"].targets["speaker"].tolist()] == list(
         parts["train"].meta["speaker"]
     ) and (told["test"].targets["speaker"] == -100).all()
-    given, options = training_course(recipe, told, lambda rows: None)
+    given, hooks = training_course(recipe, told, lambda rows: None)
     assert (
-        len(options["sampler"](0))
-        < len(parts["train"])
-        == len(options["sampler"](recipe.curriculum.epochs))
+        len(hooks.sampler(0)) < len(parts["train"]) == len(hooks.sampler(recipe.curriculum.epochs))
     )
     assert (
         0
@@ -175,9 +174,9 @@ def test_curriculum_and_adversary_of_a_recipe():
             if isinstance(m, nn.Dropout) and k.startswith(("fusion", "heads"))
         }
 
-    options["at_epoch"](model, 0)
+    hooks.at_epoch(model, 0)
     assert rates() == {0.1} and model.heads["speaker"].strength == 0
-    options["at_epoch"](model, recipe.curriculum.epochs)
+    hooks.at_epoch(model, recipe.curriculum.epochs)
     assert rates() == {0.6} and model.heads["speaker"].strength > 0.9
     batch = given["train"][list(range(12))]
     assert set(recipe_objective(recipe, given["train"])(model(batch), batch)) == set(
@@ -294,10 +293,10 @@ def test_a_thaw_of_a_recipe_keeps_parts_still_until_their_epoch():
     recipe = Recipe.model_validate(form)
     parts = recipe_data(recipe)
     model = build_model(recipe, parts["train"])
-    _, options = training_course(recipe, parts, lambda rows: model)
-    options["at_epoch"](model, 0)
+    _, hooks = training_course(recipe, parts, lambda rows: model)
+    hooks.at_epoch(model, 0)
     assert {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {"heads"}
-    options["at_epoch"](model, 1)
+    hooks.at_epoch(model, 1)
     assert all(p.requires_grad for p in model.parameters())
     form["thaw"]["at"] = [1, 2]
     with pytest.raises(Exception, match="give an epoch for each of the 2 stages, 0 for the first"):

@@ -43,10 +43,11 @@ from mmemo.training.finetune import (
     parameter_depths,
 )
 from mmemo.training.history import History
-from mmemo.training.loop import fit
+from mmemo.training.loop import Hooks, fit
 from mmemo.training.memory import predicted_memory
 from mmemo.training.objectives import mse
 from mmemo.training.plan import Plan, cut_updates, parameter_groups
+from mmemo.training.tracking import QUIET, Tracking
 
 HERE = Path(__file__).parent
 TRAIN, VALID = items(44), items(20, seed=1)
@@ -262,7 +263,7 @@ def test_a_thaw_in_fit_is_the_bare_loop_with_it(kind):
         marks.append({k for k, p in model.named_parameters() if not torch.equal(p, start[k])})
         thaw(model, epoch)
 
-    history = fit(a, mse("y"), TRAIN, None, plan, at_epoch=watch, **quiet)
+    history = fit(a, mse("y"), TRAIN, None, plan, tracking=QUIET, hooks=Hooks(at_epoch=watch))
     made = [
         {"params": g["params"], "weight_decay": g["weight_decay"]}
         for g in parameter_groups(b, plan)
@@ -300,17 +301,36 @@ def test_killed_around_every_thaw_and_resumed_it_is_the_same_run(tmp_path, optio
         Thaw(STAGES),
     )
     whole = tiny()
-    want = whole, fit(whole, mse("y"), TRAIN, VALID, plan, at_epoch=thaw, **quiet)
+    want = (
+        whole,
+        fit(whole, mse("y"), TRAIN, VALID, plan, tracking=QUIET, hooks=Hooks(at_epoch=thaw)),
+    )
     for at in (8, 15, 23) if "compile" not in options else (13,):
         folder = tmp_path / str(at)
         with pytest.raises(Killed):
-            fit(tiny(), Kill(at), TRAIN, VALID, plan, folder, at_epoch=Thaw(STAGES), **quiet)
+            fit(
+                tiny(),
+                Kill(at),
+                TRAIN,
+                VALID,
+                plan,
+                tracking=Tracking(folder, **quiet),
+                hooks=Hooks(at_epoch=Thaw(STAGES)),
+            )
         model = tiny(seed=9)
         assert_same_run(
             want,
             (
                 model,
-                fit(model, mse("y"), TRAIN, VALID, plan, folder, at_epoch=Thaw(STAGES), **quiet),
+                fit(
+                    model,
+                    mse("y"),
+                    TRAIN,
+                    VALID,
+                    plan,
+                    tracking=Tracking(folder, **quiet),
+                    hooks=Hooks(at_epoch=Thaw(STAGES)),
+                ),
             ),
         )
         assert_same_run(want, (model, History.load(folder)))
@@ -393,9 +413,16 @@ def test_compiled_and_plain_take_turns(tmp_path):
         return Breaking()
 
     plain, plan = make(), Plan(epochs=2, batch_size=22, lr=0.01)
-    want = fit(plain, mse("y"), TRAIN, VALID, plan, **quiet)
+    want = fit(plain, mse("y"), TRAIN, VALID, plan, tracking=QUIET)
     model = make()
-    fit(model, mse("y"), TRAIN, VALID, Plan(epochs=1, batch_size=22, lr=0.01), tmp_path, **quiet)
+    fit(
+        model,
+        mse("y"),
+        TRAIN,
+        VALID,
+        Plan(epochs=1, batch_size=22, lr=0.01),
+        tracking=Tracking(tmp_path, **quiet),
+    )
     with pytest.warns(UserWarning, match="compile None is now aot_eager"):
         found = fit(
             model,
@@ -403,8 +430,7 @@ def test_compiled_and_plain_take_turns(tmp_path):
             TRAIN,
             VALID,
             Plan(epochs=2, batch_size=22, lr=0.01, compile="aot_eager"),
-            tmp_path,
-            **quiet,
+            tracking=Tracking(tmp_path, **quiet),
         )
     assert list(model.state_dict()) == list(plain.state_dict()) and type(model) is Breaking
     assert [s["loss"] for s in found.steps] == pytest.approx(
@@ -421,7 +447,7 @@ def test_no_compiler_is_one_error(monkeypatch):
             config.patch({"cpp.cxx": ("/no/such/compiler",)}),
             pytest.raises(ConfigError, match=r"compile=True needs a C\+\+ compiler.*compile=False"),
         ):
-            fit(tiny(), mse("y"), TRAIN, plan=Plan(compile=True), **quiet)
+            fit(tiny(), mse("y"), TRAIN, plan=Plan(compile=True), tracking=QUIET)
     finally:
         cpp_builder.cpp_compiler_search.cache_clear()
     with pytest.raises(
@@ -478,8 +504,8 @@ def test_frozen_norms_do_not_move_in_fit():
         TRAIN,
         VALID,
         Plan(epochs=2, batch_size=8, lr=0.1, weight_decay=0.5),
-        at_epoch=Thaw(["head.*", "encoder.*"]),
-        **quiet,
+        tracking=QUIET,
+        hooks=Hooks(at_epoch=Thaw(["head.*", "encoder.*"])),
     )
     assert all(torch.equal(v, before[k]) for k, v in model.norm.state_dict().items())
     inside, twice = nn.BatchNorm1d(4), nn.BatchNorm1d(4, affine=False)

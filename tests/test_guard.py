@@ -24,10 +24,10 @@ from mmemo.diagnostics.replay import Finding, find_cause
 from mmemo.models.base import Multimodal, Project, RegressionHead, Standardize
 from mmemo.models.fusion import ConcatNorm, get_fusion
 from mmemo.models.temporal import TCN
-from mmemo.training.loop import fit
+from mmemo.training.loop import Hooks, fit
 from mmemo.training.objectives import mse
 from mmemo.training.plan import Plan
-from mmemo.training.tracking import BadStep
+from mmemo.training.tracking import QUIET, BadStep
 from mmemo.training.update import NonFiniteError
 
 TRAIN = items(44)
@@ -73,9 +73,9 @@ def step(model, batch, objective=ERROR, **options):
     )
 
 
-def stopped(model, data=TRAIN, objective=ERROR, plan=TWO_EPOCHS, **options):
+def stopped(model, data=TRAIN, objective=ERROR, plan=TWO_EPOCHS, guard=None):
     with pytest.raises(NonFiniteError) as caught:
-        fit(model, objective, data, None, plan, **quiet, **options)
+        fit(model, objective, data, None, plan, tracking=QUIET, hooks=Hooks(guard=guard))
     return caught.value
 
 
@@ -121,7 +121,7 @@ def test_a_guard_changes_nothing_in_a_sound_run():
     plan, runs = Plan(epochs=3, batch_size=8), []
     for guard in (None, Guard()):
         model = tiny()
-        history = fit(model, mse("y"), TRAIN, None, plan, **quiet, guard=guard)
+        history = fit(model, mse("y"), TRAIN, None, plan, tracking=QUIET, hooks=Hooks(guard=guard))
         runs.append((history.steps, model.state_dict()))
     assert (
         runs[0][0] == runs[1][0]
@@ -327,8 +327,8 @@ def test_dropout_is_the_same_when_done_again():
                 TRAIN,
                 None,
                 replace(plan, seed=seed),
-                **quiet,
-                guard=(guard := Guard()),
+                tracking=QUIET,
+                hooks=Hooks(guard=(guard := Guard())),
             )
         except NonFiniteError:
             seen += guard.finding.name == "drop.1" and guard.finding.operation == "div"
@@ -433,8 +433,8 @@ def test_planted_faults_are_named(kind):
                     batch_size=7,
                     precision="fp16" if half else "fp32",
                 ),
-                **quiet,
-                guard=guard,
+                tracking=QUIET,
+                hooks=Hooks(guard=guard),
             )
         except NonFiniteError:
             assert {k: getattr(guard.finding, k) for k in truth} == truth, (
@@ -453,8 +453,8 @@ def test_a_decoy_is_no_fault_and_plants_are_repeatable():
             DATA,
             None,
             Plan(epochs=2, batch_size=7),
-            **quiet,
-            guard=Guard(),
+            tracking=QUIET,
+            hooks=Hooks(guard=Guard()),
         )
     assert (
         plant_fault(net(), DATA, "overflow", 4)[2] == plant_fault(net(), DATA, "overflow", 4)[2]

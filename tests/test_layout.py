@@ -47,8 +47,6 @@ MANY_PARAMETERS = {
     "experiments.suite.suite_cells",
     "models.crossmodal.draw_attention",
     "models.mult.__init__",
-    "training.loop.fit",
-    "training.tracking.open",
 }
 
 

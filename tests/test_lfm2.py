@@ -15,9 +15,10 @@ from mmemo.diagnostics.walk import walk
 from mmemo.models.base import ClassHead, Multimodal
 from mmemo.models.lfm2 import GIANT, Lfm2Fusion, pack_steps
 from mmemo.training.finetune import head_first
-from mmemo.training.loop import fit
+from mmemo.training.loop import Hooks, fit
 from mmemo.training.objectives import cross_entropy
 from mmemo.training.plan import Plan
+from mmemo.training.tracking import QUIET
 
 WIDTHS = {"text": 5, "audio": 4, "video": 3}
 
@@ -180,8 +181,8 @@ def test_gradients_reach_everything_and_a_thawed_head_alone_first():
         batch,
         None,
         Plan(epochs=4, batch_size=6, lr=rates, weight_decay=0),
-        progress=False,
-        at_epoch=at,
+        tracking=QUIET,
+        hooks=Hooks(at_epoch=at),
     )
     heads = {n for n in before if n.startswith("heads.")}
     assert seen[0] == set() and seen[1] == seen[2] == heads and seen[3] == set(before)
@@ -219,7 +220,7 @@ def test_learns_in_lower_precision(precision):
         batch,
         None,
         Plan(epochs=12, batch_size=16, lr=3e-3, precision=precision),
-        progress=False,
+        tracking=QUIET,
     )
     assert history.epochs[-1]["train"]["loss"] < 0.6 * history.epochs[0]["train"]["loss"]
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,10 @@ from mmemo.core.errors import CheckpointError, ConfigError
 from mmemo.core.state import epoch_order
 from mmemo.training.checkpoint import list_checkpoints, newest_checkpoint, step_of
 from mmemo.training.history import History
-from mmemo.training.loop import evaluate_loss, fit
+from mmemo.training.loop import Hooks, evaluate_loss, fit
 from mmemo.training.objectives import mse
 from mmemo.training.plan import Plan, cut_updates
+from mmemo.training.tracking import QUIET, Tracking
 
 HERE = Path(__file__).parent
 TRAIN, VALID = items(44), items(20, seed=1)
@@ -34,9 +36,11 @@ def tmp_path():
         yield Path(folder)
 
 
-def plain_run(plan, **options):
+def plain_run(plan, metrics=None, **hooks):
     model = tiny()
-    return model, fit(model, mse("y"), TRAIN, VALID, plan, **quiet, **options)
+    return model, fit(
+        model, mse("y"), TRAIN, VALID, plan, replace(QUIET, metrics=metrics), Hooks(**hooks)
+    )
 
 
 # --- the loop does what ten lines do
@@ -46,7 +50,7 @@ def plain_run(plan, **options):
 def test_fit_is_the_bare_loop(kind):
     plan = Plan(epochs=3, batch_size=8, lr=1e-2, optimiser=kind, weight_decay=0, clip=0.5)
     a, b = tiny(dropout=0), tiny(dropout=0)
-    history = fit(a, mse("y"), TRAIN, None, plan, **quiet)
+    history = fit(a, mse("y"), TRAIN, None, plan, tracking=QUIET)
     make = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}[kind]
     optimiser, losses = (
         make(
@@ -73,7 +77,12 @@ def test_it_learns_and_leaves_the_world_as_it_was():
     model.drop.eval()
     before = torch.random.get_rng_state()
     history = fit(
-        model, mse("y"), items(400), VALID, Plan(epochs=15, lr=1e-2, schedule="onecycle"), **quiet
+        model,
+        mse("y"),
+        items(400),
+        VALID,
+        Plan(epochs=15, lr=1e-2, schedule="onecycle"),
+        tracking=QUIET,
     )
     assert history.epochs[-1]["valid"]["loss"] < 0.3 * history.epochs[0]["valid"]["loss"]
     assert torch.equal(before, torch.random.get_rng_state())
@@ -102,7 +111,7 @@ def test_frozen_parameters_and_groups():
         TRAIN,
         None,
         Plan(epochs=1, batch_size=8, lr={"head.*": 0.0, "*": 0.1}, weight_decay=0.5),
-        **quiet,
+        tracking=QUIET,
     )
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, start[k])}
     assert moved == {
@@ -157,9 +166,7 @@ def test_early_stopping_ends_with_the_best_weights(tmp_path, in_folder):
         TRAIN,
         valid,
         plan,
-        tmp_path if in_folder else None,
-        metrics={"none": metric},
-        **quiet,
+        tracking=Tracking(tmp_path if in_folder else None, metrics={"none": metric}, **quiet),
     )
     assert (
         len(history.epochs) == 4
@@ -170,7 +177,7 @@ def test_early_stopping_ends_with_the_best_weights(tmp_path, in_folder):
     if in_folder:
         other = tiny(seed=3)
         # over: nothing is trained, the best comes back
-        again = fit(other, scripted([]), TRAIN, valid, plan, tmp_path, **quiet)
+        again = fit(other, scripted([]), TRAIN, valid, plan, tracking=Tracking(tmp_path, **quiet))
         assert same(model, other) and again.epochs == history.epochs
 
 
@@ -209,14 +216,17 @@ def test_killed_anywhere_and_resumed_it_is_the_same_run(tmp_path, name):
     for at in {1, 7, 13, calls // 2, calls - 3} if not plan.workers else {9, 15}:
         folder = tmp_path / str(at)
         try:
-            fit(tiny(), Kill(at), TRAIN, VALID, plan, folder, **quiet)
+            fit(tiny(), Kill(at), TRAIN, VALID, plan, tracking=Tracking(folder, **quiet))
         except Killed:
             pass
         model = tiny(seed=9)
         # killed before the first save: from the start
         if not list_checkpoints(folder / "checkpoints"):
             model = tiny()
-        assert_same_run(whole, (model, fit(model, mse("y"), TRAIN, VALID, plan, folder, **quiet)))
+        assert_same_run(
+            whole,
+            (model, fit(model, mse("y"), TRAIN, VALID, plan, tracking=Tracking(folder, **quiet))),
+        )
         assert_same_run(whole, (model, History.load(folder)))
 
 
@@ -226,7 +236,7 @@ def test_killed_again_and_again(tmp_path):
     while runs < 30:
         model, runs = tiny(), runs + 1
         try:
-            history = fit(model, Kill(6), TRAIN, VALID, plan, tmp_path, **quiet)
+            history = fit(model, Kill(6), TRAIN, VALID, plan, tracking=Tracking(tmp_path, **quiet))
         except Killed:
             continue
         break
@@ -243,12 +253,30 @@ def test_killed_inside_a_save(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint_module.os, "fsync", crashing(at)(real))
             try:
-                fit(tiny(), mse("y"), TRAIN, VALID, plan, tmp_path / str(at), **quiet)
+                fit(
+                    tiny(),
+                    mse("y"),
+                    TRAIN,
+                    VALID,
+                    plan,
+                    tracking=Tracking(tmp_path / str(at), **quiet),
+                )
             except Killed:
                 reached = True
         model = tiny(seed=9)
         assert_same_run(
-            whole, (model, fit(model, mse("y"), TRAIN, VALID, plan, tmp_path / str(at), **quiet))
+            whole,
+            (
+                model,
+                fit(
+                    model,
+                    mse("y"),
+                    TRAIN,
+                    VALID,
+                    plan,
+                    tracking=Tracking(tmp_path / str(at), **quiet),
+                ),
+            ),
         )
     assert reached
 
@@ -266,11 +294,30 @@ def test_a_sampler_of_growing_epochs_resumes_too(tmp_path):
         42,
     ]
     with pytest.raises(Killed):
-        fit(tiny(), Kill(7), TRAIN, VALID, plan, tmp_path, sampler=curriculum, **quiet)
+        fit(
+            tiny(),
+            Kill(7),
+            TRAIN,
+            VALID,
+            plan,
+            tracking=Tracking(tmp_path, **quiet),
+            hooks=Hooks(sampler=curriculum),
+        )
     model = tiny(seed=9)
     assert_same_run(
         whole,
-        (model, fit(model, mse("y"), TRAIN, VALID, plan, tmp_path, sampler=curriculum, **quiet)),
+        (
+            model,
+            fit(
+                model,
+                mse("y"),
+                TRAIN,
+                VALID,
+                plan,
+                tracking=Tracking(tmp_path, **quiet),
+                hooks=Hooks(sampler=curriculum),
+            ),
+        ),
     )
 
 
@@ -282,10 +329,30 @@ def test_what_is_set_before_each_epoch_is_set_after_a_crash_too(tmp_path):
     whole = plain_run(plan, at_epoch=harder)
     assert not same(whole[0], plain_run(plan)[0])
     with pytest.raises(Killed):
-        fit(tiny(), Kill(14), TRAIN, VALID, plan, tmp_path, at_epoch=harder, **quiet)
+        fit(
+            tiny(),
+            Kill(14),
+            TRAIN,
+            VALID,
+            plan,
+            tracking=Tracking(tmp_path, **quiet),
+            hooks=Hooks(at_epoch=harder),
+        )
     model = tiny(seed=9)
     assert_same_run(
-        whole, (model, fit(model, mse("y"), TRAIN, VALID, plan, tmp_path, at_epoch=harder, **quiet))
+        whole,
+        (
+            model,
+            fit(
+                model,
+                mse("y"),
+                TRAIN,
+                VALID,
+                plan,
+                tracking=Tracking(tmp_path, **quiet),
+                hooks=Hooks(at_epoch=harder),
+            ),
+        ),
     )
 
 
@@ -324,28 +391,29 @@ def test_noise_of_the_data_is_resumed(tmp_path, workers):
     data.world = not workers
     plan = Plan(epochs=3, batch_size=8, checkpoint_steps=1, workers=workers)
     one = tiny()
-    whole = fit(one, mse("y"), data, VALID, plan, **quiet)
+    whole = fit(one, mse("y"), data, VALID, plan, tracking=QUIET)
     with pytest.raises(Killed):
-        fit(tiny(), Kill(9), data, VALID, plan, tmp_path, **quiet)
+        fit(tiny(), Kill(9), data, VALID, plan, tracking=Tracking(tmp_path, **quiet))
     model = tiny(seed=9)
     assert_same_run(
-        (one, whole), (model, fit(model, mse("y"), data, VALID, plan, tmp_path, **quiet))
+        (one, whole),
+        (model, fit(model, mse("y"), data, VALID, plan, tracking=Tracking(tmp_path, **quiet))),
     )
 
 
 def test_resume_refuses_another_plan_and_tells_of_another_machine(tmp_path):
     plan = Plan(epochs=1, batch_size=8)
-    fit(tiny(), mse("y"), TRAIN, VALID, plan, tmp_path, **quiet)
+    fit(tiny(), mse("y"), TRAIN, VALID, plan, tracking=Tracking(tmp_path, **quiet))
     for other, name in (
         (Plan(epochs=1, batch_size=8, lr=1e-4), "lr"),
         (Plan(epochs=1, batch_size=4), "batch_size"),
     ):
         with pytest.raises(ConfigError, match=f"another plan: {name} "):
-            fit(tiny(), mse("y"), TRAIN, VALID, other, tmp_path, **quiet)
+            fit(tiny(), mse("y"), TRAIN, VALID, other, tracking=Tracking(tmp_path, **quiet))
     with pytest.raises(ConfigError, match="items"):
-        fit(tiny(), mse("y"), VALID, VALID, plan, tmp_path, **quiet)
+        fit(tiny(), mse("y"), VALID, VALID, plan, tracking=Tracking(tmp_path, **quiet))
     with pytest.raises(CheckpointError, match="does not fit"):
-        fit(nn.Linear(1, 1), mse("y"), TRAIN, VALID, plan, tmp_path, **quiet)
+        fit(nn.Linear(1, 1), mse("y"), TRAIN, VALID, plan, tracking=Tracking(tmp_path, **quiet))
     assert (
         len(
             fit(
@@ -354,8 +422,7 @@ def test_resume_refuses_another_plan_and_tells_of_another_machine(tmp_path):
                 TRAIN,
                 VALID,
                 Plan(epochs=3, batch_size=8, keep=1),
-                tmp_path,
-                **quiet,
+                tracking=Tracking(tmp_path, **quiet),
             ).epochs
         )
         == 3
@@ -363,7 +430,14 @@ def test_resume_refuses_another_plan_and_tells_of_another_machine(tmp_path):
     torch.set_num_threads(2)
     try:
         with pytest.warns(UserWarning, match="threads 1 is now 2"):
-            fit(tiny(), mse("y"), TRAIN, VALID, Plan(epochs=4, batch_size=8), tmp_path, **quiet)
+            fit(
+                tiny(),
+                mse("y"),
+                TRAIN,
+                VALID,
+                Plan(epochs=4, batch_size=8),
+                tracking=Tracking(tmp_path, **quiet),
+            )
     finally:
         torch.set_num_threads(1)
     anew = fit(
@@ -372,9 +446,7 @@ def test_resume_refuses_another_plan_and_tells_of_another_machine(tmp_path):
         TRAIN,
         VALID,
         Plan(epochs=1, batch_size=4),
-        tmp_path,
-        resume=False,
-        **quiet,
+        tracking=Tracking(tmp_path, resume=False, **quiet),
     )
     assert (
         len(anew.steps) == 11
@@ -386,17 +458,20 @@ def test_resume_refuses_another_plan_and_tells_of_another_machine(tmp_path):
 def test_a_damaged_newest_checkpoint_costs_a_few_updates_only(tmp_path):
     plan = Plan(epochs=3, batch_size=8)
     whole = plain_run(plan)
-    fit(tiny(), mse("y"), TRAIN, VALID, plan, tmp_path, **quiet)
+    fit(tiny(), mse("y"), TRAIN, VALID, plan, tracking=Tracking(tmp_path, **quiet))
     last = list_checkpoints(tmp_path / "checkpoints")[-1]
     (last / "weights.safetensors").write_bytes(b"torn")
     model = tiny(seed=9)
     with pytest.warns(
         UserWarning, match=f"{last.name}/weights.safetensors is torn.*going on from step-00000012"
     ):
-        assert_same_run(whole, (model, fit(model, mse("y"), TRAIN, VALID, plan, tmp_path, **quiet)))
+        assert_same_run(
+            whole,
+            (model, fit(model, mse("y"), TRAIN, VALID, plan, tracking=Tracking(tmp_path, **quiet))),
+        )
     (tmp_path / "log.jsonl").unlink()
     with pytest.raises(CheckpointError, match="log.jsonl"):
-        fit(tiny(), mse("y"), TRAIN, VALID, plan, tmp_path, **quiet)
+        fit(tiny(), mse("y"), TRAIN, VALID, plan, tracking=Tracking(tmp_path, **quiet))
 
 
 def test_which_checkpoints_stay(tmp_path):
@@ -407,8 +482,7 @@ def test_which_checkpoints_stay(tmp_path):
             TRAIN,
             items(4),
             Plan(batch_size=22, **plan),
-            tmp_path / name,
-            **quiet,
+            tracking=Tracking(tmp_path / name, **quiet),
         )
         return [step_of(p) for p in list_checkpoints(tmp_path / name / "checkpoints")]
 
@@ -448,10 +522,13 @@ def test_disk_full_in_the_middle_of_a_run(tmp_path, monkeypatch):
         with pytest.raises(
             CheckpointError, match="step-00000012 could not be written: No space left"
         ):
-            fit(tiny(), mse("y"), TRAIN, VALID, plan, tmp_path, **quiet)
+            fit(tiny(), mse("y"), TRAIN, VALID, plan, tracking=Tracking(tmp_path, **quiet))
     assert newest_checkpoint(tmp_path / "checkpoints").state["step"] == 6
     model = tiny(seed=9)
-    assert_same_run(whole, (model, fit(model, mse("y"), TRAIN, VALID, plan, tmp_path, **quiet)))
+    assert_same_run(
+        whole,
+        (model, fit(model, mse("y"), TRAIN, VALID, plan, tracking=Tracking(tmp_path, **quiet))),
+    )
 
 
 # --- real kills and real processes
@@ -567,12 +644,12 @@ def test_what_cannot_be_is_said_at_once():
             return 0
 
     with pytest.raises(ConfigError, match="no update: 0 items"):
-        fit(tiny(), mse("y"), Empty(), **quiet)
+        fit(tiny(), mse("y"), Empty(), tracking=QUIET)
     with pytest.raises(ConfigError, match="no update"):
-        fit(tiny(), mse("y"), TRAIN, plan=Plan(batch_size=50, drop_last=True), **quiet)
+        fit(tiny(), mse("y"), TRAIN, plan=Plan(batch_size=50, drop_last=True), tracking=QUIET)
     for plan in (Plan(patience=1), Plan(schedule="plateau"), Plan(monitor="f1", direction="max")):
         with pytest.raises(ConfigError, match="give valid"):
-            fit(tiny(), mse("y"), TRAIN, plan=plan, **quiet)
+            fit(tiny(), mse("y"), TRAIN, plan=plan, tracking=QUIET)
     with pytest.raises(ConfigError, match="monitor 'f1' is not among.*loss"):
         fit(
             tiny(),
@@ -580,14 +657,16 @@ def test_what_cannot_be_is_said_at_once():
             TRAIN,
             VALID,
             Plan(monitor="f1", direction="max", batch_size=22),
-            **quiet,
+            tracking=QUIET,
         )
 
 
 def test_tensorboard_and_progress(tmp_path, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    history = fit(tiny(), mse("y"), TRAIN, VALID, Plan(epochs=2, batch_size=8), tmp_path)
+    history = fit(
+        tiny(), mse("y"), TRAIN, VALID, Plan(epochs=2, batch_size=8), tracking=Tracking(tmp_path)
+    )
     board = EventAccumulator(str(tmp_path / "tb"))
     board.Reload()
     assert [e.value for e in board.Scalars("valid/loss")] == pytest.approx(

@@ -17,9 +17,10 @@ from mmemo.core.state import epoch_order
 from mmemo.models.base import Multimodal, RegressionHead
 from mmemo.models.mult import CrossModalTransformer, LastState, Windows, last_step, mean_step
 from mmemo.models.stacked import Dropout, Encoders, attend_cached, cheap_dropout
-from mmemo.training.loop import fit
+from mmemo.training.loop import Hooks, fit
 from mmemo.training.objectives import mse
 from mmemo.training.plan import Plan, alike_lengths
+from mmemo.training.tracking import QUIET
 
 WIDTHS = {"text": 7, "audio": 4, "video": 3}
 
@@ -480,7 +481,7 @@ def test_gradients_reach_every_parameter_and_it_learns():
         batch,
         None,
         Plan(epochs=25, batch_size=8, lr=5e-3, weight_decay=0),
-        progress=False,
+        tracking=QUIET,
     )
     first, last = (history.epochs[i]["train"]["loss"] for i in (0, -1))
     assert last < 0.3 * first
@@ -565,6 +566,6 @@ def test_an_update_over_sorted_batches_is_the_same_update():
     for sampler in (None, alike_lengths(data["text"].mask.sum(1), plan)):
         model = Multimodal({n: nn.Identity() for n in WIDTHS}, fusion(), {"y": RegressionHead(48)})
         nn.init.constant_(model.heads["y"].linear.weight, 0.1)
-        fit(model, mse("y"), batch, None, plan, progress=False, sampler=sampler)
+        fit(model, mse("y"), batch, None, plan, tracking=QUIET, hooks=Hooks(sampler=sampler))
         weights.append(torch.cat([p.flatten() for p in model.parameters()]).detach())
     assert torch.allclose(*weights, atol=1e-4) and not torch.equal(*weights)

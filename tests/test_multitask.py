@@ -20,6 +20,7 @@ from mmemo.training.loop import fit
 from mmemo.training.multitask import class_weights, multitask
 from mmemo.training.objectives import cross_entropy, mse
 from mmemo.training.plan import Plan
+from mmemo.training.tracking import QUIET
 
 
 def batch_of(**targets):
@@ -211,7 +212,7 @@ def test_fit_learns_all_tasks_and_logs_each():
     plan = Plan(
         epochs=12, lr=1e-2, batch_size=16, schedule="onecycle", monitor="phq8", direction="min"
     )
-    history = fit(model, multitask(parts()), data, data, plan, progress=False)
+    history = fit(model, multitask(parts()), data, data, plan, tracking=QUIET)
     first, last = history.epochs[0]["valid"], history.epochs[-1]["valid"]
     assert (
         last["phq8"] < 0.2 * first["phq8"]

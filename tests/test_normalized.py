@@ -27,6 +27,7 @@ from mmemo.training.history import History
 from mmemo.training.loop import fit
 from mmemo.training.objectives import rmse
 from mmemo.training.plan import Plan
+from mmemo.training.tracking import Tracking
 
 WIDTHS = {"text": 6, "audio": 4, "video": 3}
 
@@ -248,7 +249,14 @@ def test_fit_trains_and_watches_the_mse(tmp_path):
     )
     model = normalized_model(data, {"y": RegressionHead(8)}, width=8, dropout=0.0)
     plan = Plan(epochs=6, lr=1e-2, batch_size=16, patience=3, monitor="mse", direction="min")
-    history = fit(model, rmse("y"), data, data, plan, tmp_path / "run", progress=False, track=())
+    history = fit(
+        model,
+        rmse("y"),
+        data,
+        data,
+        plan,
+        tracking=Tracking(tmp_path / "run", progress=False, track=()),
+    )
     assert history.best["valid"]["mse"] < 0.5 * history.epochs[0]["train"]["mse"]
     with torch.no_grad():
         assert math.isclose(

@@ -31,6 +31,7 @@ from mmemo.models.text import blank_text_encoder
 from mmemo.synthetic.known_answer import known_answer
 from mmemo.synthetic.lookalike import write_daicwoz
 from mmemo.training.loop import fit
+from mmemo.training.tracking import QUIET
 
 NAMES, SCALES = (
     ("configurable_multimodal", "fine_tune", "fine_tune_v1"),
@@ -590,7 +591,7 @@ def test_a_daicwoz_folder_and_the_corpus_it_was_written_from_give_equal_numbers(
                 parts["train"],
                 parts["valid"],
                 recipe_plan(recipe, 3),
-                progress=False,
+                tracking=QUIET,
             )
             found.append(Said.by(recipe, model, parts["test"]).measure(recipe))
         assert found[0].keys() == found[1].keys() == {"phq8"}

@@ -19,7 +19,7 @@ from mmemo.training.history import History, read_log
 from mmemo.training.loop import fit
 from mmemo.training.objectives import mse
 from mmemo.training.plan import Plan
-from mmemo.training.tracking import Report, check_track, open_trackers
+from mmemo.training.tracking import Report, Tracking, check_track, open_trackers
 
 TRAIN, VALID = items(44), items(20, seed=1)
 wandb_wanted = pytest.mark.skipif(
@@ -78,7 +78,7 @@ def test_everybody_gets_what_they_want(tmp_path, monkeypatch):
     clock = iter(range(10**6))
     monkeypatch.setattr(module, "monotonic", lambda: 0.03 * next(clock))
     notes, history = Notes(), History()
-    with Report.open(history, tmp_path, track=[notes]) as report:
+    with Report.open(history, Tracking(tmp_path, progress=False, track=[notes])) as report:
         for n in range(1, 21):
             report.add(step(n, parts={"accuracy": 0.5, "none": None}))
         report.add(epoch(20))
@@ -102,7 +102,7 @@ def test_everybody_gets_what_they_want(tmp_path, monkeypatch):
 
 def test_a_tracker_that_fails_is_left_out_and_the_rest_go_on(tmp_path):
     good, bad = Notes(), Notes(fails_at=1)
-    with Report.open(History(), tmp_path, track=[bad, good]) as report:
+    with Report.open(History(), Tracking(tmp_path, progress=False, track=[bad, good])) as report:
         report.add(epoch(1))
         with pytest.warns(
             UserWarning, match="tracker notes failed at update 2.*no space left on device"
@@ -123,9 +123,7 @@ def test_what_cannot_be_tracked_is_said_before_anything_is_touched(tmp_path, mon
         TRAIN,
         None,
         Plan(epochs=1, batch_size=22),
-        tmp_path,
-        progress=False,
-        track=(),
+        tracking=Tracking(tmp_path, progress=False, track=()),
     )
     before = (tmp_path / "log.jsonl").read_bytes()
     for track, message in (
@@ -142,15 +140,12 @@ def test_what_cannot_be_tracked_is_said_before_anything_is_touched(tmp_path, mon
                 TRAIN,
                 None,
                 Plan(),
-                tmp_path,
-                resume=False,
-                progress=False,
-                track=track,
+                tracking=Tracking(tmp_path, resume=False, progress=False, track=track),
             )
         monkeypatch.undo()
     assert (tmp_path / "log.jsonl").read_bytes() == before and not (tmp_path / "tb").exists()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
-    with pytest.raises(ConfigError, match="give fit"):
+    with pytest.raises(ConfigError, match=r"give Tracking\(folder\)"):
         check_track(["wandb"], None)
     assert open_trackers(["tensorboard"], None, 0, {}) == []  # no folder, no files
 
@@ -166,10 +161,13 @@ def board(folder):
 
 def test_tensorboard_shows_each_update_once_however_often_it_was_run(tmp_path):
     for start, stop in ((0, 9), (5, 12)):
-        with Report.open(History(), tmp_path / str(start), step=start) as report:
-            pass
         with Report.open(
-            History(), tmp_path / "run", step=start, about={"plan": {"lr": {"head.*": 0.1}}}
+            History(), Tracking(tmp_path / str(start), progress=False), step=start
+        ) as report:
+            pass
+        tracking = Tracking(tmp_path / "run", progress=False)
+        with Report.open(
+            History(), tracking, step=start, about={"plan": {"lr": {"head.*": 0.1}}}
         ) as report:
             for n in range(start + 1, stop + 1):
                 report.shown = 0.0
@@ -190,9 +188,7 @@ def test_fit_tells_the_trackers_its_plan_and_its_numbers(tmp_path):
         TRAIN,
         VALID,
         Plan(epochs=2, batch_size=8, lr=0.01),
-        tmp_path,
-        progress=False,
-        track=["tensorboard", notes],
+        tracking=Tracking(tmp_path, progress=False, track=["tensorboard", notes]),
     )
     assert [v["valid/loss"] for _, v in notes.seen if "valid/loss" in v] == [
         e["valid"]["loss"] for e in history.epochs
@@ -206,8 +202,7 @@ def test_fit_tells_the_trackers_its_plan_and_its_numbers(tmp_path):
         TRAIN,
         None,
         Plan(epochs=1, batch_size=8),
-        progress=False,
-        track=["tensorboard", lone],
+        tracking=Tracking(progress=False, track=["tensorboard", lone]),
     )
     assert lone.seen and lone.finished == 1  # a tracker of one's own needs no folder
 
@@ -278,6 +273,7 @@ from tiny import items, tiny
 from mmemo.training.loop import fit
 from mmemo.training.objectives import mse
 from mmemo.training.plan import Plan
+from mmemo.training.tracking import Tracking
 class Killed(BaseException): pass
 def until(n, inner=mse("y")):
     def objective(output, batch):
@@ -287,10 +283,10 @@ def until(n, inner=mse("y")):
         return inner(output, batch)
     return objective
 plan = Plan(epochs=2, batch_size=8, lr=.01, checkpoint_steps=1)
-options = dict(progress=False, track=["wandb"])
-try: fit(tiny(), until(9), items(44), items(20, seed=1), plan, {str(tmp_path)!r}, **options)
+tracking = Tracking({str(tmp_path)!r}, progress=False, track=["wandb"])
+try: fit(tiny(), until(9), items(44), items(20, seed=1), plan, tracking)
 except Killed: print("killed")
-fit(tiny(), mse("y"), items(44), items(20, seed=1), plan, {str(tmp_path)!r}, **options)
+fit(tiny(), mse("y"), items(44), items(20, seed=1), plan, tracking)
 import os; print(os.environ["WANDB_ERROR_REPORTING"])
 """
     with socket.create_server(("127.0.0.1", 0)) as door:  # the only way out
@@ -342,10 +338,7 @@ import os; print(os.environ["WANDB_ERROR_REPORTING"])
         TRAIN,
         None,
         Plan(epochs=1, batch_size=22),
-        tmp_path,
-        resume=False,
-        progress=False,
-        track=(),
+        tracking=Tracking(tmp_path, resume=False, progress=False, track=()),
     )
     assert not (tmp_path / "wandb").exists()  # another run, another id
 
@@ -379,7 +372,9 @@ def test_the_users_settings_decide_what_is_sent(tmp_path, monkeypatch, settings,
     monkeypatch.setattr(accelerate.tracking, "WandBTracker", Fake)
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    with Report.open(History(), tmp_path, track=["wandb"], about={"lr": math.pi}):
+    with Report.open(
+        History(), Tracking(tmp_path, progress=False, track=["wandb"]), about={"lr": math.pi}
+    ):
         pass
     assert (
         given["mode"] == mode

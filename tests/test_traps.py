@@ -37,6 +37,7 @@ from mmemo.training.history import History
 from mmemo.training.loop import fit
 from mmemo.training.objectives import mse
 from mmemo.training.plan import Plan, count_plateaus, parameter_groups, rate_factor
+from mmemo.training.tracking import QUIET
 from mmemo.training.update import NonFiniteError
 
 HERE = Path(__file__).parent
@@ -814,7 +815,7 @@ def test_a_bad_update_leaves_nothing_behind(where):
         lambda m, _: states.append({k: v.clone() for k, v in m.state_dict().items()})
     )
     with pytest.raises(NonFiniteError):
-        fit(model, objective, data, None, Plan(epochs=3, batch_size=8, lr=1e-2), progress=False)
+        fit(model, objective, data, None, Plan(epochs=3, batch_size=8, lr=1e-2), tracking=QUIET)
     assert all(torch.equal(v, states[-1][k]) for k, v in model.state_dict().items()), (
         "not the state before the bad update"
     )
@@ -823,7 +824,7 @@ def test_a_bad_update_leaves_nothing_behind(where):
     assert all(
         math.isfinite(s["loss"])
         for s in fit(
-            model, mse("y"), clean, None, Plan(epochs=2, batch_size=8), progress=False
+            model, mse("y"), clean, None, Plan(epochs=2, batch_size=8), tracking=QUIET
         ).steps
     )
     with torch.no_grad():
@@ -895,4 +896,4 @@ def test_processes_that_would_train_alone_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     data = Batch({"audio": Stream.of(torch.zeros(4, 5, 3), rate=1)}, {"y": torch.zeros(4)})
     with pytest.raises(ConfigError, match="2 processes were launched.*torchrun"):
-        fit(network(), mse("y"), data, None, Plan(epochs=1), progress=False)
+        fit(network(), mse("y"), data, None, Plan(epochs=1), tracking=QUIET)

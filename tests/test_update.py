@@ -15,6 +15,7 @@ from mmemo.training.history import History
 from mmemo.training.loop import fit
 from mmemo.training.objectives import mse
 from mmemo.training.plan import Plan
+from mmemo.training.tracking import QUIET, Tracking
 from mmemo.training.update import NonFiniteError, Trainer
 
 TRAIN, VALID = items(44), items(20, seed=1)
@@ -30,8 +31,8 @@ def tmp_path():
 def test_accumulation_is_the_large_batch():
     "44 items: the last update of 16 is one batch of 8 and one of 4."
     a, b = tiny(dropout=0, norm=False), tiny(dropout=0, norm=False)
-    one = fit(a, mse("y"), TRAIN, VALID, Plan(epochs=2, batch_size=16), **quiet)
-    two = fit(b, mse("y"), TRAIN, VALID, Plan(epochs=2, batch_size=8, accumulate=2), **quiet)
+    one = fit(a, mse("y"), TRAIN, VALID, Plan(epochs=2, batch_size=16), tracking=QUIET)
+    two = fit(b, mse("y"), TRAIN, VALID, Plan(epochs=2, batch_size=8, accumulate=2), tracking=QUIET)
     assert len(one.steps) == len(two.steps) == 6 and [s["items"] for s in two.steps[:3]] == [
         16,
         16,
@@ -60,7 +61,7 @@ def test_clip_bounds_the_step():
                 weight_decay=0,
                 clip=clip,
             ),
-            **quiet,
+            tracking=QUIET,
         )
         moved = math.sqrt(
             sum(float((p.detach() - q).square().sum()) for p, q in zip(model.parameters(), start))
@@ -94,7 +95,14 @@ def test_a_value_that_is_not_finite_stops_before_the_step(tmp_path, where):
         else "the gradient norm is (nan|inf), first in encoder.weight"
     )
     with pytest.raises(NonFiniteError, match=rf"{what}.* at update 5 \(epoch 0\), rows \d+"):
-        fit(model, objective, TRAIN, VALID, Plan(epochs=2, batch_size=8), tmp_path, **quiet)
+        fit(
+            model,
+            objective,
+            TRAIN,
+            VALID,
+            Plan(epochs=2, batch_size=8),
+            tracking=Tracking(tmp_path, **quiet),
+        )
     assert (
         all(torch.equal(p, kept[k]) for k, p in model.named_parameters())
         and len(History.load(tmp_path).steps) == 4

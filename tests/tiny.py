@@ -14,9 +14,10 @@ from torch import nn
 
 from mmemo.core.batch import Batch, Stream, masked_mean
 from mmemo.training.finetune import Thaw
-from mmemo.training.loop import fit
+from mmemo.training.loop import Hooks, fit
 from mmemo.training.objectives import mse
 from mmemo.training.plan import Plan
+from mmemo.training.tracking import Tracking
 
 # a folder where fsync costs nothing
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -131,10 +132,8 @@ def run(folder, plan: dict, out=None, slow: float = 0.0) -> None:
         items(80),
         items(24, seed=1),
         Plan(**plan),
-        folder,
-        progress=False,
-        track=(),
-        at_epoch=thaw,
+        tracking=Tracking(folder, progress=False, track=()),
+        hooks=Hooks(at_epoch=thaw),
     )
     if out and int(os.environ.get("RANK", 0)) == 0:
         Path(out).write_text(

@@ -109,7 +109,7 @@ def draw_norms(
 
 # %% ../../nbs/electives/40_guard.ipynb #0000001b
 class Guard:
-    """For `fit(..., guard=)`: finds what made the first bad update bad.
+    """For `Hooks(guard=)`: finds what made the first bad update bad.
 
     With a `folder` it leaves a report there: all that `replay_report` needs, and a picture.
 
@@ -232,7 +232,7 @@ def replay_report(
 ) -> Finding:
     """Find the cause again from a report, in a fresh process too.
 
-    `model` is the same architecture, `at_epoch` what `fit` was given.
+    `model` is the same architecture, `at_epoch` that of `Hooks`, if there was one.
 
     Raises `CheckpointError` where the report is damaged or does not fit the model.
     """

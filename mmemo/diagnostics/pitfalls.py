@@ -23,6 +23,7 @@ from ..core.errors import ConfigError
 from ..core.state import own_modes, own_noise
 from ..training.loop import fit
 from ..training.plan import Plan
+from ..training.tracking import QUIET
 
 # %% auto #0
 __all__ = [
@@ -52,7 +53,7 @@ def unmoved_parameters(
 
     def few_updates(copied: nn.Module) -> None:
         plan = Plan(epochs=3, batch_size=len(batch), weight_decay=0)
-        fit(copied, objective, batch, None, plan, progress=False)
+        fit(copied, objective, batch, None, plan, tracking=QUIET)
 
     trained = copy.deepcopy(model)
     with own_modes(model), own_noise():

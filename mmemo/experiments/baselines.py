@@ -23,6 +23,7 @@ from ..models.text import TextEncoder, Tokenizer
 from ..training.loop import fit
 from ..training.objectives import cross_entropy
 from ..training.plan import Plan
+from ..training.tracking import QUIET
 
 # %% auto #0
 __all__ = ["select_streams", "static_classes", "ravdess_static", "meld_static"]
@@ -52,7 +53,7 @@ def static_classes(
     torch.manual_seed(plan.seed)
     model = static_model(train, {task: ClassHead(width, classes)}, width, dropout)
     history = fit(
-        model, cross_entropy(task, label_smoothing=0.1), train, None, plan, progress=False
+        model, cross_entropy(task, label_smoothing=0.1), train, None, plan, tracking=QUIET
     )
     return predict(model, test)[task], len(history.steps)
 

@@ -38,6 +38,7 @@ from ..models.adversary import AdversaryHead, ramp_strength, speaker_targets
 from ..models.audiovisual import Centre, LogMel
 from ..models.fusion import ModalityDropout, get_fusion
 from ..training.finetune import Thaw
+from ..training.loop import Hooks
 from ..training.multitask import class_weights, multitask
 from ..training.objectives import cross_entropy
 from ..training.plan import Plan
@@ -340,9 +341,9 @@ TrainOnRows = Callable[[list[int]], nn.Module]  # of some rows, a model trained 
 
 def training_course(
     recipe: Recipe, parts: Mapping[str, Batch], train: TrainOnRows, seed: int = 0
-) -> tuple[dict[str, Batch], dict]:
-    """The parts with every item's difficulty, and what `fit` takes for a curriculum and an
-    adversary: `sampler`, `at_epoch`.
+) -> tuple[dict[str, Batch], Hooks]:
+    """The parts with every item's difficulty, and the hooks of `fit` for a curriculum and an
+    adversary.
 
     `train(rows)` gives a model trained on these rows only; it is called where difficulty is a
     model's confidence. Raises `DataError`.
@@ -353,21 +354,18 @@ def training_course(
         for change in before:
             change(model, epoch)
 
-    options = {"at_epoch": at_epoch}
     course = recipe.curriculum
     if course is None:
-        return dict(parts), options
+        return dict(parts), Hooks(at_epoch=at_epoch)
     labels = curriculum_labels(recipe, parts["train"])
     difficulty = recipe_difficulty(recipe, parts["train"], labels, train, seed)
     balance = labels if course.balance else None
-    options["sampler"] = Curriculum(
-        difficulty, course.epochs, course.pacing, course.start, balance, seed
-    )
+    sampler = Curriculum(difficulty, course.epochs, course.pacing, course.start, balance, seed)
     told = {}
     for split, batch in parts.items():
         own = difficulty if split == "train" else torch.full((len(batch),), 0.5)
         told[split] = _with(batch, difficulty=own)
-    return told, options
+    return told, Hooks(sampler, at_epoch)
 
 
 def changes_by_epoch(recipe: Recipe) -> list[Callable[[nn.Module, int], None]]:

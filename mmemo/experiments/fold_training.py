@@ -31,6 +31,7 @@ from ..models.base import Multimodal
 from ..models.cache import FeatureCache
 from ..training.history import History
 from ..training.loop import fit
+from ..training.tracking import QUIET, Tracking
 from .recipe import Recipe
 from .results import Fold, Said, by_modality
 
@@ -73,18 +74,15 @@ def train_fold(
         return train_reference(recipe, fold, parts["train"][rows], seed)
 
     told = with_speaker_targets(recipe, parts)
-    told, options = training_course(recipe, told, reference, seed)
+    told, hooks = training_course(recipe, told, reference, seed)
     history = fit(
         small,
         recipe_objective(recipe, told["train"]),
         told["train"],
         told.get("valid"),
         recipe_plan(recipe, seed),
-        folder / "training",
-        progress=progress,
-        track=track,
-        guard=Guard(folder / "training" / "nan"),
-        **options,
+        tracking=Tracking(folder / "training", progress=progress, track=track),
+        hooks=replace(hooks, guard=Guard(folder / "training" / "nan")),
     )
     write_weights(folder / "model.safetensors", model)
     said = {test: Said.by(recipe, small, told["test", test]) for test in fold.tests}
@@ -121,7 +119,7 @@ def train_reference(recipe: Recipe, fold: Fold, items: Batch, seed: int) -> nn.M
         # nobody watches, so that there is no plateau to be seen
         schedule="constant" if schedule == "plateau" else schedule,
     )
-    fit(other, recipe_objective(plain, items), items, None, calm, progress=False)
+    fit(other, recipe_objective(plain, items), items, None, calm, tracking=QUIET)
     return other
 
 

@@ -41,6 +41,7 @@ from ..training.loop import fit
 from ..training.multitask import class_weights, multitask
 from ..training.objectives import cross_entropy, mse, rmse
 from ..training.plan import Plan
+from ..training.tracking import Tracking
 
 # %% auto #0
 __all__ = [
@@ -313,7 +314,7 @@ def climb_rung(
         parts["train"],
         parts["valid"],
         replace(rung.plan, seed=seed, **changes),
-        progress=progress,
+        tracking=Tracking(progress=progress),
     )
     return model, history
 

@@ -77,7 +77,7 @@ class AdversaryHead(nn.Module):
 def ramp_strength(
     epochs: int, top: float = 1.0, task: str = "speaker"
 ) -> Callable[[nn.Module, int], None]:
-    """An `at_epoch` of `fit`: the strength of head `task` rises from 0 to about `top` as 2 / (1 +
+    """For `Hooks(at_epoch=)`: the strength of head `task` rises from 0 to about `top` as 2 / (1 +
     exp(-10 p)) - 1, p from 0 to 1 over the `epochs` (Ganin & Lempitsky 2015), so that the
     adversary first learns to hear. Raises `ConfigError` where that head is no adversary.
     """

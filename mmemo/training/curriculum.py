@@ -311,7 +311,7 @@ def is_dropout(module: nn.Module) -> bool:
 def dropout_after(
     epochs: int = 15, low: float = 0.1, high: float = 0.6, where: str = "*"
 ) -> Callable[[nn.Module, int], None]:
-    """An `at_epoch` for `fit`: the rate of every dropout layer (`is_dropout`) whose name matches
+    """For `Hooks(at_epoch=)`: the rate of every dropout layer (`is_dropout`) whose name matches
     `where` is `low` before epoch `epochs`, and `high` from it on.
 
     A pure function of the epoch, so that a resumed run is exact. Rates that are numbers inside

@@ -141,7 +141,7 @@ def layer_rates(
 
 # %% ../../nbs/electives/36_finetune.ipynb #0000000f
 class Thaw:
-    """An `at_epoch` for `fit`: parameters of stage i are frozen before epoch `at[i]` and learn
+    """For `Hooks(at_epoch=)`: parameters of stage i are frozen before epoch `at[i]` and learn
     from it on (gradual unfreezing, Howard & Ruder 2018).
 
     `stages`: patterns of parameter names, or lists of them; the first stage that matches a
@@ -217,7 +217,7 @@ class Thaw:
 def head_first(
     epochs: int, lr: float = 1e-4, then: float = 1e-6, head: str = "heads.*"
 ) -> tuple[dict[str, float], Thaw]:
-    """Head first, then everything: `lr` for `Plan` and `at_epoch` for `fit`.
+    """Head first, then everything: `lr` for `Plan` and `at_epoch` for `Hooks`.
 
     The parameters `head` learn alone for `epochs` at `lr`; from then on the rest learns too, at
     `then`.

@@ -37,17 +37,23 @@ from mmemo.training.plan import (
     load_batches,
     rate_factor,
 )
+from mmemo.training.tracking import (
+    BadStep,
+    Report,
+    Tracking,
+    check_track,
+    start_provenance,
+)
 
 from ..core.batch import Batch
 from ..core.errors import ConfigError
 from ..core.files import canonical_json
 from ..core.state import autocast_context, epoch_order, own_modes, own_noise, seed_of
 from .history import History, Log, finite_or_none, read_log
-from .tracking import BadStep, Report, check_track, start_provenance
 from .update import Trainer
 
 # %% auto #0
-__all__ = ["evaluate_loss", "save_run", "restore_run", "fit"]
+__all__ = ["evaluate_loss", "save_run", "restore_run", "Hooks", "fit"]
 
 
 # %% ../../nbs/workshop/132_loop.ipynb #0bf30109
@@ -183,6 +189,21 @@ def restore_run(run: Trainer, found: Checkpoint) -> None:
 
 
 # %% ../../nbs/workshop/132_loop.ipynb #9d1b2e33
+@dataclass(frozen=True)
+class Hooks:
+    """Functions of yours that `fit` calls on the way.
+
+    `sampler(epoch)` gives the rows of an epoch in their order (None: shuffled by the plan's seed);
+    `at_epoch(model, epoch)` may set something in the model before it, such as a dropout rate. Both
+    must depend on nothing else, or a resumed run is another run. `guard(bad)` is asked for the
+    cause of the first loss or gradient that is not finite; its answer ends the error's message.
+    """
+
+    sampler: Callable[[int], Sequence[int]] | None = None
+    at_epoch: Callable[[nn.Module, int], None] | None = None
+    guard: Callable[[BadStep], Any] | None = None
+
+
 @dataclass
 class _Course:
     """What one call of `fit` goes through: the data, the order of their rows, and who is told.
@@ -195,8 +216,7 @@ class _Course:
     train: Any
     valid: Any
     metrics: Mapping[str, Callable] | None
-    rows: Callable[[int], Sequence[int]]
-    at_epoch: Callable[[nn.Module, int], None] | None
+    hooks: Hooks
     report: Report
     total: int
     step: int
@@ -218,15 +238,21 @@ class _Course:
         patience = self.run.plan.patience
         return patience is not None and self.report.history.stale >= patience
 
+    def order(self, epoch: int) -> Sequence[int]:
+        "The rows of an epoch: shuffled by the plan's seed, where no sampler says otherwise."
+        if self.hooks.sampler:
+            return self.hooks.sampler(epoch)
+        return epoch_order(len(self.train), self.run.plan.seed, epoch)
+
     def train_epoch(self, epoch: int, done: int) -> int:
         "The updates of an epoch from `done` on; returns how many it has."
         run, plan = self.run, self.run.plan
-        updates = cut_updates(self.rows(epoch), plan)
+        updates = cut_updates(self.order(epoch), plan)
         drops = count_plateaus(self.report.history.values(), plan.plateau_patience)
         if hasattr(self.train, "set_epoch"):
             self.train.set_epoch(epoch)
-        if self.at_epoch:
-            self.at_epoch(run.model, epoch)
+        if self.hooks.at_epoch:
+            self.hooks.at_epoch(run.model, epoch)
             run.wrap()
         run.watch()
         mine = [run.share(batch)[0] for pieces in updates[done:] for batch in pieces]
@@ -307,38 +333,27 @@ def fit(
     train,
     valid=None,
     plan: Plan = Plan(),
-    folder: str | Path | None = None,
-    resume: bool = True,
-    progress: bool = True,
-    metrics: Mapping[str, Callable] | None = None,
-    sampler: Callable[[int], Sequence[int]] | None = None,
-    at_epoch: Callable[[nn.Module, int], None] | None = None,
-    track: Sequence = ("tensorboard",),
-    guard: Callable[[BadStep], Any] | None = None,
+    tracking: Tracking = Tracking(),
+    hooks: Hooks = Hooks(),
 ) -> History:
     """Train `model` to make `objective(model(batch), batch)["loss"]` small on `train`, watching
     `valid`; the run's `History`.
 
     A data set has a length and gives a `Batch` for `data[list of rows]`; one with `set_epoch` is
-    told the epoch. `sampler(epoch)` gives the rows of an epoch in their order, `at_epoch(model,
-    epoch)` may set something in the model before it (a dropout rate); both must depend on nothing
-    else. With a `folder`: log, checkpoints, what `track` names ("tensorboard", "wandb", or objects
-    with log(values, step=) and finish()), and a killed run that is started again goes on as if
-    nothing had happened; `resume=False` deletes what an earlier run left there. `metrics` {name:
-    function(predictions, targets)} see all of `valid`. With `plan.patience` the model ends with
-    its best weights. `guard(bad)` is asked for the cause of the first loss or gradient that is not
-    finite; its answer ends the error's message. Raises `ConfigError`, `CheckpointError`,
-    `NonFiniteError`: then weights and buffers are those of the update before.
+    told the epoch. `plan` says how to train, `tracking` what is kept and shown, `hooks` which
+    functions of yours are called on the way. With a folder, a killed run that is started again
+    goes on as if nothing had happened. With `plan.patience` the model ends with its best weights.
+    Raises `ConfigError`, `CheckpointError`, `NonFiniteError`: then weights and buffers are those
+    of the update before.
     """
-    folder = Path(folder) if folder else None
+    folder = Path(tracking.folder) if tracking.folder else None
     _check_valid(valid, plan)
-    check_track(track, folder)
-    run = Trainer(model, objective, plan, len(train), folder, guard)
-    rows = sampler or partial(epoch_order, len(train), plan.seed)
-    total = _count_updates(rows if sampler else None, len(train), plan)
+    check_track(tracking.track, folder)
+    run = Trainer(model, objective, plan, len(train), folder, hooks.guard)
+    total = _count_updates(hooks.sampler, len(train), plan)
     history = History(plan.monitor, plan.direction or "min")
     at, mark = {"step": 0, "epoch": 0, "update": 0}, None
-    if folder and not resume and run.rank == 0:
+    if folder and not tracking.resume and run.rank == 0:
         clear_run(folder)
     run.engine.wait_for_everyone()
     if folder:
@@ -350,9 +365,9 @@ def fit(
     report = Report(history)
     if run.rank == 0:
         told = {"plan": asdict(plan)} | about
-        report = Report.open(history, folder, mark, at["step"], total, progress, track, told)
+        report = Report.open(history, tracking, mark, at["step"], total, told)
     course = _Course(
-        run, train, valid, metrics, rows, at_epoch, report, total=total, step=at["step"]
+        run, train, valid, tracking.metrics, hooks, report, total=total, step=at["step"]
     )
     with report, own_modes(model), own_noise(run.device):
         report.add(_start_record(history, at["step"], about))

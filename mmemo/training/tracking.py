@@ -29,10 +29,12 @@ from .plan import Plan
 
 # %% auto #0
 __all__ = [
+    "QUIET",
     "check_track",
     "open_trackers",
     "open_tensorboard",
     "open_wandb",
+    "Tracking",
     "Report",
     "BadStep",
     "start_provenance",
@@ -61,7 +63,7 @@ def check_track(track: Sequence, folder: Path | None) -> None:
             )
         if entry.needs_folder and folder is None:
             raise ConfigError(
-                f"{entry.title} keeps its files in the run's folder: give fit(..., folder=)"
+                f"{entry.title} keeps its files in the run's folder: give Tracking(folder)"
             )
 
 
@@ -126,6 +128,28 @@ def open_wandb(folder: Path, step: int, about: Mapping):
     return tracker
 
 
+# %% ../../nbs/workshop/130_tracking.ipynb #0000001b
+@dataclass(frozen=True)
+class Tracking:
+    """What is kept and shown of a run.
+
+    `folder` takes log, checkpoints and the files of trackers (None: nothing is kept); with
+    `resume` a run that was stopped goes on there, without it what an earlier one left is deleted.
+    `progress`: a bar. `metrics` {name: function(predictions {task: Tensor}, targets)} see all of
+    the validation data after each epoch. `track`: "tensorboard", "wandb", or objects with
+    log(values, step=) and finish().
+    """
+
+    folder: str | Path | None = None
+    resume: bool = True
+    progress: bool = True
+    metrics: Mapping[str, Callable] | None = None
+    track: Sequence = ("tensorboard",)
+
+
+QUIET = Tracking(progress=False, track=())
+
+
 # %% ../../nbs/workshop/130_tracking.ipynb #0000000d
 class Report:
     """Where records go: the history always; log, trackers and progress bar (at most ten times a
@@ -145,22 +169,21 @@ class Report:
     def open(
         cls,
         history: History,
-        folder: Path | None,
+        tracking: Tracking,
         mark: dict | None = None,
         step: int = 0,
         total: int | None = None,
-        progress: bool = False,
-        track: Sequence = ("tensorboard",),
         about: Mapping[str, Any] = {},
     ) -> Report:
         "The report of a run of `total` updates that goes on from `step` (log up to `mark`)."
+        folder = Path(tracking.folder) if tracking.folder else None
         log = Log(folder / "log.jsonl", mark) if folder else None
         bar = None
-        if progress:
+        if tracking.progress:
             from tqdm.auto import tqdm
 
             bar = tqdm(total=total, initial=step, unit="update", dynamic_ncols=True)
-        return cls(history, log, open_trackers(track, folder, step, about), bar)
+        return cls(history, log, open_trackers(tracking.track, folder, step, about), bar)
 
     def add(self, record: dict) -> None:
         "Keep a record, write it to the log, and show it, if it is time."

@@ -32,6 +32,7 @@ from mmemo.models.text import TextEncoder
 from mmemo.synthetic.known_answer import known_answer
 from mmemo.training.loop import fit
 from mmemo.training.plan import Plan, cut_updates
+from mmemo.training.tracking import Tracking
 
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -81,7 +82,7 @@ def bare(model, objective, data, plan) -> Clock:
 def ours(model, objective, data, plan) -> Clock:
     clock = Clock(objective)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        fit(model, clock, data, None, plan, folder)
+        fit(model, clock, data, None, plan, tracking=Tracking(folder))
     return clock
 
 

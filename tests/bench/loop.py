@@ -27,6 +27,7 @@ from mmemo.core.state import epoch_order
 from mmemo.training.loop import fit
 from mmemo.training.objectives import mse
 from mmemo.training.plan import Plan, cut_updates
+from mmemo.training.tracking import Tracking
 
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -137,7 +138,7 @@ def bare(model, data, plan) -> Clock:
 def ours(model, data, plan) -> Clock:
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        fit(model, clock, data, None, plan, folder)
+        fit(model, clock, data, None, plan, tracking=Tracking(folder))
     return clock
 
 

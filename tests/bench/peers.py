@@ -254,8 +254,9 @@ def ours(model: str, folder: Path, epochs: int, marks: list, seed: int) -> dict:
     from mmemo.models.mult import CrossModalTransformer, LastState
     from mmemo.models.products import LowRankFusion, TensorFusion
     from mmemo.models.stacked import Dropout
-    from mmemo.training.loop import fit
+    from mmemo.training.loop import Hooks, fit
     from mmemo.training.plan import Plan, alike_lengths
+    from mmemo.training.tracking import QUIET
 
     imported = spent() - start
     from safetensors.torch import load_file
@@ -374,9 +375,8 @@ def ours(model: str, folder: Path, epochs: int, marks: list, seed: int) -> dict:
         train,
         valid,
         plan,
-        progress=False,
-        sampler=sampler,
-        at_epoch=lambda *_: marks.append(spent()),
+        tracking=QUIET,
+        hooks=Hooks(sampler=sampler, at_epoch=lambda *_: marks.append(spent())),
     )
     marks.append(spent())
     return {
