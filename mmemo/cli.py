@@ -274,24 +274,14 @@ def train_single(recipe: str, run: RunOptions) -> tuple[dict, list[Path]]:
 
 def train_suite(recipe: str, run: RunOptions, suite: SuiteOptions) -> tuple[dict, list[Path]]:
     "Train, measure and compare experiments of a suite; its metrics, and the files worth a look."
-    from mmemo.experiments.suite import run_suite
+    from mmemo.experiments.suite import SuiteChoice, SuiteOutput, run_suite
 
     quiet_loading()
     folder = Path(run.out or f"_runs/{Path(recipe).stem}-{run.scale}")
-    run_suite(
-        recipe,
-        folder,
-        scale=run.scale,
-        source=run.data,
-        chosen=[suite.experiment] if suite.experiment else (),
-        seed=run.seed,
-        seeds=suite.seeds,
-        jobs=suite.jobs,
-        progress=run.progress,
-        track=run.track,
-        tables=run.tables,
-        protocol=run.protocol,
-    )
+    chosen = [suite.experiment] if suite.experiment else []
+    choice = SuiteChoice(chosen, run.seed, suite.seeds, run.tables, run.protocol)
+    output = SuiteOutput(run.progress, run.track)
+    run_suite(recipe, folder, run.scale, run.data, choice, output, suite.jobs)
     metrics = json.loads((folder / "metrics.json").read_text())
     return metrics, [folder / name for name in ("report.ipynb", "report.html", "metrics.json")]
 

@@ -19,6 +19,7 @@ from mmemo.diagnostics.walk import walk
 from mmemo.models.attention import Clock, CrossAttention, CrossBlock, masked_softmax
 from mmemo.models.base import Multimodal, Project, RegressionHead
 from mmemo.models.crossmodal import (
+    AlignedCurve,
     AttentionPool,
     CrossModalFusion,
     DynamicFusion,
@@ -578,8 +579,7 @@ def test_the_picture_shows_the_weights_it_was_given():
         ["so", "honestly", "sad"],
         times,
         cue=1,
-        curve=(times, torch.randn(5), "level"),
-        windows=(0.2, 0.7),
+        curve=AlignedCurve(times, torch.randn(5), "level", windows=(0.2, 0.7)),
     )
     mesh = heat.collections[0]
     assert torch.allclose(torch.tensor(mesh.get_array().reshape(3, 5)), weights) and [

@@ -13,6 +13,7 @@ from torch import nn
 from mmemo.core.batch import Batch, Stream, masked_mean
 from mmemo.core.errors import ConfigError
 from mmemo.diagnostics.capacity import (
+    Effort,
     Span,
     alike_groups,
     attainable_predictions,
@@ -217,17 +218,17 @@ def test_by_heart_stops_at_the_goal_at_its_steps_and_at_its_time():
     assert re.fullmatch(
         r"loss [\d.]+ → [\d.]+ in \d+ updates \(chance [\d.]+, floor 0\)", fitted.told(span, 300)
     )
-    few = by_heart(network(), mse("y"), data, span, steps=3)
+    few = by_heart(network(), mse("y"), data, span, Effort(3))
     assert len(few.losses) == 4
     with pytest.raises(Wrong, match="in 3 updates"):
         few.told(span, 3)
-    late = by_heart(network(), mse("y"), data, span, end=0.0)
+    late = by_heart(network(), mse("y"), data, span, Effort(seconds=0.0))
     assert len(late.losses) == 1
     with pytest.raises(Untried, match="the time was over"):
         late.told(span, 300)
     told = []
     (
-        by_heart(network(), mse("y"), data, span, 60, tell=told.append)
+        by_heart(network(), mse("y"), data, span, Effort(60, tell=told.append))
         if len(fitted.losses) > 26
         else told.append("  update 25: loss 1")
     )
@@ -672,7 +673,7 @@ DEFECTS = {  # name: (model, objective, plan, piece, check, words)
 @pytest.mark.parametrize("name", DEFECTS)
 def test_a_planted_defect_is_found_and_named(name):
     make, objective, plan, piece, what, words = DEFECTS[name]
-    checks = check_pieces(make(), objective or mse("y"), items(), plan, steps=50)
+    checks = check_pieces(make(), objective or mse("y"), items(), plan, effort=Effort(50))
     found = row(checks, piece, what)
     if name == "loss of nothing":
         assert found.ok is None and re.search(words, found.found), str(checks)
@@ -703,7 +704,9 @@ def test_what_is_idle_on_purpose_can_be_said():
 
 def test_time_is_kept_and_what_was_not_tried_is_said():
     told = []
-    checks = check_pieces(network(), mse("y"), items(), Plan(), seconds=0.0, tell=told.append)
+    checks = check_pieces(
+        network(), mse("y"), items(), Plan(), effort=Effort(seconds=0.0, tell=told.append)
+    )
     assert (
         checks.ok
         and all(r.ok is None and r.found == "no time left" for r in checks)
@@ -718,7 +721,7 @@ def test_time_is_kept_and_what_was_not_tried_is_said():
                 time.sleep(0.1)
             return super().forward(streams)
 
-    checks = check_pieces(network(fusion=Slow), mse("y"), items(), seconds=2.0)
+    checks = check_pieces(network(fusion=Slow), mse("y"), items(), effort=Effort(seconds=2.0))
     assert (
         checks.ok
         and "time was over" in row(checks, "together", "eight by heart").found
@@ -777,7 +780,7 @@ def test_branches_of_a_sound_model_all_learn():
     ids=["detached", "inverted", "poisoned", "dead", "blind", "deaf"],
 )
 def test_broken_branches_fail_alone(make, bad):
-    rows = branch_capacity(make(), mse("y"), items(), steps=90)
+    rows = branch_capacity(make(), mse("y"), items(), Effort(90))
     assert [r.what for r in rows.failed] == bad, str(rows)
 
 
@@ -785,7 +788,7 @@ def test_the_innermost_branch_is_blamed():
     assert (
         "fusion cannot alone"
         in row(
-            check_pieces(network(fusion=DeadReLU), mse("y"), items(), steps=60),
+            check_pieces(network(fusion=DeadReLU), mse("y"), items(), effort=Effort(60)),
             "together",
             "eight by heart",
         ).found
@@ -797,7 +800,9 @@ def test_branches_of_frozen_encoders_and_of_time():
     assert rows.ok and rows.rows[0].norm is None and rows.rows[0].found.endswith("frozen"), str(
         rows
     )
-    assert all(r.ok is None for r in branch_capacity(network(), mse("y"), items(), seconds=0.0))
+    assert all(
+        r.ok is None for r in branch_capacity(network(), mse("y"), items(), Effort(seconds=0.0))
+    )
 
 
 def test_hearing():

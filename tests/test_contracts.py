@@ -35,7 +35,7 @@ from mmemo.diagnostics.contracts import (
 from mmemo.models.audiovisual import LogMel, WaveCNN
 from mmemo.models.base import ClassHead, ConcatFusion, Fused, Multimodal, Project, RegressionHead
 from mmemo.models.fusion import FUSIONS, get_fusion
-from mmemo.models.mult import CrossModalTransformer, LastState
+from mmemo.models.mult import CrossModalConfig, CrossModalTransformer, LastState
 from mmemo.models.temporal import TCN, Resample
 
 WIDTHS = {"text": 7, "audio": 4, "video": 5}
@@ -163,7 +163,7 @@ def test_temporal_encoders_and_the_transformer_keep_theirs():
     assert (checks := check_contracts(network(**encoders), items())).ok, str(checks)
     transformer = Multimodal(
         {n: nn.Identity() for n in WIDTHS},
-        CrossModalTransformer(WIDTHS, 8, 2, 1, maps=True),
+        CrossModalTransformer(WIDTHS, 8, CrossModalConfig(2, 1), maps=True),
         {"y": RegressionHead(48)},
     )
     assert (checks := check_contracts(transformer, items())).ok, str(checks)

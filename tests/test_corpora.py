@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from mmemo.core.batch import Batch, Stream, collate
 from mmemo.core.errors import ConfigError, DataError
 from mmemo.data.arrow import ArrowColumns
-from mmemo.data.corpus import Corpus, cached
+from mmemo.data.corpus import Corpus, CorpusInfo, cached
 from mmemo.data.splits import check_split, leave_one_out_rows, speaker_folds, speaker_split
 from mmemo.synthetic.known_answer import known_answer
 
@@ -66,13 +66,12 @@ def item(i: int, T: int, F: int = 3, text: bool = True) -> Batch:
 def make(folder, items, source=None, **kw) -> Corpus:
     source = source or folder
     return cached(
-        "toy",
+        CorpusInfo("toy", **kw),
         lambda report: iter(items),
         source,
         [p for p in Path(source).glob("*.txt")],
         cache=folder / "cache",
         progress=False,
-        **kw,
     )
 
 
@@ -306,13 +305,12 @@ def test_report_is_kept_and_warned_of(tmp_path):
 
     def read():
         return cached(
-            "toy",
+            CorpusInfo("toy", classes={"emotion": ("a", "b")}),
             parse,
             tmp_path,
             [],
             cache=tmp_path / "cache",
             progress=False,
-            classes={"emotion": ("a", "b")},
         )
 
     with pytest.warns(UserWarning, match="1 remarks .* 409 mended"):
@@ -460,11 +458,10 @@ def test_chunks_are_kept_at_once_and_parsed_once(tmp_path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return cached(
-                "parts",
+                CorpusInfo("parts", {"a": 1}),
                 [chunk(k, rows, fails) for k, rows in enumerate(parts)],
                 ".",
                 [],
-                {"a": 1},
                 cache=tmp_path,
                 progress=False,
             )

@@ -25,7 +25,7 @@ from mmemo.models.initialisation import (
     residual_blocks,
 )
 from mmemo.models.lora import add_lora
-from mmemo.models.mult import CrossModalTransformer
+from mmemo.models.mult import CrossModalConfig, CrossModalTransformer
 from mmemo.models.stacked import Encoders
 from mmemo.models.temporal import TCN
 from mmemo.models.text import TextEncoder
@@ -112,7 +112,9 @@ def test_maps_that_share_a_parameter_are_counted_one_by_one():
 
 
 def test_the_same_seed_is_the_same_start_and_the_world_draws_on_as_before():
-    one, other = (CrossModalTransformer({"text": 3, "audio": 4}, 8, 2, 1) for _ in range(2))
+    one, other = (
+        CrossModalTransformer({"text": 3, "audio": 4}, 8, CrossModalConfig(2, 1)) for _ in range(2)
+    )
     torch.manual_seed(3)
     wanted = torch.rand(2)
     torch.manual_seed(3)

@@ -15,7 +15,14 @@ from mmemo.core.batch import Batch, Stream
 from mmemo.core.errors import ConfigError
 from mmemo.core.state import epoch_order
 from mmemo.models.base import Multimodal, RegressionHead
-from mmemo.models.mult import CrossModalTransformer, LastState, Windows, last_step, mean_step
+from mmemo.models.mult import (
+    CrossModalConfig,
+    CrossModalTransformer,
+    LastState,
+    Windows,
+    last_step,
+    mean_step,
+)
 from mmemo.models.stacked import Dropout, Encoders, attend_cached, cheap_dropout
 from mmemo.training.loop import Hooks, fit
 from mmemo.training.objectives import mse
@@ -47,15 +54,11 @@ def lost(s, row):
     return Stream(s.x, mask, s.t)
 
 
-def fusion(**options):
+def fusion(maps=False, **options):
     torch.manual_seed(3)
-    return CrossModalTransformer(
-        WIDTHS,
-        8,
-        2,
-        2,
-        **{"dropout": 0.0, "attention_dropout": 0.0, "output_dropout": 0.0, **options},
-    ).eval()
+    silent = {"dropout": 0.0, "attention_dropout": 0.0, "output_dropout": 0.0}
+    config = CrossModalConfig(2, 2, **silent | options)
+    return CrossModalTransformer(WIDTHS, 8, config, maps).eval()
 
 
 def finite(module):
@@ -470,7 +473,7 @@ def test_gradients_reach_every_parameter_and_it_learns():
     torch.manual_seed(0)
     model = Multimodal(
         {n: nn.Identity() for n in WIDTHS},
-        CrossModalTransformer(WIDTHS, 8, 2, 1, dropout=0.1, attention_dropout=0.1),
+        CrossModalTransformer(WIDTHS, 8, CrossModalConfig(2, 1)),
         {"y": RegressionHead(48)},
     )
     mse("y")(model(batch), batch)["loss"].backward()
@@ -488,14 +491,14 @@ def test_gradients_reach_every_parameter_and_it_learns():
 
 
 def test_two_streams_or_more():
-    one = CrossModalTransformer({"text": 7, "audio": 4}, 8, 2, 1)
+    one = CrossModalTransformer({"text": 7, "audio": 4}, 8, CrossModalConfig(2, 1))
     assert one.out_width == 16 and one(
         {n: streams()[n] for n in ("text", "audio")}
     ).vector.shape == (5, 16)
     with pytest.raises(ConfigError, match="two streams or more"):
         CrossModalTransformer({"text": 7}, 8)
     with pytest.raises(ConfigError, match="pool='max' cannot be: choose last, mean"):
-        CrossModalTransformer(WIDTHS, 8, pool="max")
+        CrossModalTransformer(WIDTHS, 8, CrossModalConfig(pool="max"))
 
 
 def test_half_precision_and_shapes_without_numbers():
@@ -509,7 +512,7 @@ def test_half_precision_and_shapes_without_numbers():
         and (vector.float() - ours(gone).vector).abs().max() < 0.1 * ours(gone).vector.abs().max()
     )
     with torch.device("meta"):
-        bare = CrossModalTransformer(WIDTHS, 8, 2, 2)
+        bare = CrossModalTransformer(WIDTHS, 8, CrossModalConfig(2, 2))
     assert bare({n: s.to("meta") for n, s in data.items()}).vector.shape == (5, 48)
 
 

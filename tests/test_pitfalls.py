@@ -16,7 +16,7 @@ from mmemo.diagnostics.pitfalls import (
     unmoved_parameters,
 )
 from mmemo.models.base import ConcatFusion, Fused, Multimodal, Project, RegressionHead
-from mmemo.models.mult import CrossModalTransformer
+from mmemo.models.mult import CrossModalConfig, CrossModalTransformer
 from mmemo.training.objectives import mse
 
 WIDTHS = {"text": 7, "audio": 4}
@@ -268,7 +268,7 @@ def test_all_checks_of_sound_and_broken_models():
     torch.manual_seed(0)
     transformer = Multimodal(
         {n: nn.Identity() for n in WIDTHS},
-        CrossModalTransformer(WIDTHS, 8, 2, 1),
+        CrossModalTransformer(WIDTHS, 8, CrossModalConfig(2, 1)),
         {"y": RegressionHead(16)},
     )
     assert wrong_with(transformer, data) == set()

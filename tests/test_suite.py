@@ -24,7 +24,7 @@ from mmemo.experiments.report import (
     results_table,
 )
 from mmemo.experiments.run import train_recipe
-from mmemo.experiments.suite import run_suite, suite_cells
+from mmemo.experiments.suite import SuiteChoice, SuiteOutput, run_suite, suite_cells
 from mmemo.synthetic.known_answer import known_answer
 from mmemo.synthetic.lookalike import write_daicwoz
 
@@ -45,6 +45,8 @@ experiments:
   gated: {about: through gates, fusion: {kind: gated, width: 8, dropout: 0.1}}
 """
 
+ONE_SEED = SuiteChoice(seeds=1)
+
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
@@ -52,7 +54,9 @@ def done(tmp_path_factory):
     (folder / "tiny.yaml").write_text(TINY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MMEMO_CACHE", str(folder / "cache"))
-        [one] = suite_cells(folder / "tiny.yaml", folder / "run", "full", ["2"], seeds=1)
+        [one] = suite_cells(
+            folder / "tiny.yaml", folder / "run", "full", SuiteChoice(["2"], seeds=1)
+        )
         train_recipe(one.recipe, one.folder, seed=one.seed)
         before = (one.folder / "metrics.json").stat().st_mtime_ns
         result = CliRunner().invoke(
@@ -200,7 +204,13 @@ def test_a_run_that_fails_is_named_and_the_others_are_finished(done, monkeypatch
 
     monkeypatch.setattr(suite_module, "train_recipe", breaks)
     with pytest.raises(DataError, match="1 of 2 runs failed: concat, seed 0: DataError: no luck"):
-        run_suite(done / "tiny.yaml", done / "other", "full", seeds=1, progress=False)
+        run_suite(
+            done / "tiny.yaml",
+            done / "other",
+            "full",
+            choice=ONE_SEED,
+            output=SuiteOutput(progress=False),
+        )
     assert (done / "other/gated/seed-0/metrics.json").is_file() and not (
         done / "other/report.html"
     ).exists()
@@ -230,7 +240,7 @@ def test_what_cannot_be_is_one_line(done, monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match="holds another run .seed differ"):
         [
             replace(c, seed=5).done("known-answer")
-            for c in suite_cells(done / "tiny.yaml", done / "run", "full", seeds=1)
+            for c in suite_cells(done / "tiny.yaml", done / "run", "full", ONE_SEED)
         ]
 
 
@@ -257,7 +267,7 @@ def test_a_suite_on_a_real_corpus_ends_with_its_report(tmp_path, monkeypatch, co
         "gated": {"about": "gates", "fusion": {"kind": "gated", "width": 8, "dropout": 0.0}},
     }
     (tmp_path / "real.yaml").write_text(yaml.safe_dump(form))
-    run_suite(tmp_path / "real.yaml", tmp_path / "run", "full", home, progress=False, track=())
+    run_suite(tmp_path / "real.yaml", tmp_path / "run", "full", home, output=SuiteOutput(False, ()))
     book = nbformat.read(tmp_path / "run/report.ipynb", 4)
     assert f"Measured on {title}, scale full, split." in book.cells[0].source
     assert task == read_answers(read_runs(tmp_path / "run")[1][:1]).task

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..core.batch import Batch, Stream, byte_tokens, collate
 from ..core.errors import DataError
 from ..core.files import fingerprint_tensors
-from .corpus import Corpus, cached
+from .corpus import Corpus, CorpusInfo, cached
 from .decoding import CLIP_PARTS, Clip, decode_clip
 from .meld import meld_tables, read_meld
 from .standards import SOUND_RATE
@@ -189,16 +189,18 @@ def read_clips(
 
     files = _Files(clips, ClipForm(**form), CLIP_PARTS, workers, complete)
     return cached(
-        "clips",
+        CorpusInfo(
+            "clips",
+            {"tokenizer": tokenizer, "clips": _state(clips), **files.options()},
+            version=2,
+            rates={"audio": SOUND_RATE},
+            classes=told.classes,
+        ),
         [lambda report: report.extend(told.report), *files.chunks()],
         folder,
         meld_tables(folder),
-        {"tokenizer": tokenizer, "clips": _state(clips), **files.options()},
-        2,
-        {"audio": SOUND_RATE},
-        told.classes,
-        cache,
-        progress,
+        cache=cache,
+        progress=progress,
     )
 
 
@@ -247,12 +249,14 @@ def read_media(
     media = _Files(files, ClipForm(**form), kinds, workers, complete)
     columns = fingerprint_tensors(repr((targets, meta)))
     return cached(
-        "media",
+        CorpusInfo(
+            "media",
+            {"kinds": kinds, "files": _state(files), "columns": columns, **media.options()},
+            rates={"audio": SOUND_RATE},
+        ),
         media.chunks(),
         ".",
         [],
-        {"kinds": kinds, "files": _state(files), "columns": columns, **media.options()},
-        rates={"audio": SOUND_RATE},
         cache=cache,
         progress=progress,
     )

@@ -13,7 +13,7 @@ import torch
 
 from ..core.batch import Batch, Stream
 from ..core.errors import DataError
-from .corpus import Corpus, cached
+from .corpus import Corpus, CorpusInfo, cached
 from .tables import as_text, read_arrays, read_rows
 
 # %% auto #0
@@ -122,12 +122,14 @@ def read_cmu_table(
             yield Batch(streams, {target: torch.tensor(y, dtype=torch.float32)}, meta)
 
     return cached(
-        corpus,
+        CorpusInfo(
+            corpus,
+            {"target": target, "low": low, "high": high},
+            rates=dict.fromkeys(("text", "audio", "video"), 1),
+        ),
         parse,
         path.parent,
         [path],
-        {"target": target, "low": low, "high": high},
-        rates=dict.fromkeys(("text", "audio", "video"), 1),
         cache=cache,
         progress=progress,
     )
@@ -204,11 +206,10 @@ def read_mosi(folder, cache=None, progress: bool = True) -> Corpus:
         yield Batch(streams, {"sentiment": torch.tensor(arrays["label"], dtype=torch.int64)}, meta)
 
     return cached(
-        "mosi",
+        CorpusInfo("mosi", classes={"sentiment": ("negative", "positive")}),
         parse,
         folder,
         [path] + [table] * table.exists(),
-        classes={"sentiment": ("negative", "positive")},
         cache=cache,
         progress=progress,
     )

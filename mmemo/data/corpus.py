@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,54 +25,65 @@ from ..core.files import callable_key, fingerprint_files
 from .arrow import ArrowColumns, to_arrow
 
 # %% auto #0
-__all__ = ["cached", "Corpus", "row_array"]
+__all__ = ["CorpusInfo", "cached", "Corpus", "row_array"]
 
 
 # %% ../../nbs/workshop/108_corpus.ipynb #2dfdf055
+@dataclass(frozen=True)
+class CorpusInfo:
+    """What a parsed corpus is, besides its files; other values are another corpus.
+
+    `options` that its reader was given, `version` of the reader, `rates` {stream: Hz} of streams
+    on an even clock, whose times need not be stored, `classes` {task: names}.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    version: int = 1
+    rates: Mapping[str, float] = field(default_factory=dict)
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
 def cached(
-    name: str,
+    info: str | CorpusInfo,
     parse: Callable[[list], Iterable[Batch]] | Sequence[Callable[[list], Batch | None]],
     root,
     files: Iterable,
-    options: Mapping = {},
-    version: int = 1,
-    rates: Mapping = {},
-    classes: Mapping = {},
     cache=None,
     progress: bool = True,
     total: int | None = None,
 ) -> Corpus:
-    """The corpus that `parse(report)` yields batch by batch; where source files and options are
-    those of a cached one, nothing is parsed.
+    """The corpus that `parse(report)` yields batch by batch; where `files` (below `root`) and
+    `info`, or only its name, are those of a cached one, nothing is parsed.
 
     `parse` may be a list of functions, each of which gives the batch of one chunk of the sources
     (None: nothing in it). A chunk is kept as soon as it is parsed: after a kill the next call
-    parses only the others. `rates` {stream: Hz} names streams on an even clock, whose times need
-    not be stored. `cache`: folder (default MMEMO_CACHE or _data/cache). Raises `DataError` for
-    wrong data and `ConfigError` where the cache cannot be written; neither leaves anything behind
-    but finished chunks.
+    parses only the others. `cache`: folder (default MMEMO_CACHE or _data/cache); `total`: how many
+    batches the bar waits for. Raises `DataError` for wrong data and `ConfigError` where the cache
+    cannot be written; neither leaves anything behind but finished chunks.
     """
+    info = CorpusInfo(info) if isinstance(info, str) else info
     about = dict(
-        corpus=name,
-        version=version,
-        options=dict(options),
-        rates=dict(rates),
-        classes={k: list(v) for k, v in classes.items()},
+        corpus=info.name,
+        version=info.version,
+        options=dict(info.options),
+        rates=dict(info.rates),
+        classes={k: list(v) for k, v in info.classes.items()},
     )
     home = Path(cache or os.environ.get("MMEMO_CACHE") or "_data/cache")
-    folder = home / f"{name}-{fingerprint_files(root, files, **about)}"
+    folder = home / f"{info.name}-{fingerprint_files(root, files, **about)}"
     if folder.exists():
         return Corpus(folder)
 
     def bar(steps):
         from tqdm.auto import tqdm
 
-        return tqdm(steps, desc=f"reading {name}", total=total, disable=not progress)
+        return tqdm(steps, desc=f"reading {info.name}", total=total, disable=not progress)
 
     report = _parse_into(folder, parse, about, bar)
     if report:
         warnings.warn(
-            f"{name}: {len(report)} remarks on the data in corpus.report; first: {report[0]}",
+            f"{info.name}: {len(report)} remarks on the data in corpus.report; first: {report[0]}",
             stacklevel=3,
         )
     return Corpus(folder)

@@ -27,7 +27,7 @@ from mmemo.data.interviews import (
 
 from ..core.batch import Batch, Stream, collate, spread_words, text_stream
 from ..core.errors import ConfigError
-from .corpus import Corpus, cached
+from .corpus import Corpus, CorpusInfo, cached
 from .standards import AUS, COVAREP, fill_unvoiced
 
 # %% auto #0
@@ -240,12 +240,14 @@ def read_daicwoz(
                 report.append(f"{person}: nothing is said by {speakers}, left out")
 
     return cached(
-        "daicwoz",
+        CorpusInfo(
+            "daicwoz",
+            {"unit": unit, "aus": wanted.units, "speakers": speakers, "tokenizer": tokenizer},
+            classes={"depressed": ("no", "yes")},
+        ),
         parse,
         root,
         files,
-        {"unit": unit, "aus": wanted.units, "speakers": speakers, "tokenizer": tokenizer},
-        classes={"depressed": ("no", "yes")},
         cache=cache,
         progress=progress,
         total=len(sessions),

@@ -13,7 +13,7 @@ import torch
 
 from ..core.batch import Batch, byte_tokens, spread_words, text_stream
 from ..core.errors import DataError
-from .corpus import Corpus, cached
+from .corpus import Corpus, CorpusInfo, cached
 from .standards import EMOTIONS, SENTIMENTS
 from .tables import accepts, as_key, as_number, as_text, one_of, read_rows
 
@@ -149,12 +149,12 @@ def read_meld(
             yield _as_batch(rows[start : start + 1024], tokenizer)
 
     return cached(
-        "meld",
+        CorpusInfo(
+            "meld", {"tokenizer": tokenizer}, classes={"emotion": EMOTIONS, "sentiment": SENTIMENTS}
+        ),
         parse,
         folder,
         files,
-        {"tokenizer": tokenizer},
-        classes={"emotion": EMOTIONS, "sentiment": SENTIMENTS},
         cache=cache,
         progress=progress,
     )

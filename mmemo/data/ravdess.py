@@ -13,7 +13,7 @@ import torch
 
 from ..core.batch import Batch, Stream, collate
 from ..core.errors import ConfigError, DataError, ShapeError
-from .corpus import Corpus, cached
+from .corpus import Corpus, CorpusInfo, cached
 from .tables import as_key, as_number, one_of, read_arrays, read_rows, read_sound
 
 # %% auto #0
@@ -323,13 +323,15 @@ def read_ravdess(
     folder = Path(folder)
     found = _Folder(folder, audio, video)
     return cached(
-        "ravdess",
+        CorpusInfo(
+            "ravdess",
+            {"audio": found.audio, "video": found.video},
+            rates={"audio": found.rate} if found.rate else {},
+            classes={"emotion": RAVDESS_EMOTIONS},
+        ),
         found.parse,
         folder,
         found.files(),
-        {"audio": found.audio, "video": found.video},
-        rates={"audio": found.rate} if found.rate else {},
-        classes={"emotion": RAVDESS_EMOTIONS},
         cache=cache,
         progress=progress,
     )

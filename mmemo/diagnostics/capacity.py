@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +37,15 @@ from ..models.base import Multimodal
 __all__ = [
     "Objective",
     "Tell",
+    "UNTIL_LEARNED",
+    "ONE_MINUTE",
     "with_predictions",
     "attainable_predictions",
     "alike_groups",
     "Span",
     "without_noise",
     "piece_of",
+    "Effort",
     "Fitted",
     "by_heart",
     "gradient_norms",
@@ -168,6 +171,19 @@ def piece_of(name: str) -> str:
     return ".".join(name.split(".")[: 2 if name.startswith(("encoders.", "heads.")) else 1])
 
 
+class Effort(NamedTuple):
+    """How long a test may try: updates for what is to be learned by heart, seconds for all of it;
+    `tell` gets each row's text at once, and the loss on the way.
+    """
+
+    steps: int = 300
+    seconds: float = 120.0
+    tell: Tell = None
+
+
+UNTIL_LEARNED, ONE_MINUTE = Effort(seconds=math.inf), Effort(seconds=60.0)
+
+
 @dataclass
 class Fitted:
     """A few items learned by heart: the loss before each update, the largest gradient norm of
@@ -197,12 +213,10 @@ def by_heart(
     objective: Objective,
     batch: Batch,
     span: Span,
-    steps: int = 300,
-    end: float = math.inf,
-    tell: Tell = None,
+    effort: Effort = UNTIL_LEARNED,
 ) -> Fitted:
     """Trains `model` in place on one batch, without noise, until the loss has come 95 % of the way
-    from chance to the floor, or `steps` or the time (time.monotonic) `end` are over.
+    from chance to the floor, or the steps or the seconds of `effort` are over.
 
     Adam at rates of its own: smaller for larger models, halved where nothing improves. Raises
     `ConfigError` naming what is not finite.
@@ -211,16 +225,17 @@ def by_heart(
     if not parameters:
         raise ConfigError("every parameter is frozen: nothing to train")
     fitted, least, stale, start = Fitted(), math.inf, 0, time.monotonic()
+    end = start + effort.seconds
     rate = _rate_for(sum(p.numel() for p in parameters.values()))
     optimiser = torch.optim.Adam(parameters.values(), rate, betas=(0.9, 0.99))
-    for step in range(steps + 1):
+    for step in range(effort.steps + 1):
         loss = objective(model(batch), batch)["loss"]
         fitted.losses.append(now := float(loss.detach()))
         if not math.isfinite(now):
             raise ConfigError(f"the loss is {now} after {step} updates")
-        if tell and step and step % 25 == 0:
-            tell(f"  update {step}: loss {now:.3g}")
-        if span.above(now) <= 0.05 or step == steps or time.monotonic() > end:
+        if effort.tell and step and step % 25 == 0:
+            effort.tell(f"  update {step}: loss {now:.3g}")
+        if span.above(now) <= 0.05 or step == effort.steps or time.monotonic() > end:
             break
         if span.above(now) < 0.98 * span.above(least):
             least, stale = now, 0
@@ -278,10 +293,7 @@ def branch_capacity(
     model: nn.Module,
     objective: Objective,
     batch: Batch,
-    *,
-    steps: int = 300,
-    seconds: float = 60.0,
-    tell: Tell = None,
+    effort: Effort = ONE_MINUTE,
 ) -> Checks:
     """Can each branch of a model alone learn eight items by heart? Each encoder with the other
     modalities missing; the fusion and the heads with random numbers coming in.
@@ -290,16 +302,15 @@ def branch_capacity(
     targets.
     """
     batch = choose_items(model, batch)
-    bench = Bench(seconds, tell)
+    bench = Bench(effort.seconds, effort.tell)
     with own_noise(device_of(model)):
         torch.manual_seed(0)
         branches = _branches(model, batch)
         for i, (name, (piece, part, data)) in enumerate(branches.items()):
             # what is left of the time is shared by what is left to do
-            end = time.monotonic() + bench.left / (len(branches) - i)
+            mine = effort._replace(seconds=bench.left / (len(branches) - i))
             facts: dict = {}
-            learn = (facts, piece, part, data, objective, steps, end, tell)
-            bench("branches", name, _learns, *learn)
+            bench("branches", name, _learns, facts, piece, part, data, objective, mine)
             bench.rows[-1] = Branch(**vars(bench.rows[-1]), **facts)
     return Checks(bench.rows, f"{type(model).__name__} on {len(batch)} items")
 
@@ -337,20 +348,20 @@ def _learns(
     part: nn.Module,
     data: Batch,
     objective: Objective,
-    steps: int,
-    end: float,
-    tell: Tell,
+    effort: Effort,
 ) -> str:
     "Learns by heart with one branch; writes what a `Branch` holds into `facts`."
     part = copy.deepcopy(part).eval()
     with torch.no_grad():
         span = Span.of(objective, part(data), data)
     facts["span"] = span
-    fitted = by_heart(part, objective, data, span, steps, end, tell)
+    fitted = by_heart(part, objective, data, span, effort)
     norms = [norm for name, norm in fitted.norms.items() if name.startswith(piece)]
     norm = math.hypot(*norms) if norms else None
     facts |= {"losses": tuple(fitted.losses), "norm": norm}
-    said = fitted.told(span, steps, "; frozen" if norm is None else f"; gradient norm {norm:.2g}")
+    said = fitted.told(
+        span, effort.steps, "; frozen" if norm is None else f"; gradient norm {norm:.2g}"
+    )
     if norm == 0:
         raise Wrong(
             f"{said}: none reaches it; look for detach(), no_grad or zeros in it and behind it"

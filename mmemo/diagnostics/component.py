@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 
@@ -14,9 +13,9 @@ import torch
 from torch import nn
 
 from mmemo.diagnostics.capacity import (
+    Effort,
     Objective,
     Span,
-    Tell,
     blame_branch,
     branch_capacity,
     by_heart,
@@ -248,10 +247,11 @@ class _Test:
     what the copy said, the copy that learned by heart, and what did not move in it.
     """
 
-    def __init__(self, given: nn.Module, objective, batch: Batch, bench: Bench, idle, steps, tell):
+    def __init__(self, given: nn.Module, objective, batch: Batch, idle, effort: Effort):
         self.given, self.model = given, copy.deepcopy(given).eval()
-        self.objective, self.batch, self.bench = objective, batch, bench
-        self.idle, self.steps, self.tell = idle, steps, tell
+        self.objective, self.batch = objective, batch
+        self.idle, self.effort = idle, effort
+        self.bench = Bench(effort.seconds, effort.tell)
         self.output = self.span = self.trained = self.fitted = self.lost = None
 
     @torch.no_grad()
@@ -292,9 +292,8 @@ class _Test:
 
     def train(self, model: nn.Module) -> None:
         "Learns by heart; half of the time that is left may go into it."
-        end = time.monotonic() + 0.5 * self.bench.left
-        given = (self.objective, self.batch, self.span, self.steps, end, self.tell)
-        self.fitted = by_heart(model, *given)
+        effort = self.effort._replace(seconds=0.5 * self.bench.left)
+        self.fitted = by_heart(model, self.objective, self.batch, self.span, effort)
         self.trained = model
         if len(self.batch.streams) > 1:
             self.bench("together", "gradients", _holes, model, self.objective, self.batch)
@@ -304,10 +303,10 @@ class _Test:
         self.span = Span.of(objective, self.output, batch)
         self.lost = unmoved_parameters(model, objective, batch, self.train)
         try:
-            return self.fitted.told(self.span, self.steps)
+            return self.fitted.told(self.span, self.effort.steps)
         except Wrong as wrong:
-            seconds = self.bench.left / 2
-            rows = branch_capacity(model, objective, batch, steps=self.steps, seconds=seconds)
+            effort = Effort(self.effort.steps, self.bench.left / 2)
+            rows = branch_capacity(model, objective, batch, effort)
             raise Wrong(f"{wrong}; {blame_branch(rows)}") from None
 
     def after_learning(self, pieces: dict) -> None:
@@ -338,19 +337,16 @@ def check_pieces(
     plan: Plan | None = None,
     *,
     idle: Collection[str] = (),
-    steps: int = 300,
-    seconds: float = 120.0,
-    tell: Tell = None,
+    effort: Effort = Effort(),
 ) -> Checks:
     """The component test: every piece alone, all together, eight items of `batch` by heart, and
     where gradients reach. `print` it before every long training.
 
-    `idle`: patterns of parameters that are not meant to learn. What `seconds` do not suffice for
-    is said to be not tried; `tell` gets every row at once, and the loss on the way. `model` stays
-    as it is. Raises `ConfigError`.
+    `idle`: patterns of parameters that are not meant to learn. What the seconds of `effort` do
+    not suffice for is said to be not tried. `model` stays as it is. Raises `ConfigError`.
     """
     batch = choose_items(model, batch)
-    test = _Test(model, objective, batch, Bench(seconds, tell), idle, steps, tell)
+    test = _Test(model, objective, batch, idle, effort)
     with own_noise(device_of(model)):
         torch.manual_seed(0)
         pieces = test.before_learning()

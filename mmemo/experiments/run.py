@@ -52,7 +52,7 @@ from ..core.errors import CheckpointError, ConfigError, DataError
 from ..core.files import fingerprint_tensors, write_whole
 from ..core.registry import FEATURES
 from ..core.state import own_noise
-from ..diagnostics.capacity import branch_capacity
+from ..diagnostics.capacity import Effort, branch_capacity
 from ..diagnostics.checks import Checks
 from ..diagnostics.component import check_pieces
 from ..evaluation.protocols import normalise_by_speaker
@@ -409,7 +409,8 @@ def check_recipe(
     first = next(iter(folds.values()))
     train = with_speaker_targets(short, {"train": first.train})["train"]
     given = seeded_model(short, train, seed), recipe_objective(short, train), train
-    found = [check_pieces(*given, recipe_plan(short, seed), seconds=seconds, tell=tell)]
+    effort = Effort(seconds=seconds, tell=tell)
+    found = [check_pieces(*given, recipe_plan(short, seed), effort=effort)]
     if with_branches:
-        found.append(branch_capacity(*given, seconds=seconds / 2, tell=tell))
+        found.append(branch_capacity(*given, effort._replace(seconds=seconds / 2)))
     return found

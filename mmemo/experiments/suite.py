@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..core.errors import ConfigError, DataError, MmemoError
@@ -18,64 +19,79 @@ from .run import run_provenance, train_recipe, write_json, write_metrics
 from .sources import adapt_recipe, kind_of
 
 # %% auto #0
-__all__ = ["suite_cells", "run_suite"]
+__all__ = ["SuiteChoice", "suite_cells", "SuiteOutput", "run_suite"]
 
 
 # %% ../../nbs/workshop/156_suite.ipynb #00000008
+@dataclass(frozen=True)
+class SuiteChoice:
+    """What is run of a suite: names or numbers of the `chosen` experiments (none: all), `seeds`
+    runs of each from `seed` on (None: as many as the suite says), other `tables` {stream: file} of
+    utterance features, and another `protocol` than the recipes'.
+    """
+
+    chosen: Sequence[str] = ()
+    seed: int = 0
+    seeds: int | None = None
+    tables: Mapping[str, str] = field(default_factory=dict)
+    protocol: str | None = None
+
+
 def suite_cells(
     name: str | os.PathLike,
     folder: str | os.PathLike,
     scale: str = "laptop",
-    chosen: Iterable[str] = (),
-    seed: int = 0,
-    seeds: int | None = None,
-    tables: Mapping[str, str] = {},
-    protocol: str | None = None,
+    choice: SuiteChoice = SuiteChoice(),
 ) -> list[Cell]:
     """The runs of a suite, seed by seed, so that an interrupted suite has compared something.
 
     Raises `ConfigError`.
     """
     suite, given = load_suite(name), {}
-    for experiment in pick_experiments(suite, chosen):
+    for experiment in pick_experiments(suite, choice.chosen):
         recipe = load_recipe(name, scale, experiment)
-        own = {stream: table for stream, table in tables.items() if stream in recipe.encoders.names}
-        given[experiment] = adapt_recipe(recipe, own, protocol)
+        streams = recipe.encoders.names
+        own = {stream: table for stream, table in choice.tables.items() if stream in streams}
+        given[experiment] = adapt_recipe(recipe, own, choice.protocol)
+    first = choice.seed
     return [
-        Cell(experiment, one, seed, recipe, Path(folder) / experiment / f"seed-{one}")
-        for one in range(seed, seed + (seeds or suite.seeds))
+        Cell(experiment, one, first, recipe, Path(folder) / experiment / f"seed-{one}")
+        for one in range(first, first + (choice.seeds or suite.seeds))
         for experiment, recipe in given.items()
     ]
 
 
 # %% ../../nbs/workshop/156_suite.ipynb #0000000b
+@dataclass(frozen=True)
+class SuiteOutput:
+    "What a suite shows and leaves: a bar, what follows each training, the report."
+
+    progress: bool = True
+    track: Sequence[str] = ("tensorboard",)
+    report: bool = True
+
+
 def run_suite(
     name: str | os.PathLike,
     folder: str | os.PathLike,
     scale: str = "laptop",
     source: str | os.PathLike = KNOWN_ANSWER,
-    chosen: Iterable[str] = (),
-    seed: int = 0,
-    seeds: int | None = None,
+    choice: SuiteChoice = SuiteChoice(),
+    output: SuiteOutput = SuiteOutput(),
     jobs: int = 1,
-    progress: bool = True,
-    track: Sequence[str] = ("tensorboard",),
-    tables: Mapping[str, str] = {},
-    protocol: str | None = None,
-    with_report: bool = True,
 ) -> list[Cell]:
     """Run the experiments of a suite and compare them; the runs.
 
     `folder` receives EXPERIMENT/seed-K, suite.json, metrics.json, report.ipynb and report.html.
 
-    `chosen` names or numbers of experiments (all). Called again, it goes on where it was. `jobs`
-    processes share the runs. Raises `ConfigError`; `DataError` naming the runs that failed.
+    Called again, it goes on where it was. `jobs` processes share the runs. Raises `ConfigError`;
+    `DataError` naming the runs that failed.
     """
     from tqdm.auto import tqdm
 
     folder, source, suite = Path(folder), str(source), load_suite(name)
     kind_of(source)
-    wanted = suite_cells(name, folder, scale, chosen, seed, seeds, tables, protocol)
+    wanted = suite_cells(name, folder, scale, choice)
     if jobs < 1:
         raise ConfigError(f"jobs={jobs} cannot be: choose a number of processes from 1")
     left, failed = [c for c in wanted if not c.done(source)], {}
@@ -84,9 +100,9 @@ def run_suite(
         initial=len(wanted) - len(left),
         desc=suite.name,
         unit="run",
-        disable=not progress,
+        disable=not output.progress,
     ) as bar:
-        for cell, problem in _outcomes(left, source, jobs, progress, track):
+        for cell, problem in _outcomes(left, source, jobs, output):
             if problem:
                 failed[f"{cell.experiment}, seed {cell.seed}"] = problem
             bar.set_postfix_str(cell.experiment, refresh=False)
@@ -102,7 +118,7 @@ def run_suite(
         {
             "suite": suite.model_dump(),
             "source": source,
-            "corpus_seed": seed,
+            "corpus_seed": choice.seed,
             "runs": [[c.experiment, c.seed] for c in wanted],
         },
     )
@@ -118,16 +134,16 @@ def run_suite(
             tables=[results_table(wanted)],
         ),
     )
-    if with_report:
+    if output.report:
         write_report(folder)
     return wanted
 
 
-def _outcomes(left: list[Cell], source: str, jobs: int, progress: bool, track):
+def _outcomes(left: list[Cell], source: str, jobs: int, output: SuiteOutput):
     "Pairs of a cell and what went wrong in it (None), as they come to an end."
     if jobs == 1 or len(left) < 2:
         for cell in left:
-            yield cell, _one(cell, source, progress, track)
+            yield cell, _one(cell, source, output)
         return
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from multiprocessing import get_context
@@ -138,7 +154,9 @@ def _outcomes(left: list[Cell], source: str, jobs: int, progress: bool, track):
     with ProcessPoolExecutor(
         min(jobs, len(left)), get_context("spawn"), torch.set_num_threads, (threads,)
     ) as pool:
-        running = {pool.submit(_one, cell, source, False, track): cell for cell in left}
+        running = {
+            pool.submit(_one, cell, source, replace(output, progress=False)): cell for cell in left
+        }
         for future in as_completed(running):
             yield (
                 running[future],
@@ -146,9 +164,10 @@ def _outcomes(left: list[Cell], source: str, jobs: int, progress: bool, track):
             )
 
 
-def _one(cell: Cell, source: str, progress: bool, track) -> str | None:
+def _one(cell: Cell, source: str, output: SuiteOutput) -> str | None:
     "Run a cell; what went wrong in one line."
     try:
-        train_recipe(cell.recipe, cell.folder, source, cell.seed, progress, track, cell.corpus_seed)
+        options = (cell.seed, output.progress, output.track, cell.corpus_seed)
+        train_recipe(cell.recipe, cell.folder, source, *options)
     except (MmemoError, OSError, MemoryError) as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"

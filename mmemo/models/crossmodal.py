@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -19,7 +20,14 @@ from .attention import Clock, CrossBlock, masked_softmax, real_steps_only
 from .base import Fused
 
 # %% auto #0
-__all__ = ["AttentionPool", "DynamicFusion", "CrossModalFusion", "draw_attention", "attention_mass"]
+__all__ = [
+    "AttentionPool",
+    "DynamicFusion",
+    "CrossModalFusion",
+    "AlignedCurve",
+    "draw_attention",
+    "attention_mass",
+]
 
 
 # %% ../../nbs/course/12_clock.ipynb #00000004
@@ -128,22 +136,31 @@ class CrossModalFusion(nn.Module):
 
 
 # %% ../../nbs/course/12_clock.ipynb #00000007
+class AlignedCurve(NamedTuple):
+    """A curve on the clock of an attention map: `values` [K] at `seconds` [K] and what they are;
+    windows of ± `half` seconds around the times `windows` are shaded in both.
+    """
+
+    seconds: Tensor
+    values: Tensor
+    label: str
+    windows: Iterable[float] = ()
+    half: float = 0.1
+
+
 def draw_attention(
     weights: Float[Tensor, "Q K"],
     words: Sequence[str],
     times: Tensor,
     cue: int | None = None,
-    curve: tuple[Tensor, Tensor, str] | None = None,
-    windows: Iterable[float] = (),
-    half: float = 0.1,
+    curve: AlignedCurve | None = None,
     pool: Tensor | None = None,
     axes=None,
 ):
     """Where each word looks: a heat map of `weights` over `times` [K] (increasing seconds), row
     `cue` marked. Returns the axes of curve and map.
 
-    `curve` (seconds, values, label) is drawn above on the same clock, with windows of ± `half`
-    seconds around the times `windows`; `pool` [Q], how much of each word is kept afterwards,
+    `curve` is drawn above on the same clock; `pool` [Q], how much of each word is kept afterwards,
     stands at the right. Raises `ShapeError` where words or times do not fit the weights.
     """
     import matplotlib.pyplot as plt
@@ -181,11 +198,13 @@ def draw_attention(
         heat.get_yticklabels()[cue].set(fontweight="bold", color=COLOURS["fusion"])
         heat.axhspan(cue - 0.5, cue + 0.5, fill=False, ec=COLOURS["fusion"], lw=1)
     if curve is not None:
-        top.plot(curve[0], curve[1], color=COLOURS["audio"], lw=1)
-        top.set_ylabel(curve[2], fontsize=9)
-    for at in windows:
-        for ax in axes:
-            ax.axvspan(at - half, at + half, color=COLOURS["ceiling"], alpha=0.16, lw=0)
+        top.plot(curve.seconds, curve.values, color=COLOURS["audio"], lw=1)
+        top.set_ylabel(curve.label, fontsize=9)
+        for at in curve.windows:
+            for ax in (top, heat):
+                ax.axvspan(
+                    at - curve.half, at + curve.half, color=COLOURS["ceiling"], alpha=0.16, lw=0
+                )
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
     if pool is None:

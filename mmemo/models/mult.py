@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +22,15 @@ from .base import Fused
 from .stacked import Dropout, Encoders
 
 # %% auto #0
-__all__ = ["TIME_POOLS", "Windows", "last_step", "mean_step", "CrossModalTransformer", "LastState"]
+__all__ = [
+    "TIME_POOLS",
+    "Windows",
+    "last_step",
+    "mean_step",
+    "CrossModalConfig",
+    "CrossModalTransformer",
+    "LastState",
+]
 
 
 # %% ../../nbs/electives/23_mult.ipynb #00000018
@@ -79,6 +88,22 @@ def _longer(parts: Sequence[Tensor], steps: int) -> Tensor:
     return torch.stack(padded)
 
 
+@dataclass(frozen=True)
+class CrossModalConfig:
+    """How a `CrossModalTransformer` is built: `kernel` steps go into one in front, `pool` "last"
+    or "mean" reads the result; dropout of its streams, of attention weights, and of its output.
+    """
+
+    heads: int = 4
+    layers: int = 4
+    kernel: int = 1
+    causal: bool = True
+    pool: str = "last"
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    output_dropout: float = 0.1
+
+
 class CrossModalTransformer(nn.Module):
     """MulT (Tsai et al. 2019): each stream asks every other one through a transformer of its own,
     remembers through another, and one step of each is read.
@@ -94,14 +119,7 @@ class CrossModalTransformer(nn.Module):
         self,
         widths: Mapping[str, int],
         width: int,
-        heads: int = 4,
-        layers: int = 4,
-        kernel: int = 1,
-        causal: bool = True,
-        pool: str = "last",
-        dropout: float = 0.1,
-        attention_dropout: float = 0.1,
-        output_dropout: float = 0.1,
+        config: CrossModalConfig = CrossModalConfig(),
         maps: bool = False,
     ):
         super().__init__()
@@ -110,26 +128,27 @@ class CrossModalTransformer(nn.Module):
                 "a cross-modal transformer needs two streams or more; it was given"
                 f" {', '.join(widths) or 'none'}"
             )
-        if pool not in TIME_POOLS:
-            raise ConfigError(f"pool={pool!r} cannot be: choose {', '.join(TIME_POOLS)}")
+        if config.pool not in TIME_POOLS:
+            raise ConfigError(f"pool={config.pool!r} cannot be: choose {', '.join(TIME_POOLS)}")
+        heads, layers, lost = config.heads, config.layers, config.attention_dropout
         M = len(widths)
         self.names = tuple(widths)
-        self.causal = causal
-        self.pool = TIME_POOLS[pool]
+        self.causal = config.causal
+        self.pool = TIME_POOLS[config.pool]
         self.maps = maps
         self.others = [[b for b in range(M) if b != a] for a in range(M)]
         self.width = width
         self.out_width = M * (M - 1) * width
         self.project = nn.ModuleDict(
-            {n: Windows(features, width, kernel) for n, features in widths.items()}
+            {n: Windows(features, width, config.kernel) for n, features in widths.items()}
         )
-        self.cross = Encoders(M * (M - 1), width, heads, layers, attention_dropout)
-        self.memory = Encoders(M, (M - 1) * width, heads, layers, attention_dropout)
-        self.lose = Dropout(dropout)
+        self.cross = Encoders(M * (M - 1), width, heads, layers, lost)
+        self.memory = Encoders(M, (M - 1) * width, heads, layers, lost)
+        self.lose = Dropout(config.dropout)
         self.mix = nn.Sequential(
             nn.Linear(self.out_width, self.out_width),
             nn.ReLU(),
-            Dropout(output_dropout),
+            Dropout(config.output_dropout),
             nn.Linear(self.out_width, self.out_width),
         )
 

@@ -10,7 +10,7 @@ import torch
 from ..core.batch import Batch, Stream, collate
 from ..core.files import fingerprint_tensors
 from ..core.rows import spread_steps
-from ..data.corpus import Corpus, cached
+from ..data.corpus import Corpus, CorpusInfo, cached
 from ..data.standards import AUDIO_RATE, SOUND_RATE
 from .render import render_audio, render_frames
 
@@ -72,12 +72,12 @@ def render_kept(
         return (render_media(data[slice(i, i + chunk)], frames, size) for i in parts)
 
     return cached(
-        "rendered",
+        CorpusInfo(
+            "rendered", {"data": key, "frames": frames, "size": size}, rates={"audio": SOUND_RATE}
+        ),
         parse,
         ".",
         [],
-        {"data": key, "frames": frames, "size": size},
-        rates={"audio": SOUND_RATE},
         cache=cache,
         progress=progress,
         total=len(parts),

@@ -35,7 +35,7 @@ from mmemo.diagnostics.replay import find_cause
 from mmemo.models.audiovisual import R3D, WaveCNN
 from mmemo.models.base import ClassHead, Frozen, Multimodal, Project, RegressionHead, Standardize
 from mmemo.models.fusion import FUSIONS, ConcatNorm, get_fusion
-from mmemo.models.mult import CrossModalTransformer, LastState
+from mmemo.models.mult import CrossModalConfig, CrossModalTransformer, LastState
 from mmemo.models.normalized import NormalizedProject
 from mmemo.models.temporal import TCN
 from mmemo.models.text import TextEncoder
@@ -123,7 +123,7 @@ def zoo() -> dict:
         get_fusion("cross_attention", widths, H),
         HEADS(H),
     )
-    mult = CrossModalTransformer(F, 8, heads=2, layers=2)
+    mult = CrossModalTransformer(F, 8, CrossModalConfig(2, 2))
     made["cross-modal transformer"] = Multimodal(
         {n: nn.Identity() for n in F}, mult, HEADS(mult.out_width)
     )

@@ -251,7 +251,7 @@ def ours(model: str, folder: Path, epochs: int, marks: list, seed: int) -> dict:
 
     from mmemo.core.batch import Batch, Stream
     from mmemo.models.base import Fused, MeanPool, Multimodal, RegressionHead
-    from mmemo.models.mult import CrossModalTransformer, LastState
+    from mmemo.models.mult import CrossModalConfig, CrossModalTransformer, LastState
     from mmemo.models.products import LowRankFusion, TensorFusion
     from mmemo.models.stacked import Dropout
     from mmemo.training.loop import Hooks, fit
@@ -348,12 +348,7 @@ def ours(model: str, folder: Path, epochs: int, marks: list, seed: int) -> dict:
         fusion = CrossModalTransformer(
             WIDTHS,
             50,
-            heads=10,
-            layers=4,
-            kernel=5,
-            dropout=0.2,
-            attention_dropout=0.2,
-            output_dropout=0.5,
+            CrossModalConfig(10, 4, 5, dropout=0.2, attention_dropout=0.2, output_dropout=0.5),
         )
         width, plan = (
             fusion.out_width,

@@ -7,6 +7,6 @@ def floor_of_smoothing(classes, smoothing):
 def halves(model, objective, batch, span):
     found = {}
     for n in (8, 16):
-        fitted = by_heart(copy.deepcopy(model), objective, batch[:n], span, 100)
+        fitted = by_heart(copy.deepcopy(model), objective, batch[:n], span, Effort(100))
         found[n] = span.above(fitted.losses[-1]) <= 0.05
     return found
