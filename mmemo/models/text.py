@@ -82,11 +82,12 @@ def resolve_weights(name: str | os.PathLike) -> str:
 
 def from_weights(loader, name: str | os.PathLike, **options):
     """`loader.from_pretrained` of a name that `resolve_weights` knows; a failure is one
-    `WeightsError` that says what was tried. Only safetensors: nothing unpickles.
+    `WeightsError` that says what was tried. Only safetensors, and no code of a repository: nothing
+    that could run is loaded.
     """
     where = resolve_weights(name)
     try:
-        return loader.from_pretrained(where, **options)
+        return loader.from_pretrained(where, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         raise WeightsError(
             f"weights {os.fspath(name)!r} could not be had ({str(error).splitlines()[0][:200]});"
