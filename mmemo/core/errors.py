@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 # %% auto #0
@@ -24,6 +24,7 @@ __all__ = [
     "check_waveform",
     "check_frames",
     "check_width",
+    "check_joined",
 ]
 
 
@@ -116,3 +117,14 @@ def check_width(name: str, stream, width: int, reader: str = "fusion") -> None:
     found = stream.x.shape[-1]
     if found != width:
         raise ShapeError(f"{name}: axis H is {found}, the {reader} was built for {width}")
+
+
+def check_joined(streams: Mapping[str, Any], widths: Mapping[str, int]) -> None:
+    "Raises `ShapeError` where a stream that a fusion joins is not there, or has another width."
+    for name, width in widths.items():
+        if name not in streams:
+            raise ShapeError(
+                f"the fusion joins {', '.join(widths)}, there is no {name}; a missing modality is a"
+                " stream whose mask is False"
+            )
+        check_width(name, streams[name], width)

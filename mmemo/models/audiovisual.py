@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.batch import Stream, masked_mean
-from ..core.errors import ConfigError, ShapeError, WeightsError
+from ..core.errors import ConfigError, WeightsError, check_frames, check_waveform
 from ..core.rows import spread_steps
 from .temporal import TimeConv
 
@@ -72,16 +72,7 @@ class LogMel(nn.Module):
         self.register_buffer("hann", torch.hann_window(window))
 
     def forward(self, stream: Stream) -> Stream:
-        if stream.x.ndim != 2:
-            raise ShapeError(
-                f"a waveform is [B, N], one step a sample; this stream is {list(stream.x.shape)}"
-            )
-        ticks = stream.t[:, :2].diff(dim=1)[stream.mask[:, :2].all(1)][:1]
-        if ticks.numel() and abs(float(ticks) * self.rate - 1) > 0.01:
-            raise ShapeError(
-                f"the waveform has {1 / float(ticks):.0f} samples a second, LogMel is made for"
-                f" {self.rate}"
-            )
+        check_waveform(stream, self.rate, "LogMel")
         x = stream.x.masked_fill(~stream.mask, 0)
         spectrum = torch.stft(
             x,
@@ -269,8 +260,7 @@ class R3D(nn.Module):
         net.load_state_dict(given)
 
     def forward(self, stream: Stream) -> Stream:
-        if stream.x.ndim != 5 or stream.x.shape[2] != 3:
-            raise ShapeError(f"frames are [B, T, 3, H, W]; this stream is {list(stream.x.shape)}")
+        check_frames(stream)
         x = stream.x if stream.x.is_floating_point() else stream.x.to(self.mean.dtype) / 255
 
         def hide(x):
@@ -304,8 +294,7 @@ class Frames(nn.Module):
     def forward(self, stream: Stream) -> Stream:
         from torchvision.transforms.v2.functional import resize
 
-        if stream.x.ndim != 5:
-            raise ShapeError(f"frames are [B, T, 3, H, W]; this stream is {list(stream.x.shape)}")
+        check_frames(stream, colours=None)
         rows = torch.arange(len(stream), device=stream.device).unsqueeze(1)
         chosen = spread_steps(stream.mask, stream.t, self.steps)
         mask = stream.mask.any(1, keepdim=True).expand(-1, self.steps)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.batch import Stream
-from ..core.errors import ConfigError, ShapeError, WeightsError
+from ..core.errors import ConfigError, WeightsError, check_frames, check_waveform
 from .text import from_weights, resolve_weights, without_pooler
 
 # %% auto #0
@@ -262,16 +262,7 @@ class SpeechEncoder(nn.Module):
         return self.model.config.hidden_size
 
     def forward(self, stream: Stream) -> Stream:
-        if stream.x.ndim != 2:
-            raise ShapeError(
-                f"a waveform is [B, N], one step a sample; this stream is {list(stream.x.shape)}"
-            )
-        ticks = stream.t[:, :2].diff(dim=1)[stream.mask[:, :2].all(1)][:1]
-        if ticks.numel() and abs(float(ticks) * self.rate - 1) > 0.01:
-            raise ShapeError(
-                f"the waveform has {1 / float(ticks):.0f} samples a second, this model is made for"
-                f" {self.rate}"
-            )
+        check_waveform(stream, self.rate)
         silence = (0, max(0, self.least - stream.steps))
         x, mask, t = (F.pad(v, silence) for v in (stream.x, stream.mask, stream.t))
         x = x.masked_fill(~mask, 0)
@@ -371,8 +362,7 @@ class ImageEncoder(nn.Module):
         return cls(_blank(weights, seed, changes), pool=pool)
 
     def forward(self, stream: Stream) -> Stream:
-        if stream.x.ndim != 5 or stream.x.shape[2] != 3:
-            raise ShapeError(f"frames are [B, T, 3, H, W]; this stream is {list(stream.x.shape)}")
+        check_frames(stream)
         item, step = stream.mask.nonzero(as_tuple=True)
         # nobody is seen: one frame, for the gradients' sake
         if not len(item):

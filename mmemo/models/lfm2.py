@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..core.batch import Stream, last_real
-from ..core.errors import ConfigError, ShapeError
+from ..core.errors import ConfigError, check_joined
 from .base import Fused
 
 # %% auto #0
@@ -95,6 +95,7 @@ class Lfm2Fusion(nn.Module):
             layer_types=kinds,
         )
         config._attn_implementation = "eager"  # the one that hands out its weights
+        self.features = dict(widths)
         self.project = nn.ModuleDict({n: nn.Linear(w, width) for n, w in widths.items()})
         self.modality = nn.Parameter(torch.zeros(len(widths), width))
         self.layers = nn.ModuleList(Lfm2DecoderLayer(config, i) for i in range(layers))
@@ -126,16 +127,7 @@ class Lfm2Fusion(nn.Module):
         return self
 
     def forward(self, streams: Mapping[str, Stream]) -> Fused:
-        for name, project in self.project.items():
-            if name not in streams:
-                raise ShapeError(
-                    f"the fusion joins {', '.join(self.project)}, there is no {name}; a missing"
-                    " modality is a stream whose mask is False"
-                )
-            if (H := streams[name].x.shape[-1]) != project.in_features:
-                raise ShapeError(
-                    f"{name}: axis H is {H}, the fusion was built for {project.in_features}"
-                )
+        check_joined(streams, self.features)
         mask = torch.cat([streams[n].mask for n in self.project], 1)
         own = []
         for (name, project), kind in zip(self.project.items(), self.modality):

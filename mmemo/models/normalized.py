@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..core.batch import Stream, masked_mean
-from ..core.errors import ShapeError
+from ..core.errors import ShapeError, check_width
 from .base import Fused, Multimodal
 
 # %% auto #0
@@ -89,9 +89,7 @@ class NormalizedConcat(nn.Module):
 
     def summary(self, name: str, stream: Stream) -> Tensor:
         "The normalised mean [B, H_m] of one modality; zero for an item that does not have it."
-        H, features = stream.x.shape[-1], self.features[name]
-        if H != features:
-            raise ShapeError(f"{name}: axis H is {H}, the fusion was built for {features}")
+        check_width(name, stream, self.features[name])
         mean = self.norms[name](masked_mean(stream.x, stream.mask))
         return mean.masked_fill(~stream.mask.any(1, keepdim=True), 0)
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..core.batch import Stream, masked_mean
-from ..core.errors import ConfigError, ShapeError
+from ..core.errors import ConfigError, check_joined
 from .base import Fused
 
 # %% auto #0
@@ -47,18 +47,10 @@ class Summaries(nn.Module):
     def forward(
         self, streams: Mapping[str, Stream]
     ) -> tuple[Float[Tensor, "B M H"], Bool[Tensor, "B M"]]:
+        check_joined(streams, self.features)
         vectors, present = [], []
         for name, project in self.project.items():
-            if name not in streams:
-                raise ShapeError(
-                    f"the fusion joins {', '.join(self.project)}, there is no {name}; a missing"
-                    " modality is a stream whose mask is False"
-                )
-            stream, features = streams[name], self.features[name]
-            if stream.x.shape[-1] != features:
-                raise ShapeError(
-                    f"{name}: axis H is {stream.x.shape[-1]}, the fusion was built for {features}"
-                )
+            stream = streams[name]
             vectors.append(project(masked_mean(stream.x, stream.mask)))
             present.append(stream.mask.any(1))
         there = torch.stack(present, 1)
