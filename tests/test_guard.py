@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import items, tiny
+from tiny import items, tiny, watched
 from torch import nn
 
 from mmemo.core.batch import Batch, Stream
@@ -94,19 +94,15 @@ def test_the_model_is_that_of_the_update_before(accumulate):
     """
     kept, count, plan = {}, [0], Plan(epochs=2, batch_size=4, accumulate=accumulate)
 
-    def objective(output, batch):
+    def look(entries):
         count[0] += 1
         # in the pass before the bad update's first
         if count[0] == 2 * accumulate:
             kept.update({k: v.clone() for k, v in model.state_dict().items()})
-        return {
-            "loss": (
-                mse("y")(output, batch)["loss"] * (math.nan if count[0] == 3 * accumulate else 1)
-            )
-        }
+        return {"loss": entries["loss"] * (math.nan if count[0] == 3 * accumulate else 1)}
 
     model = tiny()
-    error = stopped(model, objective=objective, plan=plan)
+    error = stopped(model, objective=watched(look), plan=plan)
     assert error.finding is None and "at update 3" in str(error)
     found = model.state_dict()
     assert torch.equal(found["norm.running_mean"], kept["norm.running_mean"]) and int(
@@ -166,7 +162,8 @@ def test_what_a_guard_is_given_and_says():
     )
     assert (
         [len(r) for r in bad.rows] == [8, 8]
-        and bad.weights == [0.5, 0.5]
+        and bad.weights == [1.0, 1.0]
+        and bad.counts == {"loss": 16.0}
         and torch.equal(bad.batches[1].targets["y"], TRAIN.targets["y"][bad.rows[1]])
     )
     assert bad.norms.shape == (1, len(bad.names)) == (1, 6)

@@ -236,7 +236,7 @@ def test_killed_again_and_again(tmp_path):
     while runs < 30:
         model, runs = tiny(), runs + 1
         try:
-            history = fit(model, Kill(6), TRAIN, VALID, plan, tracking=Tracking(tmp_path, **quiet))
+            history = fit(model, Kill(4), TRAIN, VALID, plan, tracking=Tracking(tmp_path, **quiet))
         except Killed:
             continue
         break

@@ -2,12 +2,17 @@
 that is not finite stops before it.
 """
 
+import json
 import math
+import multiprocessing
+import socket
 import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+import wholes
+from safetensors import safe_open
 from tiny import MEMORY, items, tiny
 
 from mmemo.core.errors import ConfigError
@@ -41,6 +46,59 @@ def test_accumulation_is_the_large_batch():
     for key in ("loss", "norm"):
         assert [s[key] for s in one.steps] == pytest.approx([s[key] for s in two.steps], rel=1e-5)
     assert all(torch.allclose(p, q, atol=1e-6) for p, q in zip(a.parameters(), b.parameters()))
+
+
+def is_the_whole(record, weights, whole, goal):
+    "Equal to one large batch, in one process, within 1e-6 (of the size of what is compared)."
+    for key in ("loss", "norm"):
+        assert record[key] == pytest.approx(whole[key], rel=1e-6, abs=1e-6), key
+    for key, value in whole.get("parts", {}).items():
+        assert record["parts"][key] == pytest.approx(value, rel=1e-6, abs=1e-6), key
+    for key, value in goal.items():
+        assert torch.allclose(weights[key], value, rtol=0, atol=1e-6), key
+
+
+@pytest.mark.parametrize("name", wholes.OBJECTIVES)
+def test_an_update_in_parts_is_that_of_the_large_batch(name):
+    "Labels are missing, classes are weighted, parts are unequal."
+    whole, model = wholes.update(name, [wholes.ITEMS])
+    for cut in wholes.CUTS.values():
+        record, other = wholes.update(name, cut)
+        is_the_whole(record, other.state_dict(), whole, model.state_dict())
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_an_update_in_several_processes_is_that_of_the_large_batch(tmp_path, processes):
+    "The last batch has fewer rows than there are processes."
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = str(tmp_path / "out.safetensors")
+    # forked, since importing everything would take longest
+    context = multiprocessing.get_context("fork")
+    started = [
+        context.Process(target=wholes.one_of_several, args=(rank, processes, port, path))
+        for rank in range(processes)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [0] * processes
+    with safe_open(tmp_path / "out.safetensors", "pt") as file:
+        records = json.loads(file.metadata()["records"])
+        found = {name: file.get_tensor(name) for name in file.keys()}
+    for name in wholes.SHARED:
+        whole, model = wholes.update(name, [wholes.ITEMS])
+        for parts in wholes.SHARED_CUTS:
+            own = {key: found[f"{name}/{parts}/{key}"] for key in model.state_dict()}
+            is_the_whole(records[f"{name}/{parts}"], own, whole, model.state_dict())
+
+
+def test_an_objective_of_joined_batches_says_what_it_cannot_see():
+    for ask in (lambda o, b: {"loss": b.streams["audio"]}, lambda o, b: {"loss": o.maps["text"]}):
+        with pytest.raises(ConfigError, match="it can see predictions, embeddings, targets"):
+            wholes.update("mse", [12, 11], ask)
 
 
 def test_clip_bounds_the_step():

@@ -15,7 +15,7 @@ from torch import nn
 from mmemo.core.batch import Batch, Stream, masked_mean
 from mmemo.training.finetune import Thaw
 from mmemo.training.loop import Hooks, fit
-from mmemo.training.objectives import mse
+from mmemo.training.objectives import MeanObjective, mse
 from mmemo.training.plan import Plan
 from mmemo.training.tracking import Tracking
 
@@ -89,17 +89,27 @@ def crashing(at: int):
     return counted
 
 
-class Kill:
+def watched(look) -> MeanObjective:
+    "The squared error of `y`, whose entries go through `look(entries)` each time they are made."
+    inner = mse("y")
+
+    def entries(output, batch, counts):
+        return look(inner.entries(output, batch, counts))
+
+    return MeanObjective(inner.counts, entries)
+
+
+def Kill(at: int) -> MeanObjective:
     "An objective that ends the process at its n-th call."
+    left = [at]
 
-    def __init__(self, at: int):
-        self.left, self.inner = at, mse("y")
-
-    def __call__(self, output, batch):
-        self.left -= 1
-        if self.left < 0:
+    def look(entries):
+        left[0] -= 1
+        if left[0] < 0:
             raise Killed
-        return self.inner(output, batch)
+        return entries
+
+    return watched(look)
 
 
 def assert_same_run(a, b):
@@ -118,17 +128,17 @@ def run(folder, plan: dict, out=None, slow: float = 0.0) -> None:
     a kill can hit it.
     """
     torch.set_num_threads(1)
-    model, inner = tiny(dropout=plan.pop("dropout", 0.2), norm=plan.pop("norm", True)), mse("y")
+    model = tiny(dropout=plan.pop("dropout", 0.2), norm=plan.pop("norm", True))
 
-    def objective(output, batch):
+    def look(entries):
         if slow:
             time.sleep(slow)
-        return inner(output, batch)
+        return entries
 
     thaw = Thaw(plan.pop("thaw")) if "thaw" in plan else None
     history = fit(
         model,
-        objective,
+        watched(look),
         items(80),
         items(24, seed=1),
         Plan(**plan),

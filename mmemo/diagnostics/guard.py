@@ -162,7 +162,10 @@ def save_report(folder: str | os.PathLike, bad: BadStep, found: Finding) -> Path
         "finding": asdict(found),
         "rows": [list(map(int, r)) for r in bad.rows],
         "names": bad.names,
-        **{k: getattr(bad, k) for k in ("weights", "step", "epoch", "seed", "rank", "scale")},
+        **{
+            k: getattr(bad, k)
+            for k in ("weights", "counts", "seeds", "step", "epoch", "seed", "rank", "scale")
+        },
     }
     tensors = {"weights": bad.model.state_dict(), "batches": batches}
     if bad.norms is not None:
@@ -200,7 +203,8 @@ def load_report(path: str | os.PathLike, model: nn.Module, objective: Callable) 
             if number == str(i):
                 parts[tuple(place)] = v
         batches.append(_batch_of(parts, meta).to(device_of(model)))
-    keys = ("rows", "names", "weights", "step", "epoch", "seed", "rank", "scale")
+    keys = ("rows", "names", "weights", "counts", "seeds")
+    keys += ("step", "epoch", "seed", "rank", "scale")
     return BadStep(
         model,
         objective,

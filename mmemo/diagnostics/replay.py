@@ -17,6 +17,7 @@ from torch.linalg import vector_norm
 
 from ..core.batch import Batch, Stream
 from ..core.state import autocast_context, device_of, own_modes, own_noise, set_noise
+from ..training.objectives import Labels, join_outputs, joined_entries
 from ..training.tracking import BadStep
 from .faults import Watch, is_bad, mend_values, odd_values
 
@@ -119,15 +120,35 @@ class Replay:
 
     def _pass(self, batches: list[Batch], watch: Watch | None) -> Tensor | None:
         "Forward and backward over all batches; the first loss that is not finite."
-        for i, (batch, weight) in enumerate(zip(batches, self.bad.weights)):
+        bad, said = self.bad, []
+        together = any(seed is not None for seed in bad.seeds)
+        for i, (batch, weight) in enumerate(zip(batches, bad.weights)):
             if watch:
                 watch.piece, watch.size = i, len(batch)
-            with autocast_context(self.bad.plan.precision, self.device):
-                loss = self.bad.objective(self.bad.model(batch), batch)["loss"]
+            if together and (seed := bad.seeds[i]) is not None:
+                set_noise(seed, self.device)
+            with autocast_context(bad.plan.precision, self.device):
+                output = bad.model(batch)
+                if together:
+                    said.append(output)
+                    continue
+                loss = self._loss(output, batch)
             if is_bad(loss):
                 return loss
-            (loss * (weight * self.bad.scale)).backward()
+            (loss * (weight * bad.scale)).backward()
+        if together:
+            loss = joined_entries(bad.objective, join_outputs(said), Labels.of(batches))["loss"]
+            if is_bad(loss):
+                return loss
+            (loss * bad.scale).backward()
         return None
+
+    def _loss(self, output, batch: Batch) -> Tensor:
+        "That of a batch: a part of the whole update's, if the objective is a mean."
+        if self.bad.counts is None:
+            return self.bad.objective(output, batch)["loss"]
+        counts = {k: torch.tensor(n, device=self.device) for k, n in self.bad.counts.items()}
+        return self.bad.objective.entries(output, batch, counts)["loss"]
 
     def _look_at_gradients(self) -> None:
         slopes = {n: p.grad for n, p in self.parts["parameter"].items() if p.grad is not None}

@@ -9,6 +9,7 @@
 - `checkpoint`: a run on the disk, whole or not at all, every byte verified on reading.
 - `history`: what a run recorded: its log, its best epoch, its table and its picture.
 - `tracking`: who is told of a run: log, TensorBoard, W&B or an object of your own, progress bar.
+- `passes`: forward and backward over the batches of an update, so that parts are one whole.
 - `update`: one optimiser step over several batches and processes, stopped before a NaN
   reaches the weights.
 - `loop`: `fit` trains, validates, stops early, saves, and resumes as if nothing had happened;

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,11 +14,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mmemo.training.objectives import (
+    MeanObjective,
+    class_pair,
+    cross_entropy,
+    cross_entropy_each,
+    target_of,
+)
+
 from ..core.batch import Batch
 from ..core.errors import ConfigError, DataError, ShapeError
 from ..core.state import epoch_order, seed_of
 from ..models.base import predict, probabilities
-from .objectives import class_weight_of, cross_entropy
 
 # %% auto #0
 __all__ = [
@@ -278,24 +285,17 @@ def scaled_cross_entropy(
         )
     plain = cross_entropy(task, **options)
 
-    def objective(output, batch: Batch) -> dict[str, Tensor]:
-        if difficulty not in batch.targets:
-            raise ConfigError(
-                f"there is no target {difficulty!r}; there are {', '.join(batch.targets) or 'none'}"
-            )
-        logits = output.predictions[task].float()
-        target = batch.targets[task]
-        weight = class_weight_of(options, logits)
-        weighted: dict[str, Any] = options | {"weight": weight}
-        each = nn.functional.cross_entropy(logits, target, reduction="none", **weighted)
-        rank = batch.targets[difficulty].float().nan_to_num(0.5)
+    def entries(output, batch: Batch, counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        logits, labels = class_pair(output, batch, task)
+        each = cross_entropy_each(logits, labels, options)
+        rank = target_of(batch, difficulty).float().nan_to_num(0.5)
         scale = 1 + strength * (rank - 0.5)
-        total = (weight[target.clamp(min=0)] * (target != -100)).sum()
+        total = counts["loss"]
         loss = (each * scale).sum() / torch.where(total > 0, total, 1)
-        found = plain(output, batch)
+        found = plain.entries(output, batch, counts)
         return found | {"loss": loss, "plain": found["loss"].detach()}
 
-    return objective
+    return MeanObjective(plain.counts, entries)
 
 
 # %% ../../nbs/electives/26_curriculum.ipynb #0000002a

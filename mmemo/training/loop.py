@@ -50,6 +50,7 @@ from ..core.errors import ConfigError
 from ..core.files import canonical_json
 from ..core.state import autocast_context, epoch_order, own_modes, own_noise, seed_of
 from .history import History, Log, finite_or_none, read_log
+from .objectives import Labels, join_outputs, joined_entries
 from .update import Trainer
 
 # %% auto #0
@@ -67,8 +68,8 @@ def evaluate_loss(
     precision: str = "fp32",
     metrics: Mapping[str, Callable] | None = None,
 ) -> dict[str, float | None]:
-    """The objective's entries over `data` in eval mode, averaged with the items of each batch as
-    weights; no noise is drawn.
+    """The objective's entries over all of `data` in eval mode, as one batch of all its items would
+    give them, whatever the batch size; no noise is drawn.
 
     `metrics` {name: function(predictions {task: Tensor}, targets {task: Tensor})} see the whole of
     the data at once.
@@ -76,23 +77,25 @@ def evaluate_loss(
     device = next(model.parameters()).device
     rows = range(len(data))
     pieces: list[Sequence[int]] = [rows[start : start + batch_size] for start in rows[::batch_size]]
-    sums, seen = {}, []
+    if not pieces:
+        raise ConfigError("there is nothing to evaluate: the data set has no items")
+    outputs, seen, found = [], [], {}
     with own_modes(model), own_noise(device):
         model.eval()
         for batch in load_batches(data, pieces, workers, device):
             with autocast_context(precision, device):
                 output = model(batch)
-                found = objective(output, batch)
-            values = {key: float(value) for key, value in found.items()}
-            _tally(sums, values, len(batch))
-            if metrics:
-                seen.append((_on_cpu(output.predictions), _on_cpu(batch.targets)))
-    result = _means(sums)
-    if metrics:
-        predictions = _join([said for said, _ in seen])
-        targets = _join([wanted for _, wanted in seen])
-        for name, metric in metrics.items():
-            result[name] = float(metric(predictions, targets))
+                if len(pieces) == 1:
+                    found = objective(output, batch)
+            outputs.append(output)
+            seen.append(Labels({}, batch.targets, batch.meta))
+        output, labels = join_outputs(outputs), Labels.of(seen)
+        if len(pieces) > 1:
+            found = joined_entries(objective, output, labels)
+    result = {key: float(value) for key, value in found.items()}
+    predictions, targets = _on_cpu(output.predictions), _on_cpu(labels.targets)
+    for name, metric in (metrics or {}).items():
+        result[name] = float(metric(predictions, targets))
     return {key: finite_or_none(value) for key, value in result.items()}
 
 
@@ -113,11 +116,6 @@ def _means(sums: dict) -> dict[str, float]:
 
 def _on_cpu(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.cpu() for name, value in named.items()}
-
-
-def _join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    "The batches' tensors, one after the other, for every name."
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 # %% ../../nbs/workshop/132_loop.ipynb #9d1b2e31

@@ -130,18 +130,19 @@ def predicted_memory(
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         named[f"model.{name}"] = to_fake(tensor)
     update = _Update(model, objective, partial(autocast_context, plan.precision, device))
-    parts = _parts_at_the_peak(batch, plan)
+    parts = [batch[list(rows)] for rows in cut_updates(range(len(batch)), plan)[0]]
     with own_modes(model), own_noise(device), fake, _Peak(list(named.values())) as peak:
         for p in named.values():
             if p.requires_grad:
                 p.register_post_accumulate_grad_hook(peak.born)
         model.train()
-        for part in parts:
-            inputs = _fake_batch(part, to_fake)
-            for stream in _streams(inputs).values():
+        # all of them are there at once: their targets are counted before the first pass
+        inputs = [_fake_batch(part, to_fake) for part in parts]
+        for one in inputs:
+            for stream in _streams(one).values():
                 peak.see(stream.x.untyped_storage())
-            _go_through(update, named, inputs)
-            del inputs
+        for one in _passes_at_the_peak(inputs):
+            _go_through(update, named, one)
     inside, among_them = peak.best
     if inside > gradients:
         return Memory(weights, among_them, moments, inside - among_them)
@@ -181,9 +182,8 @@ def _moments_of(plan: Plan) -> int:
     return 2
 
 
-def _parts_at_the_peak(batch: Batch, plan: Plan) -> list[Batch]:
+def _passes_at_the_peak(parts: list[Batch]) -> list[Batch]:
     "The first pass of an update, and the largest of those that meet gradients."
-    parts = [batch[list(rows)] for rows in cut_updates(range(len(batch)), plan)[0]]
     later = sorted(parts[1:], key=_values_in)
     return parts[:1] + later[-1:]
 

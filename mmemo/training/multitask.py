@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..core.batch import Batch
 from ..core.errors import ConfigError, DataError
+from .objectives import MeanObjective
 
 # %% auto #0
 __all__ = ["multitask", "class_weights"]
@@ -26,8 +27,9 @@ def multitask(parts: Mapping[str, tuple[Callable, float]]) -> Callable:
     {"phq8": (mse("phq8"), 1.0)}.
 
     Logs each part's unweighted loss under its name and each of its other entries as "name entry".
-    A part that knows no target in a batch costs exactly 0, as the house objectives do. Raises
-    `ConfigError` (no part, a weight below 0, a part called "loss").
+    A part that knows no target in a batch costs exactly 0, as the house objectives do. Where every
+    part is a `MeanObjective`, so is the sum. Raises `ConfigError` (no part, a weight below 0, a
+    part called "loss").
     """
     if not parts:
         raise ConfigError("multitask needs at least one part: {name: (objective, weight)}")
@@ -37,8 +39,7 @@ def multitask(parts: Mapping[str, tuple[Callable, float]]) -> Callable:
         if not (math.isfinite(weight) and weight >= 0):
             raise ConfigError(f"the weight of part {name!r} is {weight}; choose a number from 0")
 
-    def objective(output, batch: Batch) -> dict[str, Tensor]:
-        found = {name: part(output, batch) for name, (part, _) in parts.items()}
+    def added(found: Mapping[str, dict[str, Tensor]]) -> dict[str, Tensor]:
         total = sum(weight * found[name]["loss"] for name, (_, weight) in parts.items())
         logged = {"loss": cast(Tensor, total)}
         for name, entries in found.items():
@@ -46,7 +47,34 @@ def multitask(parts: Mapping[str, tuple[Callable, float]]) -> Callable:
                 logged[name if key == "loss" else f"{name} {key}"] = value.detach()
         return logged
 
+    means = {name: part for name, (part, _) in parts.items() if isinstance(part, MeanObjective)}
+    if len(means) == len(parts):
+        return _mean_of_parts(means, added)
+
+    def objective(output, batch: Batch) -> dict[str, Tensor]:
+        return added({name: part(output, batch) for name, (part, _) in parts.items()})
+
     return objective
+
+
+def _mean_of_parts(
+    parts: Mapping[str, MeanObjective],
+    added: Callable[[dict[str, dict[str, Tensor]]], dict[str, Tensor]],
+) -> MeanObjective:
+    "Every part keeps counts of its own, since each knows other targets; `added` makes the sum."
+
+    def counts(batch: Batch) -> dict[str, Tensor]:
+        found = {name: part.counts(batch) for name, part in parts.items()}
+        return {f"{name} {key}": n for name, own in found.items() for key, n in own.items()}
+
+    def entries(output, batch: Batch, counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = {}
+        for name, part in parts.items():
+            own = {k[len(name) + 1 :]: n for k, n in counts.items() if k.startswith(f"{name} ")}
+            found[name] = part.entries(output, batch, own)
+        return added(found)
+
+    return MeanObjective(counts, entries)
 
 
 # %% ../../nbs/course/13_multitask.ipynb #00000015

@@ -5,33 +5,140 @@
 # %% ../../nbs/electives/42_objectives.ipynb #00000004
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..core.batch import Batch
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, DataError, ShapeError
 
 # %% auto #0
-__all__ = ["mse", "rmse", "ccc", "cross_entropy", "class_weight_of", "entropy"]
+__all__ = [
+    "target_of",
+    "number_pair",
+    "class_pair",
+    "class_labels",
+    "MeanObjective",
+    "mse",
+    "rmse",
+    "ccc",
+    "cross_entropy",
+    "cross_entropy_each",
+    "class_counts",
+    "entropy",
+    "Labels",
+    "Joined",
+    "join_outputs",
+    "joined_entries",
+]
+
+
+# %% ../../nbs/electives/42_objectives.ipynb #0b1ec021
+def target_of(batch: Batch, task: str) -> Tensor:
+    "The target [B] of a task. Raises `ConfigError` naming those that there are, `ShapeError`."
+    if task not in batch.targets:
+        there = ", ".join(batch.targets) or "none"
+        raise ConfigError(f"there is no target {task!r}; there are {there}")
+    target = batch.targets[task]
+    if not isinstance(target, Tensor):
+        raise DataError(f"target {task!r} is a {type(target).__name__}; give a tensor of numbers")
+    if target.ndim != 1:
+        raise ShapeError(f"target {task!r} is {list(target.shape)}; it must be [B], one an item")
+    return target
+
+
+def number_pair(output, batch: Batch, task: str) -> tuple[Tensor, Tensor]:
+    "A head's numbers [B] and their targets [B], in float32. Raises `ConfigError`, `ShapeError`."
+    said, target = _prediction_of(output, task), target_of(batch, task)
+    if said.shape != target.shape:
+        raise ShapeError(
+            f"head {task!r} says {list(said.shape)} where the target is {list(target.shape)}; both"
+            " must be [B]"
+        )
+    return said.float(), target.float()
+
+
+def class_pair(output, batch: Batch, task: str) -> tuple[Tensor, Tensor]:
+    """A head's logits [B, C] in float32 and the labels [B], -100 where unknown. Raises
+    `ConfigError`, `ShapeError`, `DataError` for a label that cannot be.
+    """
+    logits, target = _prediction_of(output, task), target_of(batch, task)
+    if logits.ndim != 2 or len(logits) != len(target):
+        raise ShapeError(
+            f"head {task!r} says {list(logits.shape)} where the target is {list(target.shape)}; its"
+            " logits must be [B, C]"
+        )
+    return logits.float(), class_labels(target, task, logits.shape[1])
+
+
+def _prediction_of(output, task: str) -> Tensor:
+    if task not in output.predictions:
+        there = ", ".join(output.predictions) or "none"
+        raise ConfigError(f"there is no head {task!r}; there are {there}")
+    return output.predictions[task]
+
+
+def class_labels(target: Tensor, task: str, classes: int) -> Tensor:
+    """Labels [B] as int64 with -100 where they are not known (-100 or NaN).
+
+    Whole numbers of any type will do. Raises `DataError` naming the first that is none of
+    `classes`.
+    """
+    labels = _as_labels(target)
+    wrong = (labels >= classes) | ((labels < 0) & (labels != -100))
+    if target.is_floating_point():
+        wrong |= ~torch.isnan(target) & (labels != target)
+    # a prediction of memory has tensors without values
+    if type(wrong) is Tensor and not wrong.is_meta and wrong.any():
+        item = int(wrong.nonzero()[0])
+        raise DataError(
+            f"target {task!r} of item {item} is {target[item].item():g}; there are {classes}"
+            f" classes: a label is 0 to {classes - 1}, or -100 where it is not known"
+        )
+    return labels
+
+
+def _as_labels(target: Tensor) -> Tensor:
+    return target.nan_to_num(-100).long() if target.is_floating_point() else target.long()
 
 
 # %% ../../nbs/electives/42_objectives.ipynb #0b1ec002
-def mse(task: str) -> Callable:
-    """Objective: mean squared error of `task`, [B] against [B], in float32; items whose target is
-    NaN do not count.
+@dataclass(frozen=True)
+class MeanObjective:
+    """An objective whose entries are means over items, so that the parts of a batch add up.
+
+    `counts(batch)` {entry: []} says what each mean is divided by; it looks at targets only.
+    `entries(output, batch, counts)` {entry: []} divides the sums over this batch by those counts:
+    with the counts of a whole batch, the entries of its parts add up to those of the whole. Called
+    with an output and a batch alone it gives the means of that batch.
     """
 
-    def objective(output, batch: Batch) -> dict[str, Tensor]:
-        target = batch.targets[task].float()
-        known = torch.isfinite(target)
-        error = torch.where(known, output.predictions[task].float() - target.nan_to_num(), 0)
-        return {"loss": error.square().sum() / known.sum().clamp(min=1)}
+    counts: Callable[[Batch], dict[str, Tensor]]
+    entries: Callable[[Any, Batch, Mapping[str, Tensor]], dict[str, Tensor]]
 
-    return objective
+    def __call__(self, output, batch: Batch) -> dict[str, Tensor]:
+        return self.entries(output, batch, self.counts(batch))
+
+
+def mse(task: str) -> MeanObjective:
+    """Objective: mean squared error of `task`, [B] against [B], in float32; items whose target is
+    NaN do not count. Raises `ShapeError`, `ConfigError` (no such head or target).
+    """
+
+    def counts(batch: Batch) -> dict[str, Tensor]:
+        return {"loss": torch.isfinite(target_of(batch, task)).sum()}
+
+    def entries(output, batch: Batch, counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        said, target = number_pair(output, batch, task)
+        known = torch.isfinite(target)
+        error = torch.where(known, said - target.nan_to_num(), 0)
+        return {"loss": error.square().sum() / counts["loss"].clamp(min=1)}
+
+    return MeanObjective(counts, entries)
 
 
 # %% ../../nbs/electives/42_objectives.ipynb #00000405
@@ -49,7 +156,7 @@ def rmse(task: str, eps: float = 1e-8) -> Callable:
 
     def objective(output, batch: Batch) -> dict[str, Tensor]:
         error = square(output, batch)["loss"]
-        known = torch.isfinite(batch.targets[task]).any()
+        known = torch.isfinite(target_of(batch, task)).any()
         return {"loss": torch.where(known, (error + eps).sqrt(), error), "mse": error}
 
     return objective
@@ -66,10 +173,10 @@ def ccc(task: str, eps: float = 1e-8) -> Callable:
     """
 
     def objective(output, batch: Batch) -> dict[str, Tensor]:
-        target = batch.targets[task].float()
+        said, target = number_pair(output, batch, task)
         known = torch.isfinite(target)
         n = known.sum()
-        mean_p, p = _centred(output.predictions[task].float(), known, n)
+        mean_p, p = _centred(said, known, n)
         mean_t, t = _centred(target.nan_to_num(), known, n)
         over = (n - 1).clamp(min=1)
         covariances = 2 * (p * t).sum() / over
@@ -90,35 +197,47 @@ def _centred(values: Tensor, known: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # %% ../../nbs/electives/42_objectives.ipynb #0b1ec008
-def cross_entropy(task: str, **options) -> Callable:
+def cross_entropy(task: str, **options) -> MeanObjective:
     """Objective: cross-entropy of `task`, [B, C] against [B], in float32, and the accuracy; items
     of target -100 do not count.
 
     `options` (weight, label_smoothing) as in torch, whose mean over no target would be NaN: here
-    it is 0.
+    it is 0. Raises `ShapeError`, `ConfigError` (no such head or target), `DataError` for a label
+    that cannot be.
     """
 
-    def objective(output, batch: Batch) -> dict[str, Tensor]:
-        logits = output.predictions[task].float()
-        target = batch.targets[task]
-        weight = class_weight_of(options, logits)
-        weighted: dict[str, Any] = options | {"weight": weight}
-        each = nn.functional.cross_entropy(logits, target, reduction="none", **weighted)
-        known = target != -100
-        right = logits.argmax(-1) == target
-        total = (weight[target.clamp(min=0)] * known).sum()
+    def counts(batch: Batch) -> dict[str, Tensor]:
+        return class_counts(batch, task, options.get("weight"))
+
+    def entries(output, batch: Batch, counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        logits, labels = class_pair(output, batch, task)
+        each = cross_entropy_each(logits, labels, options)
+        right = logits.argmax(-1) == labels
+        total = counts["loss"]
         return {
             "loss": each.sum() / torch.where(total > 0, total, 1),
-            "accuracy": right.sum() / known.sum(),
+            "accuracy": right.sum() / counts["accuracy"],
         }
 
-    return objective
+    return MeanObjective(counts, entries)
 
 
-def class_weight_of(options: dict, logits: Tensor) -> Tensor:
-    "The `weight` [C] of cross-entropy's options, on the logits' device; ones where none is given."
-    weight = options.get("weight")
-    return logits.new_ones(logits.shape[1]) if weight is None else weight.to(logits)
+def cross_entropy_each(logits: Tensor, labels: Tensor, options: Mapping[str, Any]) -> Tensor:
+    "The cross-entropy [B] of every item, times its class weight; 0 where the label is not known."
+    given = dict(options)
+    if (weight := given.get("weight")) is not None:
+        given["weight"] = weight.to(logits)
+    return nn.functional.cross_entropy(logits, labels, reduction="none", **given)
+
+
+def class_counts(batch: Batch, task: str, weight: Tensor | None = None) -> dict[str, Tensor]:
+    "What a mean over labelled items is divided by: `loss`, their weights [C] added up; `accuracy`."
+    labels = _as_labels(target_of(batch, task))
+    known = labels != -100
+    if weight is None:
+        return {"loss": known.sum().float(), "accuracy": known.sum()}
+    share = weight.to(labels.device).float()[labels.clamp(0, len(weight) - 1)]
+    return {"loss": (share * known).sum(), "accuracy": known.sum()}
 
 
 # %% ../../nbs/electives/42_objectives.ipynb #0000001c
@@ -127,3 +246,73 @@ def entropy(p: Float[Tensor, "*axes C"]) -> Float[Tensor, "*axes"]:
     gradient is finite, which that of `torch.special.entr` is not.
     """
     return (p * -p.clamp(min=torch.finfo(p.dtype).tiny).log()).sum(-1)
+
+
+# %% ../../nbs/electives/42_objectives.ipynb #0b1ec032
+_KEPT = (
+    "of batches that are joined (accumulation, several processes, validation) it can see"
+    " predictions, embeddings, targets and meta"
+)
+
+
+class Labels(Batch):
+    """Targets and meta fields of items without their streams: what an objective sees of several
+    batches that were joined. To ask it for a stream is a `ConfigError`.
+    """
+
+    def __post_init__(self):
+        object.__setattr__(self, "streams", _NoStreams())
+
+    def __len__(self) -> int:
+        return len(next(iter((self.targets | self.meta).values())))
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch]) -> Labels:
+        "The items of several batches, one after the other."
+        first = batches[0]
+        targets = {k: torch.cat([b.targets[k] for b in batches]) for k in first.targets}
+        meta = {k: _joined([b.meta[k] for b in batches]) for k in first.meta}
+        return cls({}, targets, meta)
+
+    @classmethod
+    def first(cls, batch: Batch, items: int) -> Labels:
+        "The first `items` of a batch."
+        targets = {k: v[:items] for k, v in batch.targets.items()}
+        return cls({}, targets, {k: v[:items] for k, v in batch.meta.items()})
+
+
+class _NoStreams(dict):
+    def __missing__(self, name):
+        raise ConfigError(f"this objective asks for the stream {name!r}; {_KEPT}")
+
+
+def _joined(parts: list) -> Any:
+    if isinstance(parts[0], Tensor) and len({p.shape[1:] for p in parts}) == 1:
+        return torch.cat(parts)
+    return [value for part in parts for value in part]
+
+
+class Joined(NamedTuple):
+    """What a model said of several batches: `predictions` {task: [N, ...]}, `embedding` [N, H] if
+    it has one.
+    """
+
+    predictions: dict[str, Tensor]
+    embedding: Tensor | None = None
+
+
+def join_outputs(outputs: Sequence[Any]) -> Joined:
+    "A model's outputs, one after the other; maps are left out, as they differ in their sizes."
+    first = outputs[0]
+    predictions = {k: torch.cat([o.predictions[k] for o in outputs]) for k in first.predictions}
+    if getattr(first, "embedding", None) is None:
+        return Joined(predictions)
+    return Joined(predictions, torch.cat([o.embedding for o in outputs]))
+
+
+def joined_entries(objective: Callable, output: Joined, labels: Labels) -> dict[str, Tensor]:
+    "The objective of joined batches. Raises `ConfigError` where it asks for what is not kept."
+    try:
+        return objective(output, labels)
+    except (AttributeError, KeyError) as error:
+        raise ConfigError(f"this objective asks for {error}; {_KEPT}") from error

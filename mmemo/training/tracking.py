@@ -250,9 +250,11 @@ class BadStep:
     """An update whose loss or gradient was not finite, with all that it takes to do it again; the
     model is as it was before it.
 
-    `batches`: one a forward pass (this process's part), `weights`: what their losses count,
-    `rows`: theirs in the data set; `seed`: of the noise; `scale`: of fp16's scaler; `norms`
-    [updates, parameters]: of the gradients of `names`, up to this update.
+    `batches`: one a forward pass (this process's part), `weights`: how often their losses count,
+    `rows`: theirs in the data set; `counts`: those of the whole update, for a `MeanObjective`;
+    `seed`: of the noise, `seeds`: of each pass where every pass has its own (then the loss is that
+    of all passes together); `scale`: of fp16's scaler; `norms` [updates, parameters]: of the
+    gradients of `names`, up to this update.
     """
 
     model: nn.Module
@@ -264,6 +266,8 @@ class BadStep:
     step: int
     epoch: int
     seed: int
+    counts: dict[str, float] | None = None
+    seeds: list[int | None] = field(default_factory=list)
     rank: int = 0
     scale: float = 1.0
     names: list[str] = field(default_factory=list)

@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +18,9 @@ from torch.linalg import vector_norm
 
 from ..core.batch import Batch
 from ..core.errors import ConfigError, MmemoError
-from ..core.state import autocast_context, keep_memory, seed_of, set_noise
+from ..core.state import keep_memory, seed_of, set_noise
 from .history import finite_or_none
+from .passes import Passes, accumulate_gradients, sum_over_processes
 from .plan import Plan, compile_net, parameter_groups
 from .tracking import BadStep
 
@@ -166,61 +166,20 @@ class Trainer:
         Raises `NonFiniteError`, before anything is changed, where the loss or the gradient is NaN
         or infinite.
         """
-        set_noise(seed_of(self.plan.seed, at["step"], self.rank), self.device)
+        seed = seed_of(self.plan.seed, at["step"], self.rank)
+        set_noise(seed, self.device)
         self.keep()
-        found, passes = _accumulate(self, pieces, batches)
+        found, whole = accumulate_gradients(self, pieces, batches, seed)
         norm = _gradient_norm(self)
         norm_value = float(norm)
-        values = {name: float(value) for name, value in _sum_over_processes(self, found).items()}
+        values = {name: float(value) for name, value in sum_over_processes(self, found).items()}
         if not _is_good(self, values["loss"], norm_value):
-            _stop(self, values["loss"], norm_value, pieces, passes, at)
+            _stop(self, values["loss"], norm_value, whole, at)
         _step(self, norm, norm_value, scale)
         return _record(self, pieces, values, norm_value, at)
 
 
 # %% ../../nbs/workshop/131_update.ipynb #9d1b2e0e
-class _Pass(NamedTuple):
-    "One forward and backward pass of an update, as a guard may want to repeat it."
-
-    batch: Batch
-    weight: float  # what its loss counts in this process
-    rows: Sequence[int]
-
-
-def _accumulate(
-    run: Trainer, pieces: list[Sequence[int]], batches: Iterator[Batch]
-) -> tuple[dict[str, Tensor], list[_Pass]]:
-    """Forward and backward over the batches of an update. Returns the objective's entries, weighted
-    by items, and the passes where a guard watches.
-    """
-    items = sum(len(rows) for rows in pieces)
-    found, passes = {}, []
-    for i, rows in enumerate(pieces):
-        mine, part = run.share(rows)
-        weight = part * len(rows) / items
-        one = _Pass(next(batches), weight * run.ranks, mine)
-        if run.guard:
-            passes.append(one)
-        entries = _forward_and_backward(run, one, last=i + 1 == len(pieces))
-        for name, value in entries.items():
-            found[name] = found.get(name, 0) + value * weight if weight != 1 else value
-    return found, passes
-
-
-def _forward_and_backward(run: Trainer, one: _Pass, last: bool) -> Mapping[str, Tensor]:
-    "Add the gradient of one batch; processes average theirs after the last batch of an update."
-    with nullcontext() if last else run.engine.no_sync(run.net):
-        with autocast_context(run.plan.precision, run.device):
-            entries = run.objective(run.net(one.batch), one.batch)
-        loss = entries["loss"]
-        if one.weight != 1:
-            loss = loss * one.weight
-        if run.scaler is not None:
-            loss = run.scaler.scale(loss)
-        run.engine.backward(loss)
-    return {name: value.detach() for name, value in entries.items()}
-
-
 def _gradient_norm(run: Trainer) -> Tensor:
     "The norm of the whole gradient; those of its parameters are remembered."
     if run.scaler is not None:
@@ -228,14 +187,6 @@ def _gradient_norm(run: Trainer) -> Tensor:
     norms = _norms([p.grad for p in run.parameters if p.grad is not None])
     run.norms.append(norms)
     return vector_norm(norms)
-
-
-def _sum_over_processes(run: Trainer, found: dict[str, Tensor]) -> dict[str, Tensor]:
-    "The entries of all processes together; each has weighted its own."
-    if run.ranks == 1:
-        return found
-    together = torch.stack([value.float() for value in found.values()])
-    return dict(zip(found, run.engine.reduce(together, "sum")))
 
 
 def _step(run: Trainer, norm: Tensor, norm_value: float, scale: float) -> None:
@@ -298,14 +249,13 @@ def _stop(
     run: Trainer,
     loss: float,
     norm: float,
-    pieces: list[Sequence[int]],
-    passes: list[_Pass],
+    whole: Passes,
     at: dict,
 ) -> NoReturn:
     "Put the model back as it was before the update, ask the guard for the cause, and raise."
     named = zip(run.names, run.parameters)
     gradients = {name: p.grad for name, p in named if p.grad is not None}
-    rows = [row for piece in pieces for row in piece]
+    rows = whole.rows
     error = NonFiniteError(
         f"{_what_is_wrong(loss, norm, gradients)} at update {at['step']} (epoch {at['epoch']}),"
         f" rows {', '.join(map(str, rows[:8]))}{', ...' if len(rows) > 8 else ''}; the weights are"
@@ -314,7 +264,7 @@ def _stop(
     run.keep(back=True)
     run.drop_gradients()
     if run.guard:
-        error.finding = _ask_guard(run, passes, list(gradients), at)
+        error.finding = _ask_guard(run, whole, list(gradients), at)
         error.args = (f"{error}. {error.finding}",)
     raise error
 
@@ -326,16 +276,18 @@ def _what_is_wrong(loss: float, norm: float, gradients: dict[str, Tensor]) -> st
     return f"the gradient norm is {norm}, first in {', '.join(bad[:3])}"
 
 
-def _ask_guard(run: Trainer, passes: list[_Pass], names: list[str], at: dict) -> Any:
+def _ask_guard(run: Trainer, whole: Passes, names: list[str], at: dict) -> Any:
     "What the guard finds; where it fails itself, that is said, and the first error stays."
     assert run.guard is not None
     step = BadStep(
         run.model,
         run.objective,
         run.plan,
-        batches=[one.batch for one in passes],
-        weights=[one.weight for one in passes],
-        rows=[one.rows for one in passes],
+        batches=[one.batch for one in whole.passes],
+        weights=[one.weight * run.ranks for one in whole.passes],
+        rows=[one.rows for one in whole.passes],
+        counts=None if whole.counts is None else {k: float(n) for k, n in whole.counts.items()},
+        seeds=[one.seed for one in whole.passes],
         step=at["step"],
         epoch=at["epoch"],
         seed=seed_of(run.plan.seed, at["step"], run.rank),
