@@ -44,7 +44,9 @@ def test_an_old_run_that_was_stopped_goes_on_where_it_was(old):
         )
     then, now = History.load(old / "finished" / "training"), histories["split"]
     assert [run["step"] for run in now.runs] == [0, 40]
-    assert now.steps == then.steps and now.epochs == then.epochs
+    # 0.1 wrote the mean of the batches' validation losses, which is not that of all items
+    assert now.steps == then.steps
+    assert [epoch["train"] for epoch in now.epochs] == [epoch["train"] for epoch in then.epochs]
     whole, ended = (load_file(old / name / "model.safetensors") for name in ("finished", "stopped"))
     assert whole.keys() == ended.keys()
     assert all(torch.equal(whole[name], ended[name]) for name in whole)
