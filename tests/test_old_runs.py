@@ -48,5 +48,5 @@ def test_an_old_run_that_was_stopped_goes_on_where_it_was(old):
     assert now.steps == then.steps
     assert [epoch["train"] for epoch in now.epochs] == [epoch["train"] for epoch in then.epochs]
     whole, ended = (load_file(old / name / "model.safetensors") for name in ("finished", "stopped"))
-    assert whole.keys() == ended.keys()
+    assert whole.keys() <= ended.keys()
     assert all(torch.equal(whole[name], ended[name]) for name in whole)

@@ -166,7 +166,7 @@ def head_scales(model: Multimodal) -> dict[str, list[float]]:
     for task, head in model.heads.items():
         last = last_layer(head)
         if hasattr(last, "mean") and hasattr(last, "scale"):
-            scales[task] = [last.mean, last.scale]
+            scales[task] = [float(last.mean), float(last.scale)]
     return scales
 
 

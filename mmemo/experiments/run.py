@@ -346,7 +346,9 @@ def load_run(folder: str | os.PathLike, fold: str = "split") -> Multimodal:
             f"{weights} does not hold this recipe's weights: {' '.join(str(error).split())[:200]}"
         ) from None
     for task, (mean, spread) in facts["labels"].items():
-        last_layer(model.heads[task]).mean, last_layer(model.heads[task]).scale = mean, spread
+        # a run of version 0.1 has them here only
+        last_layer(model.heads[task]).mean.fill_(mean)
+        last_layer(model.heads[task]).scale.fill_(spread)
     return model.eval()
 
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from ..core.batch import Stream, masked_mean
 from ..core.errors import ConfigError, WeightsError, check_frames, check_waveform
 from ..core.rows import spread_steps
+from .base import KeptNumbers
 from .temporal import TimeConv
 
 # %% auto #0
@@ -38,7 +39,7 @@ __all__ = [
 
 
 # %% ../../nbs/electives/32_audiovisual.ipynb #0000000c
-class LogMel(nn.Module):
+class LogMel(KeptNumbers):
     """Sound as a log-mel spectrogram, natural logarithm of the power.
 
     Stream of samples [B, N] at `rate` Hz -> Stream [B, L, mels], a step every `hop` samples.
@@ -50,6 +51,7 @@ class LogMel(nn.Module):
 
     filters: Tensor
     hann: Tensor
+    floor: Tensor
 
     def __init__(
         self,
@@ -66,7 +68,7 @@ class LogMel(nn.Module):
         self.rate = rate
         self.window = window
         self.hop = hop
-        self.floor = floor
+        self.keep_numbers(floor=floor)
         filters = torch.from_numpy(mel(sr=rate, n_fft=window, n_mels=mels))
         self.register_buffer("filters", filters.mT.contiguous())
         self.register_buffer("hann", torch.hann_window(window))

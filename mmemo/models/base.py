@@ -23,6 +23,7 @@ __all__ = [
     "Fused",
     "Output",
     "Multimodal",
+    "KeptNumbers",
     "Standardize",
     "MeanPool",
     "Project",
@@ -98,7 +99,25 @@ def _chunks(count: int, size: int) -> list[list[int]]:
     return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
 
 
-class Standardize(nn.Module):
+class KeptNumbers(nn.Module):
+    """A module whose output depends on plain numbers: they are buffers, so that weights which are
+    saved and loaded again say the same.
+    """
+
+    def keep_numbers(self, **numbers: float) -> None:
+        "Each number as a buffer [] of its name."
+        self.numbers = tuple(numbers)
+        for name, value in numbers.items():
+            self.register_buffer(name, torch.tensor(float(value)))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        # weights of version 0.1 do not hold them: then those of this module stay
+        for name in self.numbers:
+            state_dict.setdefault(prefix + name, getattr(self, name))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Standardize(KeptNumbers):
     """Each feature to mean 0 and spread 1, with statistics of the training items
     (`Standardize.fit`). Stream [B, T, F] -> Stream.
 
@@ -108,10 +127,11 @@ class Standardize(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    limit: Tensor
 
     def __init__(self, mean: Tensor, std: Tensor, limit: float = 10.0):
         super().__init__()
-        self.limit = limit
+        self.keep_numbers(limit=limit)
         self.register_buffer("mean", mean.float())
         self.register_buffer("scale", torch.where(std > 0, 1 / std.clamp(min=1e-12), 0).float())
 
@@ -260,19 +280,21 @@ class ConcatFusion(nn.Module):
         return Fused(self.mix(torch.cat(means, -1)))
 
 
-class RegressionHead(nn.Module):
+class RegressionHead(KeptNumbers):
     """One number an item: [B, H] -> [B], as `mean + scale * linear`, so that training starts at
-    the labels' mean and spread.
+    the labels' mean and spread; in float32, as bfloat16 has no room for a PHQ-8 of 9.2.
     """
+
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, width: int, mean: float = 0.0, scale: float = 1.0):
         super().__init__()
         self.linear = nn.Linear(width, 1)
-        self.mean = mean
-        self.scale = scale
+        self.keep_numbers(mean=mean, scale=scale)
 
     def forward(self, vector: Float[Tensor, "B H"]) -> Float[Tensor, " B"]:
-        return self.mean + self.scale * self.linear(vector).squeeze(-1)
+        return self.mean + self.scale * self.linear(vector).squeeze(-1).float()
 
 
 class ClassHead(nn.Linear):
