@@ -3,15 +3,19 @@
 import copy
 import importlib
 import inspect
+import json
 import pkgutil
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load, load_file, save, save_file
 from torch import nn
 
 import mmemo.models
 from mmemo.core.batch import Batch, Stream
+from mmemo.core.errors import WeightsError
 from mmemo.models.audiovisual import LogMel
 from mmemo.models.base import (
     ClassHead,
@@ -21,6 +25,7 @@ from mmemo.models.base import (
     RegressionHead,
     Standardize,
 )
+from mmemo.models.text import ASSET_FOLDER, TextEncoder, shadowing_folder
 
 # Numbers that a constructor is given and that only act in training, or say how large the module is.
 TRAINING_ONLY = {
@@ -84,6 +89,32 @@ def test_no_module_keeps_a_number_of_its_output_outside_its_state():
                 if f"self.{parameter.name} = {parameter.name}" in source:
                     seen.add(f"{name}.{parameter.name}")
     assert seen == TRAINING_ONLY
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return Path(shutil.copytree(ASSET_FOLDER / "mmemo-tiny", tmp_path / "weights"))
+
+
+def test_weights_of_which_a_part_is_missing_are_refused(folder):
+    "The rest would be random, and nobody would know."
+    whole = load_file(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    without = {k: v for k, v in whole.items() if "layer.0.attention" not in k}
+    other = {"x": next(iter(whole.values())).clone()}
+    for weights, more in ((without, {}), (other, {}), (whole, {"num_hidden_layers": 9})):
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(config | more))
+        with pytest.raises(WeightsError, match=r"lack \d+ of the tensors of a \w+, which would be"):
+            TextEncoder.pretrained(folder)
+
+
+def test_a_folder_that_shadows_a_hub_name_is_told(folder, monkeypatch):
+    folder.rename(folder.with_name("bert-base-uncased"))
+    monkeypatch.chdir(folder.parent)
+    assert "from the local folder" in shadowing_folder("bert-base-uncased")
+    for name in ("mmemo-tiny", "roberta-base", "./bert-base-uncased", str(folder.parent)):
+        assert shadowing_folder(name) == ""
 
 
 def test_a_copy_of_a_model_has_its_own_numbers():

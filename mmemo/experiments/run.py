@@ -58,6 +58,7 @@ from ..diagnostics.component import check_pieces
 from ..evaluation.protocols import normalise_by_speaker
 from ..models.base import Multimodal
 from ..models.lora import count_trainable
+from ..models.text import shadowing_folder
 from ..training.history import History
 from ..training.plan import parameter_groups
 from .catalogue import KNOWN_ANSWER
@@ -73,6 +74,7 @@ __all__ = [
     "write_json",
     "write_metrics",
     "train_recipe",
+    "run_notes",
     "seeded_model",
     "fold_facts",
     "count_items",
@@ -204,11 +206,19 @@ def train_recipe(
         steps=sum(len(history.steps) for history in histories.values()),
         epochs=max(len(history.epochs) for history in histories.values()),
         protocol=protocol_words(recipe, said),
-        notes=[*stand_ins(recipe, source).values(), *shared_speakers(folds)],
+        notes=run_notes(recipe, source, folds),
     )
     metrics |= metrics_of([*run_records(recipe, said), *subset_records(recipe, partly)])
     write_metrics(folder, metrics)
     return histories, metrics
+
+
+def run_notes(recipe: Recipe, source: str | os.PathLike, folds: Mapping[str, Fold]) -> list[str]:
+    "What a reader of a run's numbers must know: stand-ins, folders for hub names, shared speakers."
+    parts = (getattr(recipe.encoders, name) for name in recipe.encoders.names)
+    named = {str(w) for part in parts if (w := getattr(part, "weights", None))}
+    shadows = [remark for name in sorted(named) if (remark := shadowing_folder(name))]
+    return [*stand_ins(recipe, source).values(), *shadows, *shared_speakers(folds)]
 
 
 def seeded_model(recipe: Recipe, train: Batch, seed: int) -> Multimodal:

@@ -17,9 +17,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmemo.models.text import (
+    from_weights,
+    pretrained_model,
+    resolve_weights,
+    without_pooler,
+)
+
 from ..core.batch import Stream
-from ..core.errors import ConfigError, WeightsError, check_frames, check_waveform
-from .text import from_weights, resolve_weights, without_pooler
+from ..core.errors import ConfigError, check_frames, check_waveform
 
 # %% auto #0
 __all__ = [
@@ -152,31 +158,10 @@ def _blank(weights, seed: int, changes: Mapping) -> nn.Module:
 
 
 def _pretrained(weights: str | os.PathLike) -> tuple[nn.Module, dict]:
-    """Model and preprocessor_config.json ({} where there is none).
-
-    Raises `WeightsError`, also where a tensor is missing or of another shape.
-    """
-    from transformers import AutoConfig, AutoModel
+    "Model and preprocessor_config.json ({} where there is none). Raises `WeightsError`."
     from transformers.utils.hub import cached_file
 
-    try:
-        model, told = from_weights(
-            AutoModel,
-            weights,
-            use_safetensors=True,
-            output_loading_info=True,
-            **without_pooler(from_weights(AutoConfig, weights)),
-        )
-    except RuntimeError as error:
-        raise WeightsError(
-            f"weights {os.fspath(weights)!r} do not fit their config.json:"
-            f" {' '.join(str(error).split())[:200]}"
-        ) from error
-    if lost := sorted(k for k in told["missing_keys"] if "masked_spec_embed" not in k):
-        raise WeightsError(
-            f"weights {os.fspath(weights)!r} lack {len(lost)} of the tensors of a"
-            f" {type(model).__name__}, which would be random; first {lost[0]}"
-        )
+    model = pretrained_model(weights)
     file = cached_file(
         resolve_weights(weights),
         "preprocessor_config.json",

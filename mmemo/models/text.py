@@ -28,9 +28,11 @@ __all__ = [
     "TEXT_CONFIGS",
     "ROBERTA_SIZES",
     "resolve_weights",
+    "shadowing_folder",
     "from_weights",
     "Tokenizer",
     "without_pooler",
+    "pretrained_model",
     "TextEncoder",
     "WordEmbeddings",
     "tokenizer_weights",
@@ -78,6 +80,17 @@ def resolve_weights(name: str | os.PathLike) -> str:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise WeightsError(f"there is no folder {name!r}; {choices}")
     return name
+
+
+def shadowing_folder(name: str | os.PathLike) -> str:
+    """A remark where weights come from a local folder whose name looks like a hub's, as
+    bert-base-uncased in the working directory does; "" elsewhere.
+    """
+    name = os.fspath(name)
+    is_hub_like = not name.startswith((".", "/", "~")) and name.count("/") <= 1
+    if name in PACKAGED_WEIGHTS or not (is_hub_like and os.path.isdir(name)):
+        return ""
+    return f"weights {name}: read from the local folder of this name, not from the hub"
 
 
 def from_weights(loader, name: str | os.PathLike, **options):
@@ -166,6 +179,33 @@ def without_pooler(config) -> dict:
     return {"add_pooling_layer": False}
 
 
+def pretrained_model(weights: str | os.PathLike) -> nn.Module:
+    """A transformer by the name of its weights (`resolve_weights`), every tensor of it from their
+    file.
+
+    Raises `WeightsError`, also where a tensor is missing, which would be random, or of another
+    shape.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    options = {"use_safetensors": True, "output_loading_info": True}
+    options |= without_pooler(from_weights(AutoConfig, weights))
+    try:
+        model, told = from_weights(AutoModel, weights, **options)
+    except RuntimeError as error:
+        raise WeightsError(
+            f"weights {os.fspath(weights)!r} do not fit their config.json:"
+            f" {' '.join(str(error).split())[:200]}"
+        ) from error
+    # SpecAugment's vector acts in training only, and is turned off
+    if lost := sorted(k for k in told["missing_keys"] if "masked_spec_embed" not in k):
+        raise WeightsError(
+            f"weights {os.fspath(weights)!r} lack {len(lost)} of the tensors of a"
+            f" {type(model).__name__}, which would be random; first {lost[0]}"
+        )
+    return model
+
+
 class TextEncoder(nn.Module):
     """A transformer of the transformers library over token ids.
 
@@ -180,11 +220,8 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def pretrained(cls, weights: str | os.PathLike = "mmemo-tiny") -> TextEncoder:
-        "Weights by name (`resolve_weights`). Raises `WeightsError`."
-        from transformers import AutoConfig, AutoModel
-
-        options = without_pooler(from_weights(AutoConfig, weights))
-        return cls(from_weights(AutoModel, weights, use_safetensors=True, **options))
+        "Weights by name: see `pretrained_model`. Raises `WeightsError`."
+        return cls(pretrained_model(weights))
 
     @property
     def width(self) -> int:
