@@ -232,6 +232,16 @@ def _level(x: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"]) -> Float[Tensor, 
     return x / (x.square().sum(1, keepdim=True) / count + 1e-7).sqrt()
 
 
+def _run(model: Any, x: Tensor) -> Tensor:
+    return model(x).last_hidden_state
+
+
+def _end_inside(steps: int, ends: Tensor, window: int, hop: int) -> Bool[Tensor, "B T"]:
+    "Which steps end within their item; the first one always does."
+    window_ends = torch.arange(steps, device=ends.device) * hop + window
+    return window_ends <= ends.clamp(min=window).unsqueeze(1)
+
+
 # %% ../../nbs/electives/35_backbones.ipynb #00000014
 class SpeechEncoder(nn.Module):
     """Any speech model of transformers that hears a waveform: wav2vec2 (Baevski et al. 2020),
@@ -258,9 +268,8 @@ class SpeechEncoder(nn.Module):
         # samples that the model can run on
         self.least = self.window + (getattr(config, "squeeze_factor", 1) - 1) * self.hop
         _without_noise(model)
-        self.together = config.model_type in NORMALISED_TOGETHER and not getattr(
-            config, "conv_pos_batch_norm", False
-        )
+        batch_norm = getattr(config, "conv_pos_batch_norm", False)
+        self.together = config.model_type in NORMALISED_TOGETHER and not batch_norm
         layers = model.feature_extractor.conv_layers
         if self.together and isinstance(getattr(layers[0], "layer_norm", None), nn.GroupNorm):
             layers[0] = OwnLength(layers[0])
@@ -296,17 +305,14 @@ class SpeechEncoder(nn.Module):
         # samples up to each item's last real one
         ends = (torch.arange(1, mask.shape[1] + 1, device=mask.device) * mask).amax(1)
         real, t = window_times(mask, t, self.window, self.hop)
-        window_ends = torch.arange(real.shape[1], device=mask.device) * self.hop + self.window
-        real = real & (window_ends <= ends.clamp(min=self.window).unsqueeze(1))
+        real = real & _end_inside(real.shape[1], ends, self.window, self.hop)
         heard = self._hear(x, ends.clamp(min=self.least))
         return Stream(heard.masked_fill(~real.unsqueeze(-1), 0), real, t * real)
 
     def _hear(self, x: Tensor, ends: Tensor) -> Tensor:
         if not self.together:
             steps = (x.shape[1] - self.window) // self.hop + 1
-            return at_own_length(
-                lambda x: self.model(x).last_hidden_state, x, ends.tolist(), 1, steps
-            )
+            return at_own_length(partial(_run, self.model), x, ends.tolist(), 1, steps)
         first = self.model.feature_extractor.conv_layers[0]
         if isinstance(first, OwnLength):
             first.lengths = ends.tolist()
