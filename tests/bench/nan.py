@@ -39,6 +39,7 @@ from mmemo.models.mult import CrossModalConfig, CrossModalTransformer, LastState
 from mmemo.models.normalized import NormalizedProject
 from mmemo.models.temporal import TCN
 from mmemo.models.text import TextEncoder
+from mmemo.training.loop import fit
 from mmemo.training.multitask import multitask
 from mmemo.training.objectives import cross_entropy, mse, rmse
 from mmemo.training.plan import Plan
