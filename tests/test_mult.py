@@ -20,6 +20,7 @@ from mmemo.models.mult import (
     CrossModalTransformer,
     LastState,
     Windows,
+    _runs,
     last_step,
     mean_step,
 )
@@ -362,7 +363,7 @@ def test_batching_over_streams_changes_nothing(lengths):
             for n, s in data.items()
         },
     )
-    assert ours.runs([s.steps for s in alike.values()]) == [(0, 3)]
+    assert _runs([s.steps for s in alike.values()]) == [(0, 3)]
     assert torch.allclose(plain, ours(alike).vector, atol=1e-4)
 
 

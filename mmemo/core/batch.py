@@ -80,12 +80,8 @@ class Stream:
         _check_values(x)
         B, T = x.shape[:2]
         mask = torch.ones(B, T, dtype=torch.bool) if mask is None else torch.as_tensor(mask)
-        if t is None:
-            if rate is None:
-                raise ConfigError("a stream needs its clock: give t (seconds) or rate (Hz)")
-            # a frame's time is its middle
-            t = repeat((torch.arange(T) + 0.5) / rate, "T -> B T", B=B)
-        stream = cls(x, mask, torch.as_tensor(t, dtype=torch.float32))
+        t = _clock(B, T, rate) if t is None else torch.as_tensor(t, dtype=torch.float32)
+        stream = cls(x, mask, t)
         if not x.is_floating_point():
             return stream
         finite = torch.isfinite(x)
@@ -136,6 +132,14 @@ class Stream:
 
 
 # %% ../../nbs/course/03_batch.ipynb #562a25c0
+def _clock(B: int, T: int, rate: float | None) -> Tensor:
+    "The middle of each frame in seconds [B, T]."
+    if rate is None:
+        raise ConfigError("a stream needs its clock: give t (seconds) or rate (Hz)")
+    times = repeat((torch.arange(T) + 0.5) / rate, "T -> B T", B=B)
+    return torch.as_tensor(times, dtype=torch.float32)
+
+
 def _check_values(x: Tensor) -> None:
     if x.ndim < 2:
         raise ShapeError(f"values have shape {list(x.shape)}; a stream needs at least [B, T]")

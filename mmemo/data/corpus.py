@@ -209,7 +209,7 @@ def _write(folder: Path, tables: Iterable[tuple], about: dict, report: list) -> 
     (folder / "about.json").write_text(json.dumps(done, indent=1))
 
 
-# %% ../../nbs/workshop/108_corpus.ipynb #518f0cb4
+# %% ../../nbs/workshop/108_corpus.ipynb #0175d7b9
 class Corpus:
     """A data set in an Arrow file: `corpus[rows] -> Batch`, read from the mapped file; targets and
     meta fields as columns without the streams.
@@ -234,13 +234,7 @@ class Corpus:
         return Corpus, (str(self.folder), self.rows)
 
     def __repr__(self) -> str:
-        shapes = {name: ["T", *tail] for name, tail in self._layout["streams"].items()}
-        streams = ", ".join(f"{name} {shape}" for name, shape in shapes.items()).replace("'", "")
-        targets, meta = (", ".join(self._layout[kind]) for kind in ("targets", "meta"))
-        return (
-            f"Corpus {self.about['corpus']} of {len(self):,}: {streams}; targets {targets}; meta"
-            f" {meta}"
-        )
+        return f"Corpus {self.about['corpus']} of {len(self):,}: {_columns_of(self._layout)}"
 
     def __getitem__(self, items) -> Batch:
         """The rows `items` (int, list, slice, tensor or boolean mask) as a batch, padded to the
@@ -287,16 +281,14 @@ class Corpus:
         if name not in self._layout[kind]:
             known = [*self._layout["targets"], *self._layout["meta"]]
             raise ConfigError(f"no column {name!r}; this corpus has {', '.join(known)}")
-        values = self._columns.field(kind, name, self.rows)
-        if isinstance(values, Tensor):
-            return values.numpy()
-        return np.array(values) if values and isinstance(values[0], str) else values
+        return _as_array(self._columns.field(kind, name, self.rows))
 
     def _fields(self, kind: str, rows: np.ndarray) -> dict[str, Any]:
         "All targets or all meta fields of `rows`."
         return {name: self._columns.field(kind, name, rows) for name in self._layout[kind]}
 
 
+# %% ../../nbs/workshop/108_corpus.ipynb #518f0cb4
 def _open(folder: Path) -> tuple[dict, Any]:
     "What about.json says, and the mapped file. Raises `DataError` where the two do not agree."
     import datasets
@@ -315,6 +307,21 @@ def _open(folder: Path) -> tuple[dict, Any]:
             " parsed anew"
         ) from None
     return about, arrow
+
+
+def _columns_of(layout: Mapping[str, Any]) -> str:
+    "What a layout holds, in words."
+    shapes = {name: ["T", *tail] for name, tail in layout["streams"].items()}
+    streams = ", ".join(f"{name} {shape}" for name, shape in shapes.items()).replace("'", "")
+    targets, meta = (", ".join(layout[kind]) for kind in ("targets", "meta"))
+    return f"{streams}; targets {targets}; meta {meta}"
+
+
+def _as_array(values: list | Tensor) -> np.ndarray | list:
+    "A tensor or a list of strings as an array; any other list as it is."
+    if isinstance(values, Tensor):
+        return values.numpy()
+    return np.array(values) if values and isinstance(values[0], str) else values
 
 
 def _condition(want) -> Callable[[Any], Any]:

@@ -75,17 +75,15 @@ def _cut(track: Track, start: float, turns: list[dict]) -> Stream:
 
 def _tracks(found: dict, wanted: _Wanted, gap: tuple[float, float]) -> dict[str, Track]:
     "Sound and face of one session; frames within the `gap` of an interruption are not real."
-    F = len(wanted.units)
-    tracks = {
-        "audio": read_covarep(found["audio"]) if "audio" in found else _nothing(len(COVAREP)),
-        "video": read_action_units(found["video"], wanted.units)
-        if "video" in found
-        else _nothing(F),
-    }
+    tracks = {"audio": _nothing(len(COVAREP)), "video": _nothing(len(wanted.units))}
+    if "audio" in found:
+        tracks["audio"] = read_covarep(found["audio"])
+    if "video" in found:
+        tracks["video"] = read_action_units(found["video"], wanted.units)
     low, high = gap
-    return {
-        name: (x, mask & ~((t >= low) & (t <= high)), t) for name, (x, mask, t) in tracks.items()
-    }
+    for name, (x, mask, t) in tracks.items():
+        tracks[name] = x, mask & ~((t >= low) & (t <= high)), t
+    return tracks
 
 
 def _fill_speech(track: Track, turns: list[dict]) -> None:

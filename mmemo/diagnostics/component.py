@@ -241,6 +241,28 @@ def _logits(name: str, output, objective: Objective, batch: Batch) -> str:
     return "logits, as its loss expects"
 
 
+# %% ../../nbs/workshop/143_component.ipynb #b660fb60
+def _starts(objective: Objective, output, batch: Batch) -> str:
+    "The first loss is about what knowing nothing costs."
+    loss = float(objective(output, batch)["loss"])
+    span = Span.of(objective, output, batch)
+    if not span.above(loss) <= 3:
+        raise Wrong(
+            f"the loss begins at {loss:.3g}, and knowing nothing costs {span.chance:.3g}; give"
+            " heads the labels' mean and spread, and small logits"
+        )
+    return f"loss {loss:.3g} ({span})"
+
+
+def _check_hearing(bench: Bench, model: nn.Module, batch: Batch) -> None:
+    "Every stream matters to the fusion, and no piece says the same of all items."
+    for piece, (part, data) in pieces_alone(model, batch).items():
+        for name in data.streams if piece == "fusion" else ():
+            given = (part.fusion, data.streams, name)
+            bench(piece, f"hears {name}", streams_matter, *given)
+        bench(piece, "alive", items_differ, part, data)
+
+
 # %% ../../nbs/workshop/143_component.ipynb #76000a03
 class _Test:
     """What a component test knows on its way: the model as it was `given` and a copy in eval mode,
@@ -280,16 +302,6 @@ class _Test:
         self.output = output
         return said
 
-    def starts(self) -> str:
-        loss = float(self.objective(self.output, self.batch)["loss"])
-        span = Span.of(self.objective, self.output, self.batch)
-        if not span.above(loss) <= 3:
-            raise Wrong(
-                f"the loss begins at {loss:.3g}, and knowing nothing costs {span.chance:.3g}; give"
-                " heads the labels' mean and spread, and small logits"
-            )
-        return f"loss {loss:.3g} ({span})"
-
     def train(self, model: nn.Module) -> None:
         "Learns by heart; half of the time that is left may go into it."
         effort = self.effort._replace(seconds=0.5 * self.bench.left)
@@ -320,11 +332,7 @@ class _Test:
             bench(piece, "gradient", _reached, *given)
         bench("together", "frozen stays", _stays, self.model, self.trained)
         with torch.no_grad():
-            for piece, (part, data) in pieces_alone(self.trained.eval(), self.batch).items():
-                for name in data.streams if piece == "fusion" else ():
-                    given = (part.fusion, data.streams, name)
-                    bench(piece, f"hears {name}", streams_matter, *given)
-                bench(piece, "alive", items_differ, part, data)
+            _check_hearing(bench, self.trained.eval(), self.batch)
         given = (self.trained, self.objective, self.batch, bench.left, self.fitted.seconds)
         bench("together", "memory", _flat, *given)
 
@@ -351,7 +359,7 @@ def check_pieces(
         torch.manual_seed(0)
         pieces = test.before_learning()
         if test.output is not None:
-            test.bench("together", "start", test.starts)
+            test.bench("together", "start", _starts, objective, test.output, batch)
             test.bench("together", "eight by heart", test.learns)
         if test.trained is not None and test.lost is not None:
             test.after_learning(pieces)

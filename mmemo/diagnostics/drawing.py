@@ -30,11 +30,9 @@ __all__ = [
 # %% ../../nbs/workshop/135_drawing.ipynb #c470e0dd
 def clip_text(text: str, width: int) -> str:
     "`text` in at most `width` characters, cut in the middle."
-    return (
-        text
-        if len(text) <= width
-        else text[: (width - 1) // 2] + "…" + text[len(text) - width // 2 :]
-    )
+    if len(text) <= width:
+        return text
+    return text[: (width - 1) // 2] + "…" + text[len(text) - width // 2 :]
 
 
 def colour_of(lane: str) -> str:

@@ -118,7 +118,7 @@ class Op:
     span: tuple[float, float] | None  # of the values it was given
 
 
-# %% ../../nbs/electives/38_faults.ipynb #38000a03
+# %% ../../nbs/electives/38_faults.ipynb #dd7d70f2
 class _Doing:
     """One operation as it was done: its arguments, what they were before (it may have overwritten
     some), and its results. `dirty`: {id of an argument that is not finite: number of the operation
@@ -164,29 +164,6 @@ class _Doing:
             out = self.func(*tree_map(swap, self.args), **tree_map(swap, self.kwargs))
         return [t for t in tree_leaves(out) if isinstance(t, Tensor)]
 
-    def makes_it(self, suspicious: set[int], placed: set[int], nan: bool, forward: bool) -> bool:
-        """Is the result not finite because of the operation itself? It is done again with the
-        suspicious arguments mended, where it is known which operation wrote each of them.
-        """
-        leaves = tree_leaves((self.args, self.kwargs))
-        infinite = any(isinstance(v, float) and math.isinf(v) for v in leaves)
-        if not suspicious or any(self.dirty[i] is None for i in suspicious):
-            on_purpose = placed or self.name in PLACING_OPERATIONS and infinite
-            return nan or not forward or bool(suspicious) or not on_purpose
-
-        def mended(t):
-            if id(t) in suspicious:
-                return mend_values(self.original(t))
-            return self.original(t).clone() if id(t) in self.before else t
-
-        for t in self.again(mended):
-            if t.is_floating_point() or t.is_complex():
-                # infinities that were put there on purpose may remain, NaN may not
-                wrong = bool(t.isnan().any()) if placed or infinite else is_bad(t)
-                if wrong:
-                    return True
-        return False
-
     def span(self) -> tuple[float, float] | None:
         "The least and the largest finite value that it was given."
         values = [t for t in map(self.original, self.given) if t.is_floating_point()]
@@ -211,24 +188,69 @@ class _Doing:
             return []
         return rows.nonzero().flatten().tolist()
 
-    def overflow(self) -> str:
-        "The type whose range was left: that of the result, if the operation is sound in float64."
 
-        def wide(t):
-            if not t.is_floating_point():
-                return t
-            value = self.original(t)
-            return (mend_values(value) if id(t) in self.dirty else value).double()
+# %% ../../nbs/electives/38_faults.ipynb #38000a03
+def _makes_it(
+    doing: _Doing, suspicious: set[int], placed: set[int], nan: bool, forward: bool
+) -> bool:
+    """Is the result not finite because of the operation itself? It is done again with the
+    suspicious arguments mended, where it is known which operation wrote each of them.
+    """
+    leaves = tree_leaves((doing.args, doing.kwargs))
+    infinite = any(isinstance(v, float) and math.isinf(v) for v in leaves)
+    if not suspicious or any(doing.dirty[i] is None for i in suspicious):
+        on_purpose = placed or doing.name in PLACING_OPERATIONS and infinite
+        return nan or not forward or bool(suspicious) or not on_purpose
 
-        try:
-            sound = not any(is_bad(t) for t in self.again(wide, torch.float64))
-        # an operation that has no float64 form
-        except (RuntimeError, NotImplementedError):
-            return ""
-        return str(self.bad[0].dtype).removeprefix("torch.") if sound else ""
+    def mended(t):
+        if id(t) in suspicious:
+            return mend_values(doing.original(t))
+        return doing.original(t).clone() if id(t) in doing.before else t
+
+    for t in doing.again(mended):
+        if t.is_floating_point() or t.is_complex():
+            # infinities that were put there on purpose may remain, NaN may not
+            wrong = bool(t.isnan().any()) if placed or infinite else is_bad(t)
+            if wrong:
+                return True
+    return False
 
 
-# %% ../../nbs/electives/38_faults.ipynb #38000a05
+def _overflow(doing: _Doing) -> str:
+    "The type whose range was left: that of the result, if the operation is sound in float64."
+
+    def wide(t):
+        if not t.is_floating_point():
+            return t
+        value = doing.original(t)
+        return (mend_values(value) if id(t) in doing.dirty else value).double()
+
+    try:
+        sound = not any(is_bad(t) for t in doing.again(wide, torch.float64))
+    # an operation that has no float64 form
+    except (RuntimeError, NotImplementedError):
+        return ""
+    return str(doing.bad[0].dtype).removeprefix("torch.") if sound else ""
+
+
+# %% ../../nbs/electives/38_faults.ipynb #7fd42027
+def _follow_modules(model: nn.Module, stack: list[str]) -> list:
+    "Hooks that keep the names of the modules that are running in `stack`."
+    hooks = []
+    for name, module in model.named_modules():
+        label = name or type(module).__name__
+
+        def enter(*_, label=label):
+            stack.append(label)
+
+        def leave(*_):
+            stack.pop()
+
+        hooks.append(module.register_forward_pre_hook(enter, prepend=True))
+        hooks.append(module.register_forward_hook(leave, always_call=True))
+    return hooks
+
+
 class Watch(TorchDispatchMode):
     """Sees every operation inside it, forward and backward, and keeps a record (`ops`) of each
     whose result is not finite.
@@ -248,17 +270,7 @@ class Watch(TorchDispatchMode):
         self.alive, self.stack, self.places, self.hooks = [], [], {}, []
 
     def __enter__(self):
-        for name, module in self.model.named_modules():
-            label = name or type(module).__name__
-
-            def enter(*_, label=label):
-                self.stack.append(label)
-
-            def leave(*_):
-                self.stack.pop()
-
-            self.hooks.append(module.register_forward_pre_hook(enter, prepend=True))
-            self.hooks.append(module.register_forward_hook(leave, always_call=True))
+        self.hooks = _follow_modules(self.model, self.stack)
         return super().__enter__()
 
     def __exit__(self, *error):
@@ -313,12 +325,13 @@ class Watch(TorchDispatchMode):
         return [k for k in sorted(reached) if self.ops[k].creates] or sorted(reached)[:1]
 
 
+# %% ../../nbs/electives/38_faults.ipynb #38000a05
 def _record(watch: Watch, doing: _Doing, place: tuple[str, str, str]) -> Op:
     "What is to be said of an operation whose result is not finite."
     placed = {i for i, number in doing.dirty.items() if _put_on_purpose(watch, doing, i, number)}
     suspicious = set(doing.dirty) - placed
     nan = any(bool(t.isnan().any()) for t in doing.bad)
-    creates = doing.makes_it(suspicious, placed, nan, place[0] == "forward")
+    creates = _makes_it(doing, suspicious, placed, nan, place[0] == "forward")
     op = Op(
         doing.name,
         *place,
@@ -334,7 +347,7 @@ def _record(watch: Watch, doing: _Doing, place: tuple[str, str, str]) -> Op:
     if creates:
         op.span = doing.span()
         op.items = doing.items(watch.size)
-        op.overflow = doing.overflow()
+        op.overflow = _overflow(doing)
     return op
 
 

@@ -148,7 +148,7 @@ class WalkRows:
         frames, seconds = _widest(call.sees, self.sources, lane)
         return Row(
             lane,
-            self.name(call.name, lane, role),
+            _short_name(call.name, lane, role, self.parts),
             kind,
             call.shape,
             _axes(call, lane, role, self.sources),
@@ -161,25 +161,8 @@ class WalkRows:
             call.memory,
             own=role == "own",
             tied=bool(every) and not new and role != "own",
-            branch=self.branch(call.name),
+            branch=_branch(call.name, self.dicts),
         )
-
-    def name(self, name: str, lane: str, role: str) -> str:
-        "The name of a stage inside its lane."
-        prefix = "-"
-        if self.parts:
-            prefix = lane if lane in ("fusion", "heads") else f"encoders.{lane}"
-        short = "input" if role == "input" else re.sub(rf"^{re.escape(prefix)}(\.|$)", "", name)
-        if short and role != "own":
-            return short
-        return "between" if self.parts and not name else f"{short} output".strip()
-
-    def branch(self, name: str) -> tuple[str, ...]:
-        "The ModuleDict that holds a stage, and its key there."
-        for held in self.dicts:
-            if name.startswith(held + "."):
-                return held, name[len(held) + 1 :].split(".")[0]
-        return ()
 
     def lane(self, name: str, sees: list[str]) -> str:
         part, _, rest = name.partition(".")
@@ -195,6 +178,25 @@ class WalkRows:
 
 
 # %% ../../nbs/workshop/139_walk.ipynb #69000a02
+def _short_name(name: str, lane: str, role: str, parts: bool) -> str:
+    "The name of a stage inside its lane."
+    prefix = "-"
+    if parts:
+        prefix = lane if lane in ("fusion", "heads") else f"encoders.{lane}"
+    short = "input" if role == "input" else re.sub(rf"^{re.escape(prefix)}(\.|$)", "", name)
+    if short and role != "own":
+        return short
+    return "between" if parts and not name else f"{short} output".strip()
+
+
+def _branch(name: str, dicts: list[str]) -> tuple[str, ...]:
+    "The ModuleDict that holds a stage, and its key there."
+    for held in dicts:
+        if name.startswith(held + "."):
+            return held, name[len(held) + 1 :].split(".")[0]
+    return ()
+
+
 def _stages(call: Call, depth: int) -> Iterator[tuple[Call, bool]]:
     "The calls at `depth`, and after them what their parent does itself."
     if depth <= 0 or not call.inside:

@@ -18,99 +18,34 @@ from .metrics import Comparison, class_metrics, reliability
 __all__ = ["draw_staircase", "draw_xray", "draw_confusion", "draw_calibration", "draw_comparison"]
 
 
-# %% ../../nbs/workshop/134_figures.ipynb #4f02f41e
-def draw_staircase(
-    scores: Mapping[str, Mapping[str, Sequence[float]]],
-    ceilings: Mapping[str, float] | None = None,
-    hears: Mapping[str, Iterable[str]] = INFORMATION,
-    ax=None,
-):
-    """The staircase: a dashed step for each rung's best possible score, and models as dots that
-    fill their step. Returns the axes.
-
-    `scores` {rung: {model: [RMSE of each seed]}}; `ceilings` {rung: RMSE}, first the one of who
-    hears nothing (default: the known-answer corpus). Height is explained variance 1 - (RMSE / RMSE
-    of hearing nothing)², up is better. Raises `ConfigError` for a rung without a ceiling.
-    """
-    import matplotlib.pyplot as plt
-
-    ceilings = dict(ceilings or {name: ceiling(h) for name, h in INFORMATION.items()})
-    if unknown := set(scores) - set(ceilings):
-        raise ConfigError(
-            f"no ceiling for {sorted(unknown)}; there are ceilings for {', '.join(ceilings)}"
+# %% ../../nbs/workshop/134_figures.ipynb #0baa9db9
+def _draw_models(ax, i: int, models: Mapping[str, np.ndarray], best: float, step: float) -> None:
+    "The models of rung `i` side by side, {model: variance explained by each seed}."
+    ink, width = COLOURS["fusion"], 0.8 / max(len(models), 1)
+    for j, (model, y) in enumerate(models.items()):
+        x, mean = i + (j - (len(models) - 1) / 2) * width, y.mean()
+        sides = [x - 0.46 * width, x + 0.46 * width]
+        ax.fill_between(sides, 0, mean, color=ink, alpha=0.16, lw=0)
+        sd = y.std(ddof=1) if len(y) > 1 else 0
+        ax.errorbar(x, mean, sd, color=ink, lw=1.6, fmt="_", ms=34 * width, mew=2)
+        dots = x + np.linspace(-0.12, 0.12, len(y)) * width if len(y) > 1 else x
+        ax.plot(dots, y, "o", ms=4, color=ink, mec="white", mew=0.6)
+        share = f"{100 * mean / best:.0f} %" if best > 1 else ""
+        if share and len(models) == 1:
+            share += "\nof its step"
+        # the label stands in the fill where there is room, else above the step
+        inside = mean > 24
+        ax.text(
+            x,
+            y.min() - 3.5 if inside else step + 8,
+            f"{model}\n{share}" if len(models) > 1 else share,
+            ha="center",
+            va="top" if inside else "bottom",
+            fontsize=8,
+            color=ink,
+            fontweight="bold",
+            linespacing=1.2,
         )
-    if ax is None:
-        ax = plt.subplots(figsize=(7, 4.1), constrained_layout=True)[1]
-    names, base, grey, ink = (
-        list(ceilings),
-        next(iter(ceilings.values())),
-        COLOURS["ceiling"],
-        COLOURS["fusion"],
-    )
-
-    def explained(rmse):
-        return 100 * (1 - (np.asarray(rmse, float) / base) ** 2)
-
-    best, edges, lowest = (
-        {name: float(explained(rmse)) for name, rmse in ceilings.items()},
-        np.arange(len(names) + 1) - 0.5,
-        0.0,
-    )
-    ax.stairs(list(best.values()), edges, fill=True, color=grey, alpha=0.10, lw=0)
-    ax.stairs(list(best.values()), edges, baseline=None, color=grey, ls="--", lw=1.6)
-    for i, name in enumerate(names):
-        models = {model: explained(seeds) for model, seeds in scores.get(name, {}).items()}
-        width, step = (
-            0.8 / max(len(models), 1),
-            max([best[name], *(y.max() for y in models.values())]),
-        )
-        label = f"best RMSE {ceilings[name]:.2f}" if len(names) < 7 else f"{ceilings[name]:.2f}"
-        ax.text(i, step + 1.6, label, ha="center", va="bottom", fontsize=8, color=grey)
-        for j, (model, y) in enumerate(models.items()):
-            x, mean = i + (j - (len(models) - 1) / 2) * width, y.mean()
-            lowest = min(lowest, y.min())
-            ax.fill_between(
-                [x - 0.46 * width, x + 0.46 * width], 0, mean, color=ink, alpha=0.16, lw=0
-            )
-            ax.errorbar(
-                x,
-                mean,
-                y.std(ddof=1) if len(y) > 1 else 0,
-                color=ink,
-                lw=1.6,
-                fmt="_",
-                ms=34 * width,
-                mew=2,
-            )
-            ax.plot(
-                x + np.linspace(-0.12, 0.12, len(y)) * width if len(y) > 1 else x,
-                y,
-                "o",
-                ms=4,
-                color=ink,
-                mec="white",
-                mew=0.6,
-            )
-            share = (
-                f"{100 * mean / best[name]:.0f} %" + ("\nof its step" if len(models) == 1 else "")
-                if best[name] > 1
-                else ""
-            )
-            # the label stands in the fill where there is room, else above the step
-            inside = mean > 24
-            ax.text(
-                x,
-                y.min() - 3.5 if inside else step + 8,
-                f"{model}\n{share}" if len(models) > 1 else share,
-                ha="center",
-                va="top" if inside else "bottom",
-                fontsize=8,
-                color=ink,
-                fontweight="bold",
-                linespacing=1.2,
-            )
-    _dress_stairs(ax, names, hears, base, max(best.values()), lowest)
-    return ax
 
 
 def _dress_stairs(
@@ -178,12 +113,55 @@ def _lines(words: Sequence[str], width: int = 11) -> list[str]:
     "Words joined into lines of at most about `width` letters."
     lines = [""]
     for word in words:
-        lines = (
-            [*lines[:-1], f"{lines[-1]} {word}".strip()]
-            if len(lines[-1] + word) < width
-            else [*lines, word]
-        )
+        if len(lines[-1] + word) < width:
+            lines[-1] = f"{lines[-1]} {word}".strip()
+        else:
+            lines.append(word)
     return [line for line in lines if line]
+
+
+# %% ../../nbs/workshop/134_figures.ipynb #4f02f41e
+def draw_staircase(
+    scores: Mapping[str, Mapping[str, Sequence[float]]],
+    ceilings: Mapping[str, float] | None = None,
+    hears: Mapping[str, Iterable[str]] = INFORMATION,
+    ax=None,
+):
+    """The staircase: a dashed step for each rung's best possible score, and models as dots that
+    fill their step. Returns the axes.
+
+    `scores` {rung: {model: [RMSE of each seed]}}; `ceilings` {rung: RMSE}, first the one of who
+    hears nothing (default: the known-answer corpus). Height is explained variance 1 - (RMSE / RMSE
+    of hearing nothing)², up is better. Raises `ConfigError` for a rung without a ceiling.
+    """
+    import matplotlib.pyplot as plt
+
+    ceilings = dict(ceilings or {name: ceiling(h) for name, h in INFORMATION.items()})
+    if unknown := set(scores) - set(ceilings):
+        raise ConfigError(
+            f"no ceiling for {sorted(unknown)}; there are ceilings for {', '.join(ceilings)}"
+        )
+    if ax is None:
+        ax = plt.subplots(figsize=(7, 4.1), constrained_layout=True)[1]
+    names, grey = list(ceilings), COLOURS["ceiling"]
+    base = ceilings[names[0]]
+
+    def explained(rmse):
+        return 100 * (1 - (np.asarray(rmse, float) / base) ** 2)
+
+    best = {name: float(explained(rmse)) for name, rmse in ceilings.items()}
+    edges, lowest = np.arange(len(names) + 1) - 0.5, 0.0
+    ax.stairs(list(best.values()), edges, fill=True, color=grey, alpha=0.10, lw=0)
+    ax.stairs(list(best.values()), edges, baseline=None, color=grey, ls="--", lw=1.6)
+    for i, name in enumerate(names):
+        models = {model: explained(seeds) for model, seeds in scores.get(name, {}).items()}
+        step = max([best[name], *(y.max() for y in models.values())])
+        label = f"best RMSE {ceilings[name]:.2f}" if len(names) < 7 else f"{ceilings[name]:.2f}"
+        ax.text(i, step + 1.6, label, ha="center", va="bottom", fontsize=8, color=grey)
+        lowest = min([lowest, *(y.min() for y in models.values())])
+        _draw_models(ax, i, models, best[name], step)
+    _dress_stairs(ax, names, hears, base, max(best.values()), lowest)
+    return ax
 
 
 # %% ../../nbs/workshop/134_figures.ipynb #b4c12d89
@@ -228,11 +206,8 @@ def draw_xray(
         ax.axvline(0, color="k", lw=0.8)
         ax.axvline(1, color=COLOURS["ceiling"], ls="--", lw=1.4)
         for y, factor in enumerate(factors):
-            (value, low, high), colour, solid = (
-                ray[factor],
-                _carrier(factor),
-                hears is None or factor in inside,
-            )
+            value, low, high = ray[factor]
+            colour, solid = _carrier(factor), hears is None or factor in inside
             if hears is not None and factor in inside:
                 ax.axhspan(y - 0.5, y + 0.5, color=COLOURS["ceiling"], alpha=0.10, lw=0)
             ax.plot([low, high], [y, y], color=colour, lw=2.2, solid_capstyle="round")

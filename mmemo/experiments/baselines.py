@@ -5,7 +5,7 @@
 # %% ../../nbs/course/16_real_people.ipynb #4add38fe
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -58,6 +58,17 @@ def static_classes(
     return predict(model, test)[task], len(history.steps)
 
 
+def _static_plan(epochs: int, batch_size: int, seed: int) -> Plan:
+    return Plan(
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=1e-3,
+        schedule="onecycle",
+        weight_decay=0.1,
+        seed=seed,
+    )
+
+
 # %% ../../nbs/course/16_real_people.ipynb #2b0ee8ae
 def ravdess_static(folder, seeds: Sequence[int] = (0, 1, 2), smoke: bool = False) -> dict:
     """Accuracy on the five published actor folds of RAVDESS (mean over folds; mean and sd over
@@ -71,30 +82,20 @@ def ravdess_static(folder, seeds: Sequence[int] = (0, 1, 2), smoke: bool = False
     from sklearn.svm import SVC
 
     data, steps = read_ravdess(folder, progress=False).to_batch(), 0
-    y, parts = (
-        data.targets["emotion"],
-        {"audio": ("audio",), "video": ("video",), "audio + video": ("audio", "video")},
-    )
+    y, both = data.targets["emotion"], ("audio", "video")
+    parts = {"audio": ("audio",), "video": ("video",), "audio + video": both}
     hits = {name: np.zeros((len(seeds), 5)) for name in parts}
     svm, majority = np.zeros(5), np.zeros(5)
     for fold, train, test in leave_one_out_rows(data, by="fold"):
         check_split(data, train, test)
         truth = y[test]
-        x = np.concatenate([data.streams[n].x[:, 0].numpy() for n in ("audio", "video")], 1)
-        svm[fold] = (
-            make_pipeline(StandardScaler(), SVC(C=10)).fit(x[train], y[train]).score(x[test], truth)
-        )
+        x = np.concatenate([data.streams[n].x[:, 0].numpy() for n in both], 1)
+        classifier = make_pipeline(StandardScaler(), SVC(C=10)).fit(x[train], y[train])
+        svm[fold] = classifier.score(x[test], truth)
         majority[fold] = float((truth == y[train].bincount().argmax()).float().mean())
         for name, streams in parts.items():
             for i, seed in enumerate(seeds):
-                plan = Plan(
-                    epochs=2 if smoke else 40,
-                    batch_size=32,
-                    lr=1e-3,
-                    schedule="onecycle",
-                    weight_decay=0.1,
-                    seed=seed,
-                )
+                plan = _static_plan(2 if smoke else 40, 32, seed)
                 scores, n = static_classes(
                     select_streams(data[train], streams),
                     select_streams(data[test], streams),
@@ -117,6 +118,33 @@ def ravdess_static(folder, seeds: Sequence[int] = (0, 1, 2), smoke: bool = False
     )
 
 
+# %% ../../nbs/course/16_real_people.ipynb #3c5373db
+def _choose_tfidf(
+    text: np.ndarray,
+    y: Tensor,
+    where: Mapping[str, np.ndarray],
+    f1: Callable[[Tensor, str], float],
+    strengths: Sequence[float],
+) -> float:
+    "TF-IDF and logistic regression on the test split, with the strength that is best on dev."
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline, make_union
+
+    best, found = -1.0, 0.0
+    for C in strengths:
+        counts = make_union(
+            TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2)),
+            TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True),
+        )
+        classes = LogisticRegression(C=C, max_iter=200, tol=1e-3, class_weight="balanced")
+        model = make_pipeline(counts, classes).fit(text[where["train"]], y[where["train"]])
+        dev = f1(torch.tensor(model.predict(text[where["dev"]])), "dev")
+        if dev > best:
+            best, found = dev, f1(torch.tensor(model.predict(text[where["test"]])), "test")
+    return found
+
+
 # %% ../../nbs/course/16_real_people.ipynb #2a68c9a8
 def meld_static(
     folder,
@@ -132,15 +160,10 @@ def meld_static(
     Beside it the majority class and TF-IDF with logistic regression, whose strength is chosen on
     the development split. Raises `WeightsError`.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline, make_union
-
     corpus, steps = read_meld(folder, progress=False), 0
     data, classes = corpus.to_batch(), corpus.classes[task]
-    where = {
-        s: np.flatnonzero(np.asarray(data.meta["split"]) == s) for s in ("train", "dev", "test")
-    }
+    split = np.asarray(data.meta["split"])
+    where = {s: np.flatnonzero(split == s) for s in ("train", "dev", "test")}
     if gone := [s for s, rows in where.items() if not len(rows)]:
         raise ConfigError(f"{folder} has no {gone[0]} split; MELD's three csv files are needed")
     text, y = np.asarray(data.meta["text"]), data.targets[task]
@@ -148,36 +171,16 @@ def meld_static(
     def f1(scores, part):
         return class_metrics(scores, y[where[part]])["weighted_f1"]
 
-    best, classical = -1.0, 0.0
-    for C in (1.0,) if smoke else (1.0, 3.0, 10.0):
-        counts = make_union(
-            TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2)),
-            TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True),
-        )
-        model = make_pipeline(
-            counts, LogisticRegression(C=C, max_iter=200, tol=1e-3, class_weight="balanced")
-        ).fit(text[where["train"]], y[where["train"]])
-        if (dev := f1(torch.tensor(model.predict(text[where["dev"]])), "dev")) > best:
-            best, classical = dev, f1(torch.tensor(model.predict(text[where["test"]])), "test")
-    majority = f1(
-        torch.full((len(where["test"]),), int(y[where["train"]].bincount().argmax())), "test"
-    )
+    classical = _choose_tfidf(text, y, where, f1, (1.0,) if smoke else (1.0, 3.0, 10.0))
+    most = int(y[where["train"]].bincount().argmax())
+    majority = f1(torch.full((len(where["test"]),), most), "test")
     scores = {"majority": [majority, 0.0], "TF-IDF": [classical, 0.0]}
     for name in weights:
         told = data.replace(text=Tokenizer(name).stream(data.meta["words"], data.meta["spans"]))
-        told, found = (
-            precompute(nn.Sequential(TextEncoder.pretrained(name), MeanPool()), told, "text"),
-            [],
-        )
+        encoder = nn.Sequential(TextEncoder.pretrained(name), MeanPool())
+        told, found = precompute(encoder, told, "text"), []
         for seed in seeds:
-            plan = Plan(
-                epochs=1 if smoke else 12,
-                batch_size=64,
-                lr=1e-3,
-                schedule="onecycle",
-                weight_decay=0.1,
-                seed=seed,
-            )
+            plan = _static_plan(1 if smoke else 12, 64, seed)
             guess, n = static_classes(
                 told[where["train"]], told[where["test"]], task, len(classes), plan, width=256
             )

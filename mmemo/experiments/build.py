@@ -104,11 +104,10 @@ def build_encoder(
     if entry.takes in FEATURES:
         features = feature_count(recipe, name, train, sizes)
         if part.standardize:
-            stages["standardize"] = (
-                Standardize(torch.zeros(features), torch.ones(features))
-                if train is None
-                else Standardize.fit(train, name)
-            )
+            if train is None:
+                stages["standardize"] = Standardize(torch.zeros(features), torch.ones(features))
+            else:
+                stages["standardize"] = Standardize.fit(train, name)
     made = make_encoder(part, entry, features, pretrained)
     # a plain row of stages; a network that happens to be a Sequential is one stage
     if type(made) is nn.Sequential:

@@ -100,14 +100,12 @@ def run_provenance(**known) -> dict:
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=_PACKAGE)
     packages = ("mmemo", "torch", "transformers", "accelerate", "datasets", "numpy", "scikit-learn")
     here = dict(python=platform.python_version(), **{p: metadata.version(p) for p in packages})
-    device = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.processor() or platform.machine()
-    )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        1e6 if sys.platform != "darwin" else 1e9
-    )
+    device = platform.processor() or platform.machine()
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    # macOS counts bytes, Linux counts kilobytes
+    unit = 1e9 if sys.platform == "darwin" else 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     return dict(
         known,
         commit=git.stdout.strip() or "not a checkout",

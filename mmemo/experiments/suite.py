@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..core.errors import ConfigError, DataError, MmemoError
 from .catalogue import KNOWN_ANSWER
-from .recipe import load_recipe, load_suite, pick_experiments
+from .recipe import Suite, load_recipe, load_suite, pick_experiments
 from .report import Cell, results_table, write_report
 from .run import run_provenance, train_recipe, write_json, write_metrics
 from .sources import adapt_recipe, kind_of
@@ -112,31 +112,37 @@ def run_suite(
             f"{len(failed)} of {len(wanted)} runs failed: "
             + "; ".join(f"{k}: {v}" for k, v in failed.items())
         )
-    facts = [json.loads((c.folder / "metrics.json").read_text()) for c in wanted]
+    _write_summary(folder, suite, wanted, {"scale": scale, "source": source}, choice.seed)
+    if output.report:
+        write_report(folder)
+    return wanted
+
+
+def _write_summary(
+    folder: Path, suite: Suite, cells: list[Cell], given: Mapping[str, str], seed: int
+) -> None:
+    "suite.json, what the suite is, and metrics.json, what came of it; `given`: scale and source."
+    facts = [json.loads((c.folder / "metrics.json").read_text()) for c in cells]
     write_json(
         folder / "suite.json",
         {
             "suite": suite.model_dump(),
-            "source": source,
-            "corpus_seed": choice.seed,
-            "runs": [[c.experiment, c.seed] for c in wanted],
+            "source": given["source"],
+            "corpus_seed": seed,
+            "runs": [[c.experiment, c.seed] for c in cells],
         },
     )
     write_metrics(
         folder,
         run_provenance(
             suite=suite.name,
-            scale=scale,
-            source=source,
-            runs=len(wanted),
+            **given,
+            runs=len(cells),
             steps=sum(f["steps"] for f in facts),
             notes=sorted({n for f in facts for n in f["notes"]}),
-            tables=[results_table(wanted)],
+            tables=[results_table(cells)],
         ),
     )
-    if output.report:
-        write_report(folder)
-    return wanted
 
 
 def _outcomes(left: list[Cell], source: str, jobs: int, output: SuiteOutput):

@@ -171,11 +171,63 @@ def _pretrained(weights: str | os.PathLike) -> tuple[nn.Module, dict]:
     return model, json.loads(Path(file).read_text()) if file else {}
 
 
-# %% ../../nbs/electives/35_backbones.ipynb #00000014
+# %% ../../nbs/electives/35_backbones.ipynb #39c72077
 # of these a batch with a mask is exact, GroupNorm apart
 NORMALISED_TOGETHER = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat")
 
 
+def _check_speech(model: Any) -> None:
+    "Raises `ConfigError` for a model that hears no waveform."
+    config = model.config
+    if (
+        model.main_input_name != "input_values"
+        or not hasattr(config, "conv_stride")
+        or getattr(config, "add_adapter", False)
+    ):
+        raise ConfigError(
+            f"a {type(model).__name__} ({config.model_type}) hears no waveform, or has an"
+            f" adapter; choose one of {', '.join(NORMALISED_TOGETHER)}, data2vec-audio or"
+            " their kin"
+        )
+
+
+def _window_and_hop(config: Any) -> tuple[int, int]:
+    "How many samples a step hears, and how many lie between two steps' first ones."
+    window = hop = 1
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride):
+        window += (kernel - 1) * hop
+        hop *= stride
+    return window, hop
+
+
+def _without_noise(model: Any) -> None:
+    "Turn SpecAugment and LayerDrop of the model off."
+    model.config.apply_spec_augment = False
+    model.config.layerdrop = 0.0
+    for name, p in model.named_parameters():
+        # only SpecAugment would use it
+        if name.endswith("masked_spec_embed"):
+            p.requires_grad_(False)
+
+
+def _level(x: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"]) -> Float[Tensor, "B N"]:
+    "Each item with mean 0 and spread 1 over its real samples; 0 elsewhere."
+    count = mask.sum(1, keepdim=True).clamp(min=1)
+    x = (x - x.sum(1, keepdim=True) / count).masked_fill(~mask, 0)
+    return x / (x.square().sum(1, keepdim=True) / count + 1e-7).sqrt()
+
+
+def _run(model: Any, x: Tensor) -> Tensor:
+    return model(x).last_hidden_state
+
+
+def _end_inside(steps: int, ends: Tensor, window: int, hop: int) -> Bool[Tensor, "B T"]:
+    "Which steps end within their item; the first one always does."
+    window_ends = torch.arange(steps, device=ends.device) * hop + window
+    return window_ends <= ends.clamp(min=window).unsqueeze(1)
+
+
+# %% ../../nbs/electives/35_backbones.ipynb #00000014
 class SpeechEncoder(nn.Module):
     """Any speech model of transformers that hears a waveform: wav2vec2 (Baevski et al. 2020),
     HuBERT, WavLM, data2vec-audio and their kin. Stream of samples [B, N] at `rate` Hz -> Stream
@@ -192,35 +244,17 @@ class SpeechEncoder(nn.Module):
 
     def __init__(self, model: Any, normalize: bool = True, rate: int = 16_000):
         super().__init__()
+        _check_speech(model)
         config = model.config
-        if (
-            model.main_input_name != "input_values"
-            or not hasattr(config, "conv_stride")
-            or getattr(config, "add_adapter", False)
-        ):
-            raise ConfigError(
-                f"a {type(model).__name__} ({config.model_type}) hears no waveform, or has an"
-                f" adapter; choose one of {', '.join(NORMALISED_TOGETHER)}, data2vec-audio or"
-                " their kin"
-            )
         self.model = model
         self.normalize = normalize
         self.rate = rate
-        self.window = self.hop = 1
-        for kernel, stride in zip(config.conv_kernel, config.conv_stride):
-            self.window += (kernel - 1) * self.hop
-            self.hop *= stride
+        self.window, self.hop = _window_and_hop(config)
         # samples that the model can run on
         self.least = self.window + (getattr(config, "squeeze_factor", 1) - 1) * self.hop
-        config.apply_spec_augment = False
-        config.layerdrop = 0.0
-        for name, p in model.named_parameters():
-            # only SpecAugment would use it
-            if name.endswith("masked_spec_embed"):
-                p.requires_grad_(False)
-        self.together = config.model_type in NORMALISED_TOGETHER and not getattr(
-            config, "conv_pos_batch_norm", False
-        )
+        _without_noise(model)
+        batch_norm = getattr(config, "conv_pos_batch_norm", False)
+        self.together = config.model_type in NORMALISED_TOGETHER and not batch_norm
         layers = model.feature_extractor.conv_layers
         if self.together and isinstance(getattr(layers[0], "layer_norm", None), nn.GroupNorm):
             layers[0] = OwnLength(layers[0])
@@ -251,29 +285,60 @@ class SpeechEncoder(nn.Module):
         silence = (0, max(0, self.least - stream.steps))
         x, mask, t = (F.pad(v, silence) for v in (stream.x, stream.mask, stream.t))
         x = x.masked_fill(~mask, 0)
-        count = mask.sum(1, keepdim=True).clamp(min=1)
         if self.normalize:
-            x = (x - x.sum(1, keepdim=True) / count).masked_fill(~mask, 0)
-            x = x / (x.square().sum(1, keepdim=True) / count + 1e-7).sqrt()
+            x = _level(x, mask)
         # samples up to each item's last real one
         ends = (torch.arange(1, mask.shape[1] + 1, device=mask.device) * mask).amax(1)
         real, t = window_times(mask, t, self.window, self.hop)
-        window_ends = torch.arange(real.shape[1], device=mask.device) * self.hop + self.window
-        real = real & (window_ends <= ends.clamp(min=self.window).unsqueeze(1))
+        real = real & _end_inside(real.shape[1], ends, self.window, self.hop)
         heard = self._hear(x, ends.clamp(min=self.least))
         return Stream(heard.masked_fill(~real.unsqueeze(-1), 0), real, t * real)
 
     def _hear(self, x: Tensor, ends: Tensor) -> Tensor:
         if not self.together:
             steps = (x.shape[1] - self.window) // self.hop + 1
-            return at_own_length(
-                lambda x: self.model(x).last_hidden_state, x, ends.tolist(), 1, steps
-            )
+            return at_own_length(partial(_run, self.model), x, ends.tolist(), 1, steps)
         first = self.model.feature_extractor.conv_layers[0]
         if isinstance(first, OwnLength):
             first.lengths = ends.tolist()
         inside = torch.arange(x.shape[1], device=ends.device) < ends.unsqueeze(1)
         return self.model(x, attention_mask=inside.long()).last_hidden_state
+
+
+# %% ../../nbs/electives/35_backbones.ipynb #1f357124
+def _special_tokens(model: nn.Module) -> int:
+    "How many of a model's tokens are no patch of the picture."
+    names = [name.rpartition(".")[2] for name, _ in model.named_parameters()]
+    tokens = ("cls_token", "class_embedding", "distillation_token")
+    registers = getattr(getattr(model, "config", None), "num_register_tokens", 0) or 0
+    return sum(name in names for name in tokens) + registers
+
+
+def _picture_width(model: nn.Module, width: int | None) -> int:
+    "The width that was given, or the one that the model says. Raises `ConfigError`."
+    config = getattr(model, "config", None)
+    # some have a width for each of their stages: the last counts
+    widths = [width, getattr(config, "hidden_size", None)]
+    widths += list(getattr(config, "hidden_sizes", None) or [])[-1:]
+    for found in widths:
+        if found:
+            return found
+    raise ConfigError(f"a {type(model).__name__} does not say its width: give width=")
+
+
+def _check_picture(model: nn.Module, pool: str | None, special: int) -> None:
+    "Raises `ConfigError` for a model of other things than pictures, and a pool it cannot have."
+    if getattr(model, "main_input_name", "pixel_values") != "pixel_values":
+        config: Any = model.config
+        raise ConfigError(
+            f"a {type(model).__name__} ({config.model_type}) does not look at pictures alone;"
+            " hand in its vision model"
+        )
+    if pool not in (None, "cls", "mean") or pool == "cls" and not special:
+        raise ConfigError(
+            f"pool={pool!r} cannot be: a {type(model).__name__} has"
+            f" {'cls and mean' if special else 'no CLS: choose mean'}"
+        )
 
 
 # %% ../../nbs/electives/35_backbones.ipynb #0000001b
@@ -301,31 +366,12 @@ class ImageEncoder(nn.Module):
         width: int | None = None,
     ):
         super().__init__()
-        config: Any = getattr(model, "config", None)
-        if getattr(model, "main_input_name", "pixel_values") != "pixel_values":
-            raise ConfigError(
-                f"a {type(model).__name__} ({config.model_type}) does not look at pictures alone;"
-                " hand in its vision model"
-            )
-        names = [name.rpartition(".")[2] for name, _ in model.named_parameters()]
-        self.special = sum(
-            n in names for n in ("cls_token", "class_embedding", "distillation_token")
-        )
-        self.special += getattr(config, "num_register_tokens", 0) or 0  # words that are no patch
-        if pool not in (None, "cls", "mean") or pool == "cls" and not self.special:
-            raise ConfigError(
-                f"pool={pool!r} cannot be: a {type(model).__name__} has"
-                f" {'cls and mean' if self.special else 'no CLS: choose mean'}"
-            )
+        self.special = _special_tokens(model)
+        _check_picture(model, pool, self.special)
         self.model = model
         self.pool = pool or ("cls" if self.special else "mean")
-        # some have a width for each of their stages: the last counts
-        widths = [width, getattr(config, "hidden_size", None)]
-        widths += list(getattr(config, "hidden_sizes", None) or [])[-1:]
-        self.width = next((w for w in widths if w), None)
-        if self.width is None:
-            raise ConfigError(f"a {type(model).__name__} does not say its width: give width=")
-        size = size or getattr(config, "image_size", None)
+        self.width = _picture_width(model, width)
+        size = size or getattr(getattr(model, "config", None), "image_size", None)
         self.size = size if isinstance(size, int) else None  # None: as they come
         for name, value in (("mean", mean), ("std", std)):
             colours = torch.as_tensor(value, dtype=torch.float32).expand(3)

@@ -148,6 +148,27 @@ class AlignedCurve(NamedTuple):
     half: float = 0.1
 
 
+def _draw_curve(top, heat, curve: AlignedCurve) -> None:
+    "The curve above the map; its windows are shaded in both."
+    top.plot(curve.seconds, curve.values, color=COLOURS["audio"], lw=1)
+    top.set_ylabel(curve.label, fontsize=9)
+    for at in curve.windows:
+        left, right = at - curve.half, at + curve.half
+        for ax in (top, heat):
+            ax.axvspan(left, right, color=COLOURS["ceiling"], alpha=0.16, lw=0)
+
+
+def _draw_pool(heat, pool: Tensor) -> None:
+    "How much of each word is kept, as bars at the right of the map."
+    side = heat.inset_axes((1.01, 0, 0.13, 1))
+    side.barh(range(len(pool)), pool.detach().numpy(), color=COLOURS["fusion"], height=0.7)
+    right = max(float(pool.max()), 1e-6) * 1.05
+    side.set(ylim=(len(pool) - 0.5, -0.5), yticks=[], xlim=(0, right))
+    side.set_xlabel("pool", fontsize=8)
+    side.tick_params(axis="x", labelsize=7)
+    side.spines[["top", "right"]].set_visible(False)
+
+
 def draw_attention(
     weights: Float[Tensor, "Q K"],
     words: Sequence[str],
@@ -198,24 +219,13 @@ def draw_attention(
         heat.get_yticklabels()[cue].set(fontweight="bold", color=COLOURS["fusion"])
         heat.axhspan(cue - 0.5, cue + 0.5, fill=False, ec=COLOURS["fusion"], lw=1)
     if curve is not None:
-        top.plot(curve.seconds, curve.values, color=COLOURS["audio"], lw=1)
-        top.set_ylabel(curve.label, fontsize=9)
-        for at in curve.windows:
-            for ax in (top, heat):
-                ax.axvspan(
-                    at - curve.half, at + curve.half, color=COLOURS["ceiling"], alpha=0.16, lw=0
-                )
+        _draw_curve(top, heat, curve)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
     if pool is None:
         heat.figure.colorbar(mesh, ax=heat, pad=0.01, aspect=30).set_label("weight", fontsize=8)
     else:
-        side = heat.inset_axes((1.01, 0, 0.13, 1))
-        side.barh(range(Q), pool.detach().numpy(), color=COLOURS["fusion"], height=0.7)
-        side.set(ylim=(Q - 0.5, -0.5), yticks=[], xlim=(0, max(float(pool.max()), 1e-6) * 1.05))
-        side.set_xlabel("pool", fontsize=8)
-        side.tick_params(axis="x", labelsize=7)
-        side.spines[["top", "right"]].set_visible(False)
+        _draw_pool(heat, pool)
     return top, heat
 
 

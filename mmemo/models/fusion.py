@@ -212,17 +212,13 @@ def same_budget(name: str, widths: Mapping[str, int], budget: int, **options) ->
 
     Raises `ConfigError` where even the narrowest has more than that.
     """
-    step = (
-        options.get("heads", 4)
-        if "heads" in inspect.signature(FUSION_REGISTRY[name].load()).parameters
-        else 1
-    )
+    known = inspect.signature(FUSION_REGISTRY[name].load()).parameters
+    step = options.get("heads", 4) if "heads" in known else 1
 
     def count(k):
         with torch.device("meta"):
-            return sum(
-                p.numel() for p in get_fusion(name, widths, k * step, **options).parameters()
-            )
+            fusion = get_fusion(name, widths, k * step, **options)
+        return sum(p.numel() for p in fusion.parameters())
 
     if (least := count(1)) > budget:
         raise ConfigError(

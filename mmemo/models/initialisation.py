@@ -59,45 +59,34 @@ def _maps(module: nn.Module) -> Iterator[tuple[str, list[Tensor], int, int]]:
     """
     own = dict(module.named_parameters(recurse=False))
     if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and "weight" in own:
+        weight = own["weight"]
         taps, groups = math.prod(getattr(module, "kernel_size", ())), getattr(module, "groups", 1)
-        yield (
-            "weight",
-            list(own["weight"].chunk(groups)),
-            own["weight"].shape[1] * taps,
-            own["weight"].shape[0] // groups * taps,
-        )
-    # several maps lie in one parameter; their number would be counted as outputs
+        inside, outside = weight.shape[1] * taps, weight.shape[0] // groups * taps
+        yield "weight", list(weight.chunk(groups)), inside, outside
     elif isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
-        count = (
-            3
-            if isinstance(module, nn.MultiheadAttention)
-            else {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
-        )
         for name, weight in own.items():
             if weight.ndim == 2 and "weight" in name:
-                pieces = list(
-                    weight.chunk(
-                        1
-                        if name[:2] in ("q_", "k_", "v_") or name.startswith("weight_hr")
-                        else count
-                    )
-                )
+                pieces = list(weight.chunk(_maps_in_one(module, name)))
                 yield name, pieces, pieces[0].shape[1], pieces[0].shape[0]
     elif isinstance(module, Encoders):
         for name in ("inward", "outward", "up", "down"):
-            pieces = [
-                p
-                for grid in own[name].flatten(0, 1)
-                for p in grid.T.chunk(3 if name == "inward" else 1)
-            ]
+            count = 3 if name == "inward" else 1
+            pieces = []
+            for grid in own[name].flatten(0, 1):
+                pieces += grid.T.chunk(count)
             yield name, pieces, pieces[0].shape[1], pieces[0].shape[0]
     elif isinstance(module, Windows):
-        yield (
-            "weight",
-            [own["weight"].mT],
-            own["weight"].shape[0] * module.kernel,
-            own["weight"].shape[1],
-        )
+        weight = own["weight"]
+        yield "weight", [weight.mT], weight.shape[0] * module.kernel, weight.shape[1]
+
+
+def _maps_in_one(module: nn.MultiheadAttention | nn.RNNBase, name: str) -> int:
+    "How many maps lie in one parameter; uncounted, they would be taken for outputs."
+    if name[:2] in ("q_", "k_", "v_") or name.startswith("weight_hr"):
+        return 1
+    if isinstance(module, nn.MultiheadAttention):
+        return 3
+    return {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
 
 
 # %% ../../nbs/electives/43_initialisation.ipynb #0000000c
@@ -123,6 +112,59 @@ def residual_blocks(
     return found
 
 
+# %% ../../nbs/electives/43_initialisation.ipynb #2386381f
+def _check_strategy(strategy: str, gain: float | None) -> None:
+    "Raises `ConfigError`."
+    if strategy not in INITIAL_STRATEGIES:
+        raise ConfigError(
+            f"strategy={strategy!r} cannot be: choose {', '.join(INITIAL_STRATEGIES)}"
+        )
+    if gain is not None and strategy not in INITIAL_GAINS:
+        raise ConfigError(
+            f"{strategy!r} has no gain; those that have are {', '.join(INITIAL_GAINS)}"
+        )
+    if gain is not None and not (math.isfinite(gain) and gain > 0):
+        raise ConfigError(f"{gain=} cannot be: choose a number above 0")
+
+
+def _zero_ends(
+    parameters: Mapping[str, nn.Parameter],
+    blocks: Mapping[str, Sequence[str]],
+    residual: Mapping[str, Sequence[str]],
+) -> dict[str, float]:
+    "What the branches of the residual blocks end in becomes 0."
+    ends = []
+    for names in blocks.values():
+        ends += [name for name in names if parameters[name].requires_grad]
+    if not ends:
+        raise ConfigError(
+            f"no residual block is in this model: `residual` knows {', '.join(residual)}; give"
+            " {class name: patterns of parameters}"
+        )
+    for name in ends:
+        parameters[name].zero_()
+    return dict.fromkeys(ends, 0.0)
+
+
+def _spread(strategy: str, size: float, piece: Tensor, inside: int, out: int) -> float:
+    "The standard deviation that a strategy draws a map with."
+    if strategy == "kaiming":
+        return size * inside**-0.5
+    if strategy == "orthogonal":
+        return size * max(len(piece), piece[0].numel()) ** -0.5
+    return size * math.sqrt(2 / (inside + out))
+
+
+def _draw(piece: Tensor, strategy: str, size: float, sd: float, noise: Any) -> None:
+    "One map anew."
+    if strategy == "kaiming":
+        piece.normal_(0, sd, generator=noise)
+    elif strategy == "orthogonal":
+        nn.init.orthogonal_(piece, size, generator=noise)
+    else:
+        piece.uniform_(-math.sqrt(3) * sd, math.sqrt(3) * sd, generator=noise)
+
+
 # %% ../../nbs/electives/43_initialisation.ipynb #0000000d
 @torch.no_grad()
 def initialise(
@@ -144,31 +186,12 @@ def initialise(
     and frozen parameters are never touched, so pass the part that is to begin anew. Raises
     `ConfigError`.
     """
-    if strategy not in INITIAL_STRATEGIES:
-        raise ConfigError(
-            f"strategy={strategy!r} cannot be: choose {', '.join(INITIAL_STRATEGIES)}"
-        )
-    if gain is not None and strategy not in INITIAL_GAINS:
-        raise ConfigError(
-            f"{strategy!r} has no gain; those that have are {', '.join(INITIAL_GAINS)}"
-        )
-    if gain is not None and not (math.isfinite(gain) and gain > 0):
-        raise ConfigError(f"{gain=} cannot be: choose a number above 0")
+    _check_strategy(strategy, gain)
     if strategy == "default":
         return {}
     parameters = dict(model.named_parameters())
     if strategy == "zero_residual":
-        ends = []
-        for names in residual_blocks(model, residual).values():
-            ends += [name for name in names if parameters[name].requires_grad]
-        if not ends:
-            raise ConfigError(
-                f"no residual block is in this model: `residual` knows {', '.join(residual)}; give"
-                " {class name: patterns of parameters}"
-            )
-        for name in ends:
-            parameters[name].zero_()
-        return dict.fromkeys(ends, 0.0)
+        return _zero_ends(parameters, residual_blocks(model, residual), residual)
     size = INITIAL_GAINS[strategy] if gain is None else gain
     embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     tied = {id(parameter) for module in embeddings for parameter in module.parameters()}
@@ -184,19 +207,9 @@ def initialise(
             parameter = getattr(module, name)
             if not parameter.requires_grad or id(parameter) in tied:
                 continue
-            if strategy == "kaiming":
-                sd = size * inside**-0.5
-            elif strategy == "orthogonal":
-                sd = size * max(len(pieces[0]), pieces[0][0].numel()) ** -0.5
-            else:
-                sd = size * math.sqrt(2 / (inside + out))
+            sd = _spread(strategy, size, pieces[0], inside, out)
             for piece in pieces:
-                if strategy == "kaiming":
-                    piece.normal_(0, sd, generator=noise)
-                elif strategy == "orthogonal":
-                    nn.init.orthogonal_(piece, size, generator=noise)
-                else:
-                    piece.uniform_(-math.sqrt(3) * sd, math.sqrt(3) * sd, generator=noise)
+                _draw(piece, strategy, size, sd, noise)
             made[f"{place}.{name}".lstrip(".")] = sd
             for n, bias in module.named_parameters(recurse=False):
                 if "bias" in n and bias.requires_grad:

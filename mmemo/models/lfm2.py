@@ -19,7 +19,7 @@ from ..core.errors import ConfigError, check_joined
 from .base import Fused
 
 # %% auto #0
-__all__ = ["GIANT", "pack_steps", "Lfm2Fusion", "unpack_steps"]
+__all__ = ["GIANT", "pack_steps", "unpack_steps", "Lfm2Fusion"]
 
 
 # %% ../../nbs/electives/44_lfm2.ipynb #0000000b
@@ -37,117 +37,61 @@ def pack_steps(
     return x.gather(1, order[:, :N, None].expand(-1, -1, x.shape[-1])), mask.cumsum(1) - 1
 
 
-# %% ../../nbs/electives/44_lfm2.ipynb #0000000c
+# %% ../../nbs/electives/44_lfm2.ipynb #f2385064
 GIANT = {"width": 1024, "layers": 9, "heads": 16}  # about 149 million parameters
 
 
-class Lfm2Fusion(nn.Module):
-    """A stack of LFM2's decoder layers (Liquid AI 2025; transformers' own modules) over the real
-    steps of all streams, read at the last one. {name: Stream [B, T, H_m]} -> Fused [B, H].
-
-    Each step is projected to `width` and told its modality; the real steps of an item stand side
-    by side, stream after stream. Every fourth layer (`every`) is grouped-query attention with
-    rotary positions, the others are gated short convolutions; all are causal, so that the last
-    real step has seen all others and padding behind it is seen by none. An item without any real
-    step has the vector 0. Weights are random: see `reset`. Maps: `attention 4` ... [B, heads, S,
-    S] over the steps of all streams side by side. Raises `ConfigError`, `ShapeError` naming the
-    stream.
-    """
-
-    def __init__(
-        self,
-        widths: Mapping[str, int],
-        width: int,
-        layers: int,
-        heads: int,
-        dropout: float = 0.0,
-        every: int = 4,
-        ffn: int | None = None,
-    ):
-        from transformers import Lfm2Config
-        from transformers.models.lfm2.modeling_lfm2 import (
-            Lfm2DecoderLayer,
-            Lfm2RMSNorm,
-            Lfm2RotaryEmbedding,
+def _check_sizes(
+    widths: Mapping[str, int], width: int, layers: int, heads: int, every: int
+) -> None:
+    "Raises `ConfigError`."
+    if not widths or min(width, layers, heads, every) < 1:
+        raise ConfigError(
+            f"widths={dict(widths)}, {width=}, {layers=}, {heads=}, {every=}: each must be at"
+            " least one"
+        )
+    if width % (2 * heads):
+        raise ConfigError(
+            f"{width=} cannot be divided among {heads=}: rotary positions need an even number"
+            " of features a head"
         )
 
-        super().__init__()
-        # it asks for a CUDA package, in every run
-        logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
-        if not widths or min(width, layers, heads, every) < 1:
-            raise ConfigError(
-                f"widths={dict(widths)}, {width=}, {layers=}, {heads=}, {every=}: each must be at"
-                " least one"
-            )
-        if width % (2 * heads):
-            raise ConfigError(
-                f"{width=} cannot be divided among {heads=}: rotary positions need an even number"
-                " of features a head"
-            )
-        kinds = ["conv" if (i + 1) % every else "full_attention" for i in range(layers)]
-        config = Lfm2Config(
-            hidden_size=width,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=max(1, heads // 2) if heads % 2 == 0 else heads,
-            intermediate_size=ffn or 4 * width,
-            block_auto_adjust_ff_dim=False,
-            layer_types=kinds,
-        )
-        config._attn_implementation = "eager"  # the one that hands out its weights
-        self.features = dict(widths)
-        self.project = nn.ModuleDict({n: nn.Linear(w, width) for n, w in widths.items()})
-        self.modality = nn.Parameter(torch.zeros(len(widths), width))
-        self.layers = nn.ModuleList(Lfm2DecoderLayer(config, i) for i in range(layers))
-        self.rotary = Lfm2RotaryEmbedding(config)
-        self.norm = Lfm2RMSNorm(width, config.norm_eps)
-        self.dropout = nn.Dropout(dropout)
-        self.reset()
 
-    @torch.no_grad()
-    def reset(self, std: float | None = 0.02, residual: float = 1.0) -> Lfm2Fusion:
-        """New random weights: normal with spread `std` (LFM2's own is 0.02), or torch's default
-        for each layer where it is None; norms 1, biases 0.
+def _configuration(width: int, layers: int, heads: int, every: int, ffn: int | None) -> Any:
+    "What transformers builds the layers from; `every` says which of them are attention."
+    from transformers import Lfm2Config
 
-        The last product of every branch is multiplied by `residual`; with 0 each layer begins as
-        the identity.
-        """
-        for name, module in self.named_modules():
-            if isinstance(module, (nn.Linear, nn.Conv1d)):
-                module.reset_parameters()
-                if std is not None:
-                    module.weight.normal_(0, std)
-                    if module.bias is not None:
-                        module.bias.zero_()
-                if name.endswith(("out_proj", "w2")):
-                    module.weight.mul_(residual)
-            elif "Norm" in type(module).__name__:
-                module.get_parameter("weight").fill_(1)
-        self.modality.normal_(0, std or 0.02)
-        return self
+    kinds = ["conv" if (i + 1) % every else "full_attention" for i in range(layers)]
+    config = Lfm2Config(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 2) if heads % 2 == 0 else heads,
+        intermediate_size=ffn or 4 * width,
+        block_auto_adjust_ff_dim=False,
+        layer_types=kinds,
+    )
+    config._attn_implementation = "eager"  # the one that hands out its weights
+    return config
 
-    def forward(self, streams: Mapping[str, Stream]) -> Fused:
-        check_joined(streams, self.features)
-        mask = torch.cat([streams[n].mask for n in self.project], 1)
-        own = []
-        for (name, project), kind in zip(self.project.items(), self.modality):
-            real = streams[name].x.masked_fill(~streams[name].mask.unsqueeze(-1), 0)
-            own.append(project(real) + kind)
-        x, place = pack_steps(torch.cat(own, 1), mask)
-        x = self.dropout(x)
-        N = x.shape[1]
-        at = torch.arange(N, device=x.device)
-        later = torch.zeros(N, N, dtype=x.dtype, device=x.device)
-        later = later.masked_fill(at > at[:, None], torch.finfo(x.dtype).min)[None, None]
-        turn = self.rotary(x, at[None])
-        seen = mask[:, None, :, None] & mask[:, None, None, :]
-        maps = {}
-        for i, layer in enumerate(self.layers, 1):
-            x = _run_layer(layer, x, turn, later, partial(_keep, maps, f"attention {i}"))
-        maps = {name: unpack_steps(weights, place, seen) for name, weights in maps.items()}
-        last = place[:, -1].clamp(min=0)
-        vector = self.norm(x.gather(1, last[:, None, None].expand(-1, 1, x.shape[-1])))[:, 0]
-        return Fused(self.dropout(vector.masked_fill(~mask.any(1, keepdim=True), 0)), maps)
+
+# %% ../../nbs/electives/44_lfm2.ipynb #00e42051
+def _renew(module: nn.Linear | nn.Conv1d, std: float | None, factor: float) -> None:
+    "Torch's own random weights, or normal ones of this spread and no bias; times a factor."
+    module.reset_parameters()
+    if std is not None:
+        module.weight.normal_(0, std)
+        if module.bias is not None:
+            module.bias.zero_()
+    if factor != 1:
+        module.weight.mul_(factor)
+
+
+def _forbid_later(x: Float[Tensor, "B N H"], at: Tensor) -> Float[Tensor, "1 1 N N"]:
+    "What is added to the scores of attention: the dtype's minimum where a key lies behind."
+    N = x.shape[1]
+    later = torch.zeros(N, N, dtype=x.dtype, device=x.device)
+    return later.masked_fill(at > at[:, None], torch.finfo(x.dtype).min)[None, None]
 
 
 def _run_layer(layer: Any, x: Tensor, turn: Any, later: Tensor, keep: Callable) -> Tensor:
@@ -174,3 +118,81 @@ def unpack_steps(weights: Tensor, place: Tensor, seen: Tensor) -> Tensor:
     at = place.clamp(min=0)[:, None]
     rows = weights.gather(2, at[..., None].expand(B, heads, S, N))
     return rows.gather(3, at[:, :, None].expand(B, heads, S, S)).masked_fill(~seen, 0)
+
+
+# %% ../../nbs/electives/44_lfm2.ipynb #0000000c
+class Lfm2Fusion(nn.Module):
+    """A stack of LFM2's decoder layers (Liquid AI 2025; transformers' own modules) over the real
+    steps of all streams, read at the last one. {name: Stream [B, T, H_m]} -> Fused [B, H].
+
+    Each step is projected to `width` and told its modality; the real steps of an item stand side
+    by side, stream after stream. Every fourth layer (`every`) is grouped-query attention with
+    rotary positions, the others are gated short convolutions; all are causal, so that the last
+    real step has seen all others and padding behind it is seen by none. An item without any real
+    step has the vector 0. Weights are random: see `reset`. Maps: `attention 4` ... [B, heads, S,
+    S] over the steps of all streams side by side. Raises `ConfigError`, `ShapeError` naming the
+    stream.
+    """
+
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        width: int,
+        layers: int,
+        heads: int,
+        dropout: float = 0.0,
+        every: int = 4,
+        ffn: int | None = None,
+    ):
+        from transformers.models.lfm2 import modeling_lfm2 as lfm2
+
+        super().__init__()
+        # it asks for a CUDA package, in every run
+        logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
+        _check_sizes(widths, width, layers, heads, every)
+        config = _configuration(width, layers, heads, every, ffn)
+        self.features = dict(widths)
+        self.project = nn.ModuleDict({n: nn.Linear(w, width) for n, w in widths.items()})
+        self.modality = nn.Parameter(torch.zeros(len(widths), width))
+        self.layers = nn.ModuleList(lfm2.Lfm2DecoderLayer(config, i) for i in range(layers))
+        self.rotary = lfm2.Lfm2RotaryEmbedding(config)
+        self.norm = lfm2.Lfm2RMSNorm(width, config.norm_eps)
+        self.dropout = nn.Dropout(dropout)
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self, std: float | None = 0.02, residual: float = 1.0) -> Lfm2Fusion:
+        """New random weights: normal with spread `std` (LFM2's own is 0.02), or torch's default
+        for each layer where it is None; norms 1, biases 0.
+
+        The last product of every branch is multiplied by `residual`; with 0 each layer begins as
+        the identity.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, (nn.Linear, nn.Conv1d)):
+                _renew(module, std, residual if name.endswith(("out_proj", "w2")) else 1.0)
+            elif "Norm" in type(module).__name__:
+                module.get_parameter("weight").fill_(1)
+        self.modality.normal_(0, std or 0.02)
+        return self
+
+    def forward(self, streams: Mapping[str, Stream]) -> Fused:
+        check_joined(streams, self.features)
+        mask = torch.cat([streams[n].mask for n in self.project], 1)
+        own = []
+        for (name, project), kind in zip(self.project.items(), self.modality):
+            real = streams[name].x.masked_fill(~streams[name].mask.unsqueeze(-1), 0)
+            own.append(project(real) + kind)
+        x, place = pack_steps(torch.cat(own, 1), mask)
+        x = self.dropout(x)
+        at = torch.arange(x.shape[1], device=x.device)
+        later = _forbid_later(x, at)
+        turn = self.rotary(x, at[None])
+        seen = mask[:, None, :, None] & mask[:, None, None, :]
+        maps = {}
+        for i, layer in enumerate(self.layers, 1):
+            x = _run_layer(layer, x, turn, later, partial(_keep, maps, f"attention {i}"))
+        maps = {name: unpack_steps(weights, place, seen) for name, weights in maps.items()}
+        last = place[:, -1].clamp(min=0)[:, None, None]
+        vector = self.norm(x.gather(1, last.expand(-1, 1, x.shape[-1])))[:, 0]
+        return Fused(self.dropout(vector.masked_fill(~mask.any(1, keepdim=True), 0)), maps)

@@ -63,7 +63,7 @@ class Windows(nn.Module):
         return stream.with_x(heard)
 
 
-# %% ../../nbs/electives/23_mult.ipynb #00000019
+# %% ../../nbs/electives/23_mult.ipynb #fba379d3
 def last_step(x: Float[Tensor, "G B T H"], mask: Bool[Tensor, "G B T"]) -> Float[Tensor, "G B H"]:
     "The last real step of each item; zeros where there is none."
     at = (mask * torch.arange(1, mask.shape[-1] + 1, device=mask.device)).argmax(-1, keepdim=True)
@@ -79,6 +79,7 @@ def mean_step(x: Float[Tensor, "G B T H"], mask: Bool[Tensor, "G B T"]) -> Float
 TIME_POOLS = {"last": last_step, "mean": mean_step}
 
 
+# %% ../../nbs/electives/23_mult.ipynb #552d37b4
 def _longer(parts: Sequence[Tensor], steps: int) -> Tensor:
     "Tensors [B, T, ...] of several lengths stacked, with zeros behind up to `steps`."
     padded = []
@@ -88,6 +89,19 @@ def _longer(parts: Sequence[Tensor], steps: int) -> Tensor:
     return torch.stack(padded)
 
 
+def _allowed(
+    asks: Sequence[Stream], asked: Sequence[Stream], steps: int, causal: bool
+) -> Bool[Tensor, "G B Q K"]:
+    "May this step look there? K is `steps`; with `causal`, not at what is later on the clock."
+    keys = _longer([s.mask for s in asked], steps).unsqueeze(2)
+    if not causal:
+        return keys.expand(-1, -1, asks[0].steps, -1)
+    now = torch.stack([s.t.masked_fill(~s.mask, 0) for s in asks]).unsqueeze(3)
+    then = _longer([s.t.masked_fill(~s.mask, 0) for s in asked], steps).unsqueeze(2)
+    return keys & (then <= now)
+
+
+# %% ../../nbs/electives/23_mult.ipynb #00000019
 @dataclass(frozen=True)
 class CrossModalConfig:
     """How a `CrossModalTransformer` is built: `kernel` steps go into one in front, `pool` "last"
@@ -102,6 +116,33 @@ class CrossModalConfig:
     dropout: float = 0.1
     attention_dropout: float = 0.1
     output_dropout: float = 0.1
+
+
+def _check_whole(widths: Mapping[str, int], config: CrossModalConfig) -> None:
+    "Raises `ConfigError` where there is nobody to ask, or nothing to read."
+    if len(widths) < 2:
+        raise ConfigError(
+            "a cross-modal transformer needs two streams or more; it was given"
+            f" {', '.join(widths) or 'none'}"
+        )
+    if config.pool not in TIME_POOLS:
+        raise ConfigError(f"pool={config.pool!r} cannot be: choose {', '.join(TIME_POOLS)}")
+
+
+def _runs(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Neighbouring streams of one length, as (first, behind the last): what can run side by
+    side.
+    """
+    changes = [i for i in range(1, len(lengths)) if lengths[i] != lengths[i - 1]]
+    cuts = [0, *changes, len(lengths)]
+    return list(zip(cuts, cuts[1:]))
+
+
+def _mixer(width: int, dropout: float) -> nn.Sequential:
+    "Two linear maps, whose result is added to what was read."
+    return nn.Sequential(
+        nn.Linear(width, width), nn.ReLU(), Dropout(dropout), nn.Linear(width, width)
+    )
 
 
 class CrossModalTransformer(nn.Module):
@@ -123,13 +164,7 @@ class CrossModalTransformer(nn.Module):
         maps: bool = False,
     ):
         super().__init__()
-        if len(widths) < 2:
-            raise ConfigError(
-                "a cross-modal transformer needs two streams or more; it was given"
-                f" {', '.join(widths) or 'none'}"
-            )
-        if config.pool not in TIME_POOLS:
-            raise ConfigError(f"pool={config.pool!r} cannot be: choose {', '.join(TIME_POOLS)}")
+        _check_whole(widths, config)
         heads, layers, lost = config.heads, config.layers, config.attention_dropout
         M = len(widths)
         self.names = tuple(widths)
@@ -139,66 +174,50 @@ class CrossModalTransformer(nn.Module):
         self.others = [[b for b in range(M) if b != a] for a in range(M)]
         self.width = width
         self.out_width = M * (M - 1) * width
-        self.project = nn.ModuleDict(
-            {n: Windows(features, width, config.kernel) for n, features in widths.items()}
-        )
+        windows = {n: Windows(features, width, config.kernel) for n, features in widths.items()}
+        self.project = nn.ModuleDict(windows)
         self.cross = Encoders(M * (M - 1), width, heads, layers, lost)
         self.memory = Encoders(M, (M - 1) * width, heads, layers, lost)
         self.lose = Dropout(config.dropout)
-        self.mix = nn.Sequential(
-            nn.Linear(self.out_width, self.out_width),
-            nn.ReLU(),
-            Dropout(config.output_dropout),
-            nn.Linear(self.out_width, self.out_width),
-        )
-
-    def runs(self, lengths: Sequence[int]) -> list[tuple[int, int]]:
-        """Neighbouring streams of one length, as (first, behind the last): what can run side by
-        side.
-        """
-        changes = [i for i in range(1, len(lengths)) if lengths[i] != lengths[i - 1]]
-        cuts = [0, *changes, len(lengths)]
-        return list(zip(cuts, cuts[1:]))
+        self.mix = _mixer(self.out_width, config.output_dropout)
 
     def forward(self, streams: Mapping[str, Stream]) -> Fused:
         own = [self.project[n](streams[n]) for n in self.names]
-        other = len(own) - 1
-        mask = [s.mask for s in own]
         step = [s.x * math.sqrt(self.width) for s in own]
         vectors, maps = [], {}
-        for a, b in self.runs([s.steps for s in own]):
-            ways = [(i, j) for i in range(a, b) for j in self.others[i]]
-            T = max(own[j].steps for _, j in ways)
-            x, seen = self.cross(
-                self.lose(torch.stack([step[i] for i, _ in ways])),
-                self.lose(_longer([step[j] for _, j in ways], T)),
-                self._see([own[i] for i, _ in ways], [own[j] for _, j in ways], T),
-                slice(a * other, b * other),
-                self.maps,
-            )
-            if self.maps:
-                for (i, j), weights in zip(ways, seen):
-                    maps[f"{self.names[i]}→{self.names[j]}"] = weights[..., : own[j].steps]
-            # what a stream has learned from all others, side by side
-            x = rearrange(x, "(n others) B T H -> n B T (others H)", others=other)
-            x, _ = self.memory(
-                self.lose(x * math.sqrt(x.shape[-1])),
-                None,
-                self._see(own[a:b], own[a:b], own[a].steps),
-                slice(a, b),
-            )
-            vectors += self.pool(x, torch.stack(mask[a:b]))
+        for a, b in _runs([s.steps for s in own]):
+            learned, found = self._ask(own, step, a, b)
+            maps |= found
+            read = self._remember(own[a:b], learned, slice(a, b))
+            vectors += self.pool(read, torch.stack([s.mask for s in own[a:b]]))
         vector = torch.cat(vectors, -1)
         return Fused(vector + self.mix(vector), maps)
 
-    def _see(self, asks: Sequence[Stream], asked: Sequence[Stream], steps: int) -> Tensor:
-        "May this step look there? [G, B, Q, K], with K = `steps`."
-        keys = _longer([s.mask for s in asked], steps).unsqueeze(2)
-        if not self.causal:
-            return keys.expand(-1, -1, asks[0].steps, -1)
-        now = torch.stack([s.t.masked_fill(~s.mask, 0) for s in asks]).unsqueeze(3)
-        then = _longer([s.t.masked_fill(~s.mask, 0) for s in asked], steps).unsqueeze(2)
-        return keys & (then <= now)
+    def _ask(
+        self, own: list[Stream], step: list[Tensor], a: int, b: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        "What the streams from a to b, of one length, learn from all others; and the maps."
+        other = len(own) - 1
+        ways = [(i, j) for i in range(a, b) for j in self.others[i]]
+        T = max(own[j].steps for _, j in ways)
+        x, seen = self.cross(
+            self.lose(torch.stack([step[i] for i, _ in ways])),
+            self.lose(_longer([step[j] for _, j in ways], T)),
+            _allowed([own[i] for i, _ in ways], [own[j] for _, j in ways], T, self.causal),
+            slice(a * other, b * other),
+            self.maps,
+        )
+        maps = {}
+        if self.maps:
+            for (i, j), weights in zip(ways, seen):
+                maps[f"{self.names[i]}→{self.names[j]}"] = weights[..., : own[j].steps]
+        # what a stream has learned from all others, side by side
+        return rearrange(x, "(n others) B T H -> n B T (others H)", others=other), maps
+
+    def _remember(self, own: list[Stream], learned: Tensor, which: slice) -> Tensor:
+        "Each stream looks back at what it has learned."
+        x = self.lose(learned * math.sqrt(learned.shape[-1]))
+        return self.memory(x, None, _allowed(own, own, own[0].steps, self.causal), which)[0]
 
 
 # %% ../../nbs/electives/23_mult.ipynb #0000001f

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -136,7 +137,7 @@ def attend_cached(
     return F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=1.0), None
 
 
-# %% ../../nbs/electives/24_stacked.ipynb #00000014
+# %% ../../nbs/electives/24_stacked.ipynb #fc02e1b3
 def _xavier(layers: int, count: int, a: int, b: int) -> nn.Parameter:
     "Weights [layers, count, a, b], drawn as Glorot & Bengio (2010) do."
     return nn.Parameter(torch.empty(layers, count, a, b).uniform_(-1, 1) * math.sqrt(6 / (a + b)))
@@ -147,7 +148,104 @@ def _line(size: int, value: float = 0.0) -> nn.Parameter:
     return nn.Parameter(torch.full((size,), value))
 
 
-class Encoders(nn.Module):
+class _Products(NamedTuple):
+    "The products behind a layer's two norms: weights [layers, G, a, b], biases [layers, G, 1, b]."
+
+    inward: Tensor
+    inward_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+
+
+class _StackedWeights(nn.Module):
+    """The weights of `count` encoders, one tensor for each kind. Products are [layers, count, a,
+    b]; biases, and the norms' scales and shifts, have one axis. Raises `ConfigError`.
+    """
+
+    def __init__(self, count: int, width: int, heads: int, layers: int):
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise ConfigError(f"width={width} cannot be divided among heads={heads}")
+        self.count = count
+        self.width = width
+        self.heads = heads
+        self.layers = layers
+        self.inward = _xavier(layers, count, width, 3 * width)
+        self.outward = _xavier(layers, count, width, width)
+        self.up = _xavier(layers, count, width, 4 * width)
+        self.down = _xavier(layers, count, 4 * width, width)
+        size = layers * count * width
+        self.inward_bias = _line(3 * size)
+        self.outward_bias = _line(size)
+        self.up_bias = _line(4 * size)
+        self.down_bias = _line(size)
+        self.norm_scale = _line(2 * size, 1.0)
+        self.norm_shift = _line(2 * size)
+        self.last_scale = _line(count * width, 1.0)
+        self.last_shift = _line(count * width)
+
+    def _lines(self, line: Tensor, which: slice, layers: int | None = None) -> Tensor:
+        "Biases or norms of the encoders `which`: [layers, G, 1, n]."
+        return line.view(layers or self.layers, self.count, 1, -1)[:, which]
+
+    def _products(self, which: slice) -> _Products:
+        """Weights and biases of the products behind the two norms, with the norms' scales and
+        shifts folded in; queries are divided by the root of a head's features.
+        """
+        H = self.width
+        scale = self._lines(self.norm_scale, which).unflatten(-1, (2, H))
+        shift = self._lines(self.norm_shift, which).unflatten(-1, (2, H))
+        folded = []
+        for i, (weight, bias) in enumerate(
+            ((self.inward, self.inward_bias), (self.up, self.up_bias))
+        ):
+            weight = weight[:, which]
+            folded.append(weight * scale[..., i, :].mT)
+            folded.append(self._lines(bias, which) + shift[..., i, :] @ weight)
+        inward, inward_bias, up, up_bias = folded
+        root = (H // self.heads) ** -0.5
+        inward = torch.cat([inward[..., :H] * root, inward[..., H:]], -1)
+        inward_bias = torch.cat([inward_bias[..., :H] * root, inward_bias[..., H:]], -1)
+        return _Products(inward, inward_bias, up, up_bias)
+
+    def _last_norm(self, x: Tensor, which: slice) -> Tensor:
+        scale = self._lines(self.last_scale, which, layers=1)[0]
+        shift = self._lines(self.last_shift, which, layers=1)[0]
+        return F.layer_norm(x, (self.width,)) * scale + shift
+
+
+# %% ../../nbs/electives/24_stacked.ipynb #2647890e
+# queries, and keys and values too where a stream looks at itself
+_HEADS_APART = "G (B Q) (parts heads D) -> parts G B heads Q D"
+
+
+def _bias(allowed: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Where each query may look [G, B, Q, K], as what is added to its scores [G·B, 1, Q, K], and
+    whether it may look anywhere [G·B, 1, Q, 1].
+    """
+    allowed = rearrange(allowed, "G B Q K -> (G B) 1 Q K")
+    bias = torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
+    return bias, allowed.any(-1, keepdim=True)
+
+
+def _keys_and_values(asked: Tensor, products: _Products, heads: int) -> Tensor:
+    "What is asked, as keys and values of all layers: [2, layers, G, B, heads, K, D]."
+    B, H = asked.shape[1], asked.shape[3]
+    weight = rearrange(products.inward[..., H:], "layers G H F -> G H (layers F)")
+    bias = rearrange(products.inward_bias[..., H:], "layers G one F -> G one (layers F)")
+    pairs = torch.baddbmm(bias, F.layer_norm(asked.flatten(1, 2), (H,)), weight)
+    return rearrange(
+        pairs,
+        "G (B K) (layers two heads D) -> two layers G B heads K D",
+        B=B,
+        layers=len(products.inward),
+        two=2,
+        heads=heads,
+    ).contiguous()
+
+
+# %% ../../nbs/electives/24_stacked.ipynb #00000014
+class Encoders(_StackedWeights):
     """`count` transformer encoders (pre-norm, ReLU, a last norm) side by side, each with weights
     of its own: [G, B, Q, H] -> [G, B, Q, H].
 
@@ -166,28 +264,9 @@ class Encoders(nn.Module):
         attention_dropout: float = 0.0,
         dropout: float = 0.0,
     ):
-        super().__init__()
-        if heads < 1 or width % heads:
-            raise ConfigError(f"width={width} cannot be divided among heads={heads}")
-        self.count = count
-        self.width = width
-        self.heads = heads
-        self.layers = layers
+        super().__init__(count, width, heads, layers)
         self.attention_dropout = attention_dropout
         self.dropout = dropout
-        self.inward = _xavier(layers, count, width, 3 * width)
-        self.outward = _xavier(layers, count, width, width)
-        self.up = _xavier(layers, count, width, 4 * width)
-        self.down = _xavier(layers, count, 4 * width, width)
-        size = layers * count * width
-        self.inward_bias = _line(3 * size)
-        self.outward_bias = _line(size)
-        self.up_bias = _line(4 * size)
-        self.down_bias = _line(size)
-        self.norm_scale = _line(2 * size, 1.0)
-        self.norm_shift = _line(2 * size)
-        self.last_scale = _line(count * width, 1.0)
-        self.last_shift = _line(count * width)
 
     def forward(
         self,
@@ -202,78 +281,30 @@ class Encoders(nn.Module):
         `which` of the encoders these are; the last layer's weights.
         """
         G, B, Q, H = x.shape
-        inward, inward_bias, up, up_bias = self._products(which)
+        products = self._products(which)
+        inward, inward_bias, up, up_bias = products
         outward_bias = self._lines(self.outward_bias, which)
         down_bias = self._lines(self.down_bias, which)
-        allowed = rearrange(allowed.expand(G, -1, -1, -1), "G B Q K -> (G B) 1 Q K")
-        found = allowed.any(-1, keepdim=True)
-        bias = torch.where(allowed, 0.0, torch.finfo(x.dtype).min).to(x.dtype)
+        bias, found = _bias(allowed.expand(G, -1, -1, -1), x.dtype)
         lost = self.attention_dropout if self.training else 0.0
         elsewhere = None
         if asked is not None:
-            elsewhere = self._keys_and_values(asked, inward[..., H:], inward_bias[..., H:])
+            elsewhere = _keys_and_values(asked, products, self.heads)
             inward, inward_bias = inward[..., :H], inward_bias[..., :H]
         x, maps = x.flatten(1, 2), None
         for i in range(self.layers):
             z = torch.baddbmm(inward_bias[i], F.layer_norm(x, (H,)), inward[i])
-            own = rearrange(
-                z,
-                "G (B Q) (parts heads D) -> parts G B heads Q D",
-                B=B,
-                heads=self.heads,
-                D=H // self.heads,
-            )
+            own = rearrange(z, _HEADS_APART, B=B, heads=self.heads, D=H // self.heads)
             q, k, v = own if elsewhere is None else (own[0], *elsewhere[:, i])
             q, k, v = (part.flatten(0, 1) for part in (q, k, v))
-            last = i + 1 == self.layers
-            heard, maps = attend_cached(q, k, v, bias, lost, weights and last)
+            is_last = i + 1 == self.layers
+            heard, maps = attend_cached(q, k, v, bias, lost, weights and is_last)
             heard = rearrange(heard * found, "(G B) heads Q D -> G (B Q) (heads D)", G=G)
             x = x + self._lose(torch.baddbmm(outward_bias[i], heard, self.outward[i, which]))
             z = torch.baddbmm(up_bias[i], F.layer_norm(x, (H,)), up[i]).relu_()
             x = x + self._lose(torch.baddbmm(down_bias[i], self._lose(z), self.down[i, which]))
-        last_scale = self._lines(self.last_scale, which, layers=1)[0]
-        last_shift = self._lines(self.last_shift, which, layers=1)[0]
-        x = F.layer_norm(x, (H,)) * last_scale + last_shift
+        x = self._last_norm(x, which)
         return x.view(G, B, Q, H), None if maps is None else (maps * found).unflatten(0, (G, B))
 
     def _lose(self, x: Tensor) -> Tensor:
         return cheap_dropout(x, self.dropout, self.training)
-
-    def _lines(self, line: Tensor, which: slice, layers: int | None = None) -> Tensor:
-        "Biases or norms of the encoders `which`: [layers, G, 1, n]."
-        return line.view(layers or self.layers, self.count, 1, -1)[:, which]
-
-    def _products(self, which: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Weights and biases of the products behind the two norms, with the norms' scales and
-        shifts folded in; queries are divided by the root of a head's features.
-        """
-        H = self.width
-        scale = self._lines(self.norm_scale, which).unflatten(-1, (2, H))
-        shift = self._lines(self.norm_shift, which).unflatten(-1, (2, H))
-        folded = []
-        for i, (weight, bias) in enumerate(
-            ((self.inward, self.inward_bias), (self.up, self.up_bias))
-        ):
-            weight = weight[:, which]
-            folded.append(weight * scale[..., i, :].mT)
-            folded.append(self._lines(bias, which) + shift[..., i, :] @ weight)
-        inward, inward_bias, up, up_bias = folded
-        root = (H // self.heads) ** -0.5
-        inward = torch.cat([inward[..., :H] * root, inward[..., H:]], -1)
-        inward_bias = torch.cat([inward_bias[..., :H] * root, inward_bias[..., H:]], -1)
-        return inward, inward_bias, up, up_bias
-
-    def _keys_and_values(self, asked: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        "What is asked, as keys and values of all layers: [2, layers, G, B, heads, K, D]."
-        B, H = asked.shape[1], self.width
-        weight = rearrange(weight, "layers G H F -> G H (layers F)")
-        bias = rearrange(bias, "layers G one F -> G one (layers F)")
-        pairs = torch.baddbmm(bias, F.layer_norm(asked.flatten(1, 2), (H,)), weight)
-        return rearrange(
-            pairs,
-            "G (B K) (layers two heads D) -> two layers G B heads K D",
-            B=B,
-            layers=self.layers,
-            two=2,
-            heads=self.heads,
-        ).contiguous()

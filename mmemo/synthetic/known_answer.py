@@ -145,7 +145,7 @@ def _labels(latents: np.ndarray, task: str, knobs: Knobs, rng) -> np.ndarray:
     return np.where(noisy, by_state[rng.integers(128, size=len(label))], label)
 
 
-# %% ../../nbs/workshop/119_known_answer.ipynb #5102f41c
+# %% ../../nbs/workshop/119_known_answer.ipynb #7e68903b
 ITEM_BLOCK = 256
 
 
@@ -183,6 +183,18 @@ def _part(answers: WrittenAnswers, rows: slice) -> WrittenAnswers:
     return WrittenAnswers(**{name: values[rows] for name, values in vars(answers).items()})
 
 
+def _names(corpus: np.ndarray, speaker: np.ndarray, split: np.ndarray) -> dict[str, list[str]]:
+    "The fields of meta that say which item it is and who speaks."
+    return {
+        "id": [f"item{i:05d}" for i in range(len(speaker))],
+        "speaker": [f"speaker{s:03d}" for s in speaker],
+        "session": [f"session{s // 2:03d}" for s in speaker],
+        "corpus": [f"corpus{c}" for c in corpus],
+        "split": [SPLITS[split[s]] for s in speaker],
+    }
+
+
+# %% ../../nbs/workshop/119_known_answer.ipynb #5102f41c
 def known_answer(
     n: int = 4000,
     seed: int = 0,
@@ -242,12 +254,7 @@ def known_answer(
     for task in ("emotion", "sentiment"):
         label = _labels(latents, task, knobs, draw(6, task == "emotion"))
         targets[task] = torch.from_numpy(label)[:n]
-    meta = {
-        "id": [f"item{i:05d}" for i in range(n)],
-        "speaker": [f"speaker{s:03d}" for s in speaker[:n]],
-        "session": [f"session{s // 2:03d}" for s in speaker[:n]],
-        "corpus": [f"corpus{c}" for c in corpus[:n]],
-        "split": [SPLITS[split[s]] for s in speaker[:n]],
+    meta = _names(corpus[:n], speaker[:n], split) | {
         "words": list(words[:n]),
         "spans": [torch.from_numpy(s[:c].astype(np.float32)) for s, c in zip(spans[:n], count)],
         "cue": answers.bursts[np.arange(full), answers.cue][:n].tolist(),

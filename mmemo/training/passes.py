@@ -125,7 +125,7 @@ def _speak_first(run: Any, passes: list[Pass]) -> dict[str, Tensor]:
     "Gradients of an objective of the whole update, in two passes; its entries, by process."
     leaves = [_said(run, one) for one in passes]
     # the second pass moves BatchNorm's statistics, the first must not
-    run.keep(back=True)
+    run.buffers.put_back()
     labels = Labels.of([Labels.first(one.batch, one.items) for one in passes])
     own = join_outputs([_first(said, one.items) for one, said in zip(passes, leaves)])
     entries = joined_entries(run.objective, *_with_the_others(run, own, labels))

@@ -150,6 +150,43 @@ class Tracking:
 QUIET = Tracking(progress=False, track=())
 
 
+# %% ../../nbs/workshop/130_tracking.ipynb #0aae1ea0
+def _open_bar(step: int, total: int | None):
+    "A progress bar of `total` updates, of which `step` are made."
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, initial=step, unit="update", dynamic_ncols=True)
+
+
+def _warn_left_out(tracker: Any, step: int, error: Exception) -> None:
+    warnings.warn(
+        f"tracker {getattr(tracker, 'name', type(tracker).__name__)} failed at update {step} and is"
+        f" left out from here on: {error}",
+        stacklevel=3,
+    )
+
+
+def _finish(tracker: Any, failure: Any) -> None:
+    "Close a tracker."
+    # or a crash would count as finished
+    if failure and getattr(tracker, "name", "") == "wandb":
+        tracker.tracker.finish(exit_code=1)
+    else:
+        tracker.finish()
+
+
+def _shown_numbers(record: dict) -> dict[str, float]:
+    "What is shown of a record: `train/loss` and so on of an epoch, `update/loss` of an update."
+    numbers = {}
+    for part in ("train", "valid"):
+        for name, value in record.get(part, {}).items():
+            numbers[f"{part}/{name}"] = value
+    if not numbers:
+        step = {name: record[name] for name in ("loss", "lr", "norm")} | record.get("parts", {})
+        numbers = {f"update/{name}": value for name, value in step.items()}
+    return {name: value for name, value in numbers.items() if value is not None}
+
+
 # %% ../../nbs/workshop/130_tracking.ipynb #0000000d
 class Report:
     """Where records go: the history always; log, trackers and progress bar (at most ten times a
@@ -178,11 +215,7 @@ class Report:
         "The report of a run of `total` updates that goes on from `step` (log up to `mark`)."
         folder = Path(tracking.folder) if tracking.folder else None
         log = Log(folder / "log.jsonl", mark) if folder else None
-        bar = None
-        if tracking.progress:
-            from tqdm.auto import tqdm
-
-            bar = tqdm(total=total, initial=step, unit="update", dynamic_ncols=True)
+        bar = _open_bar(step, total) if tracking.progress else None
         return cls(history, log, open_trackers(tracking.track, folder, step, about), bar)
 
     def add(self, record: dict) -> None:
@@ -206,11 +239,7 @@ class Report:
             # whatever it is: the log has the numbers
             except Exception as error:
                 self.trackers.remove(tracker)
-                warnings.warn(
-                    f"tracker {getattr(tracker, 'name', type(tracker).__name__)} failed at update"
-                    f" {record['step']} and is left out from here on: {error}",
-                    stacklevel=2,
-                )
+                _warn_left_out(tracker, record["step"], error)
         if self.bar is not None:
             shown = {name.removeprefix("update/"): f"{v:.4g}" for name, v in numbers.items()}
             self.bar.set_postfix({"epoch": record["epoch"]} | shown, refresh=False)
@@ -225,23 +254,7 @@ class Report:
             if part is not None:
                 part.close()
         for tracker in self.trackers:
-            # or a crash would count as finished
-            if failure and getattr(tracker, "name", "") == "wandb":
-                tracker.tracker.finish(exit_code=1)
-            else:
-                tracker.finish()
-
-
-def _shown_numbers(record: dict) -> dict[str, float]:
-    "What is shown of a record: `train/loss` and so on of an epoch, `update/loss` of an update."
-    numbers = {}
-    for part in ("train", "valid"):
-        for name, value in record.get(part, {}).items():
-            numbers[f"{part}/{name}"] = value
-    if not numbers:
-        step = {name: record[name] for name in ("loss", "lr", "norm")} | record.get("parts", {})
-        numbers = {f"update/{name}": value for name, value in step.items()}
-    return {name: value for name, value in numbers.items() if value is not None}
+            _finish(tracker, failure)
 
 
 # %% ../../nbs/workshop/130_tracking.ipynb #00000012

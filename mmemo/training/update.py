@@ -28,7 +28,7 @@ from .tracking import BadStep
 __all__ = ["start_engine", "make_optimiser", "Trainer", "NonFiniteError"]
 
 
-# %% ../../nbs/workshop/131_update.ipynb #9d1b2e08
+# %% ../../nbs/workshop/131_update.ipynb #7a2f359a
 def start_engine():
     """Accelerate's engine: the device, the processes, and the averaging of gradients between them.
 
@@ -55,7 +55,32 @@ def make_optimiser(groups: list[dict], plan: Plan, device: torch.device) -> torc
     return kind(groups, betas=(0.9, plan.beta2), fused=device.type in ("cpu", "cuda"))
 
 
-# %% ../../nbs/workshop/131_update.ipynb #9d1b2e0a
+# %% ../../nbs/workshop/131_update.ipynb #9d1b2e08
+class _Process:
+    "One process of a run: its engine and device, its number among all, its part of each batch."
+
+    def __init__(self):
+        self.engine = start_engine()
+        self.device = self.engine.device
+        self.rank = self.engine.process_index
+        self.ranks = self.engine.num_processes
+
+    def share(self, rows: Sequence[int]) -> tuple[Sequence[int], float]:
+        """This process's part of a batch, and how much of the batch it is; an empty part is one
+        row that counts nothing.
+        """
+        mine = rows[self.rank :: self.ranks]
+        return (mine, len(mine) / len(rows)) if len(mine) else (rows[:1], 0.0)
+
+
+def _drop_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    "No parameter has a gradient any more."
+    # zero_grad() would tell the profiler too, which takes as long as a layer
+    for p in parameters:
+        p.grad = None
+
+
+# %% ../../nbs/workshop/131_update.ipynb #5e92cdd4
 def _has_own_memory(buffer: Tensor) -> bool:
     "False for an expanded buffer, in which several values are one place: nothing writes there."
     sizes = zip(buffer.shape, buffer.stride())
@@ -75,8 +100,29 @@ def _norms(gradients: list[Tensor]) -> Tensor:
     return torch.stack(found)
 
 
+# %% ../../nbs/workshop/131_update.ipynb #9d1b2e0a
+class _Buffers:
+    """The buffers that a forward pass may write into (BatchNorm's running statistics), and copies
+    of them.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.used = [buffer for buffer in model.buffers() if _has_own_memory(buffer)]
+        self.kept = [buffer.clone() for buffer in self.used]
+
+    def keep(self) -> None:
+        "Copy them."
+        if self.used:
+            _copy_all(self.kept, self.used)
+
+    def put_back(self) -> None:
+        "The copies take their place."
+        if self.used:
+            _copy_all(self.used, self.kept)
+
+
 # %% ../../nbs/workshop/131_update.ipynb #9d1b2e0c
-class Trainer:
+class Trainer(_Process):
     """One run of `fit`: model, optimiser and engine, and the one update that everything turns
     around.
     """
@@ -90,10 +136,7 @@ class Trainer:
         folder: Path | None = None,
         guard: Callable[[BadStep], Any] | None = None,
     ):
-        self.engine = engine = start_engine()
-        self.device = engine.device
-        self.rank = engine.process_index
-        self.ranks = engine.num_processes
+        super().__init__()
         self.model = model.to(self.device)
         self.objective = objective
         self.plan = plan
@@ -104,7 +147,7 @@ class Trainer:
         self.names = [name for group in groups for name in group.pop("names")]
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimiser = make_optimiser(groups, plan, self.device)
-        self.drop_gradients()
+        _drop_gradients(self.parameters)
         if self.device.type == "cpu":
             keep_memory()
         self.scaler = torch.amp.GradScaler(self.device.type) if plan.precision == "fp16" else None
@@ -131,30 +174,8 @@ class Trainer:
         self.net = compile_net(self.net, self.plan.compile, self.device)
 
     def watch(self) -> None:
-        """Note which buffers a forward pass may write into (BatchNorm's running statistics): they
-        are kept before each update.
-        """
-        self.buffers = [buffer for buffer in self.model.buffers() if _has_own_memory(buffer)]
-        self.kept = [buffer.clone() for buffer in self.buffers]
-
-    def keep(self, back: bool = False) -> None:
-        "Copy those buffers, or put the copies back."
-        if self.buffers:
-            source, target = (self.kept, self.buffers) if back else (self.buffers, self.kept)
-            _copy_all(target, source)
-
-    def share(self, rows: Sequence[int]) -> tuple[Sequence[int], float]:
-        """This process's part of a batch, and how much of the batch it is; an empty part is one
-        row that counts nothing.
-        """
-        mine = rows[self.rank :: self.ranks]
-        return (mine, len(mine) / len(rows)) if len(mine) else (rows[:1], 0.0)
-
-    def drop_gradients(self) -> None:
-        "No parameter has a gradient any more."
-        # zero_grad() would tell the profiler too, which takes as long as a layer
-        for p in self.parameters:
-            p.grad = None
+        "Note which buffers a forward pass may write into: they are kept before each update."
+        self.buffers = _Buffers(self.model)
 
     def update(
         self, pieces: list[Sequence[int]], batches: Iterator[Batch], scale: float, at: dict
@@ -168,7 +189,7 @@ class Trainer:
         """
         seed = seed_of(self.plan.seed, at["step"], self.rank)
         set_noise(seed, self.device)
-        self.keep()
+        self.buffers.keep()
         found, whole = accumulate_gradients(self, pieces, batches, seed)
         norm = _gradient_norm(self)
         norm_value = float(norm)
@@ -202,8 +223,8 @@ def _step(run: Trainer, norm: Tensor, norm_value: float, scale: float) -> None:
         run.scaler.update()
         # the update was skipped, but buffers have moved
         if not math.isfinite(norm_value):
-            run.keep(back=True)
-    run.drop_gradients()
+            run.buffers.put_back()
+    _drop_gradients(run.parameters)
 
 
 def _record(
@@ -261,8 +282,8 @@ def _stop(
         f" rows {', '.join(map(str, rows[:8]))}{', ...' if len(rows) > 8 else ''}; the weights are"
         " those of the update before"
     )
-    run.keep(back=True)
-    run.drop_gradients()
+    run.buffers.put_back()
+    _drop_gradients(run.parameters)
     if run.guard:
         error.finding = _ask_guard(run, whole, list(gradients), at)
         error.args = (f"{error}. {error.finding}",)

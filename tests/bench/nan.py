@@ -39,10 +39,11 @@ from mmemo.models.mult import CrossModalConfig, CrossModalTransformer, LastState
 from mmemo.models.normalized import NormalizedProject
 from mmemo.models.temporal import TCN
 from mmemo.models.text import TextEncoder
+from mmemo.training.loop import fit
 from mmemo.training.multitask import multitask
 from mmemo.training.objectives import cross_entropy, mse, rmse
 from mmemo.training.plan import Plan
-from mmemo.training.update import NonFiniteError, Trainer, fit
+from mmemo.training.update import NonFiniteError, Trainer, _Buffers
 
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -317,20 +318,17 @@ def nothing_kept():
     """`fit` as it would be without anything that the guard needs: no copies of buffers and no
     norms of earlier updates.
     """
-    keep, watch = Trainer.keep, Trainer.watch
+    watch = Trainer.watch
 
     def blind(self):
-        self.buffers, self.kept, self.norms = (
-            [],
-            [],
-            type("Nowhere", (), {"append": lambda self, value: None})(),
-        )
+        self.buffers = _Buffers(nn.Module())
+        self.norms = type("Nowhere", (), {"append": lambda self, value: None})()
 
-    Trainer.keep, Trainer.watch = (lambda self, back=False: None), blind
+    Trainer.watch = blind
     try:
         yield
     finally:
-        Trainer.keep, Trainer.watch = keep, watch
+        Trainer.watch = watch
 
 
 class Voice(nn.Module):
