@@ -77,6 +77,16 @@ def run_lesson(lesson_server, record_property):
     return run
 
 
+@pytest.fixture
+def forked_kernels(lesson_server, record_property):
+    """Kernels are forked from a process that has imported everything; else they are as always."""
+    with lesson_server.forked_kernels() as spent:
+        yield
+    if spent.import_cpu:
+        record_property("server_cpu", spent.import_cpu)
+    record_property("lesson_cpu", spent.cpu)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)

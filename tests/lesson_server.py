@@ -4,7 +4,8 @@ A kernel of its own costs a lesson five to fifteen seconds of imports. A fork of
 imported already costs less than one. The program is a plain Python, without pytest and without
 the type checks of the tests, as a kernel is. `lessons.LessonServer` starts it and talks to it: a
 line of JSON for each notebook, and a line back when its process has ended. The process leaves
-notes: what it began, what it printed, and what stopped it.
+notes: what it began, what it printed, and what stopped it. A kernel, for papermill, is asked for
+by `forked_kernel.py` through the socket that is named on the command line.
 """
 
 import atexit
@@ -15,7 +16,9 @@ import json
 import os
 import pkgutil
 import resource
+import select
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -42,8 +45,23 @@ def serve():
     import_everything()
     used = resource.getrusage(resource.RUSAGE_SELF)
     print(json.dumps({"cpu": used.ru_utime + used.ru_stime}), file=replies, flush=True)
-    for line in sys.stdin:
-        print(json.dumps(execute_in_a_child(json.loads(line))), file=replies, flush=True)
+    door = socket.socket(socket.AF_UNIX)
+    door.bind(sys.argv[1])
+    door.listen()
+    kernels: dict[int, socket.socket] = {}
+    while True:
+        ready, _, _ = select.select([sys.stdin, door], [], [], 0.1)
+        if sys.stdin in ready:
+            if not (line := sys.stdin.readline()):
+                return
+            print(json.dumps(execute_in_a_child(json.loads(line))), file=replies, flush=True)
+        if door in ready:
+            asked, _ = door.accept()
+            kernels[fork_a_kernel(asked)] = asked
+        for kernel in list(kernels):
+            ended, status, used = os.wait4(kernel, os.WNOHANG)
+            if ended:
+                tell_the_end(kernels.pop(kernel), status, used)
 
 
 def import_everything():
@@ -90,6 +108,50 @@ def lesson_shell() -> type:
             self.shown_tracebacks.append("\n".join(stb))
 
     return LessonShell
+
+
+def fork_a_kernel(asked: socket.socket) -> int:
+    "A kernel for the connection file that somebody asks with; its process."
+    request = json.loads(asked.makefile().readline())
+    if child := os.fork():
+        return child
+    status = 1
+    try:
+        os.setsid()
+        os.chdir(request["folder"])
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1):
+            os.dup2(nowhere, stream)
+        sys.stdin = open(0)
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        from ipykernel.kernelapp import IPKernelApp
+        from matplotlib_inline.backend_inline import _enable_matplotlib_integration
+
+        kernel = IPKernelApp.instance()
+        kernel.initialize(["-f", request["connection_file"], "--log-level=ERROR"])
+        # what the import of pyplot does where there is a kernel already
+        _enable_matplotlib_integration()
+        kernel.start()
+        atexit._run_exitfuncs()
+        status = 0
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def tell_the_end(asked: socket.socket, status: int, used) -> None:
+    "Tell who asked for a kernel how it ended and what it used; he may be gone."
+    ended = {"status": os.waitstatus_to_exitcode(status), "cpu": used.ru_utime + used.ru_stime}
+    try:
+        asked.sendall(json.dumps(ended).encode() + b"\n")
+    except OSError:
+        pass
+    asked.close()
 
 
 def execute_in_a_child(request: dict) -> dict:

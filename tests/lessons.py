@@ -9,6 +9,8 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,12 +31,21 @@ class Lesson:
     problem: str = ""
 
 
+@dataclass
+class Spent:
+    "Processor seconds of the server's imports, if it was started, and of the kernels it forked."
+
+    import_cpu: float
+    cpu: float = 0.0
+
+
 class LessonServer:
     "Starts the program with the first notebook; one notebook at a time."
 
     def __init__(self):
         self.process = None
         self.errors = tempfile.TemporaryFile("w+")
+        self.home = tempfile.TemporaryDirectory(prefix="lessons-")
 
     def run(self, notebook: Path, folder: Path, seconds: float = SECONDS) -> Lesson:
         """Execute a notebook from the repository's root, with the environment as it is now.
@@ -66,10 +77,38 @@ class LessonServer:
             ),
         )
 
+    @contextmanager
+    def forked_kernels(self) -> Iterator[Spent]:
+        """Every kernel that Jupyter starts meanwhile in this process is forked by this server."""
+        spent = Spent(self.start() if self.process is None else 0.0)
+        home = Path(self.home.name)
+        spec = home / "kernels" / "python3" / "kernel.json"
+        spec.parent.mkdir(parents=True, exist_ok=True)
+        argv = [sys.executable, str(ROOT / "tests" / "forked_kernel.py"), "{connection_file}"]
+        spec.write_text(json.dumps({"argv": argv, "display_name": "p", "language": "python"}))
+        (home / "cpu").write_text("")
+        changed = {
+            "JUPYTER_PATH": str(home),
+            "JUPYTER_PREFER_ENV_PATH": "0",  # or the environment's own kernel would be found first
+            "MMEMO_LESSON_SERVER": str(home / "door"),
+            "MMEMO_KERNEL_CPU": str(home / "cpu"),
+        }
+        before = {name: os.environ.get(name) for name in changed}
+        os.environ.update(changed)
+        try:
+            yield spent
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+            spent.cpu = sum(map(float, (home / "cpu").read_text().split()))
+
     def start(self) -> float:
         "The processor seconds that its imports took."
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "lesson_server.py")],
+            [sys.executable, str(ROOT / "tests" / "lesson_server.py"), f"{self.home.name}/door"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -97,6 +136,7 @@ class LessonServer:
             self.process.wait()
             self.process.stdout.close()
         self.errors.close()
+        self.home.cleanup()
 
 
 def problem(name: str, seconds: float, reply: dict, told: list[dict], log: str) -> str:

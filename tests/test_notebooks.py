@@ -116,7 +116,7 @@ def test_lesson_runs_and_its_exercises_can_be_solved(path, tmp_path, run_lesson)
 
 
 @pytest.mark.parametrize("word", IN_A_KERNEL)
-def test_a_kernel_executes_a_lesson_with_the_same_result(word, tmp_path):
+def test_a_kernel_executes_a_lesson_with_the_same_result(word, tmp_path, forked_kernels):
     found = [path for path in LESSONS if word in path.stem]
     assert len(found) == 1, f"{word!r} is in the names of {len(found)} lessons: mend IN_A_KERNEL"
     path = found[0]
@@ -126,7 +126,7 @@ def test_a_kernel_executes_a_lesson_with_the_same_result(word, tmp_path):
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)
-def test_run_notebook_takes_its_parameters_and_leaves_its_numbers(path, tmp_path):
+def test_run_notebook_takes_its_parameters_and_leaves_its_numbers(path, tmp_path, forked_kernels):
     known = papermill.inspect_notebook(str(path))
     assert {"scale", "seed", "out"} <= set(known), f"{path.name}: the parameters cell is lost"
     nb = execute(path, tmp_path / path.name, scale="smoke", seed=3, out=str(tmp_path / "out"))
@@ -135,7 +135,7 @@ def test_run_notebook_takes_its_parameters_and_leaves_its_numbers(path, tmp_path
     assert numbers["seed"] == 3 and numbers["scale"] == "smoke" and numbers["steps"] > 0
 
 
-def test_the_full_ladder_runs_with_its_sizes_cut(tmp_path):
+def test_the_full_ladder_runs_with_its_sizes_cut(tmp_path, forked_kernels):
     """The path of `make full`; only the sizes and weights are small.
 
     Words are tokenised for the weights asked for, and every rung has one width.

@@ -287,7 +287,7 @@ def test_a_corpus_of_ones_own_is_recognised_and_read(home):
     assert json.loads((home / "run/metrics.json").read_text())["data"] == "tst_corpus"
 
 
-def test_a_suite_of_ones_own_ends_with_its_report(home):
+def test_a_suite_of_ones_own_ends_with_its_report(home, forked_kernels):
     result = run(
         "train", home / "suite.yaml", "--all", "--scale", "full", "--data", home / "corpus",
         "--jobs", "2", "--out", home / "run", "--no-progress",

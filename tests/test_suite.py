@@ -49,10 +49,10 @@ ONE_SEED = SuiteChoice(seeds=1)
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(tmp_path_factory, lesson_server):
     folder = tmp_path_factory.mktemp("suite")
     (folder / "tiny.yaml").write_text(TINY)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, lesson_server.forked_kernels():
         patch.setenv("MMEMO_CACHE", str(folder / "cache"))
         [one] = suite_cells(
             folder / "tiny.yaml", folder / "run", "full", SuiteChoice(["2"], seeds=1)
@@ -246,7 +246,9 @@ def test_what_cannot_be_is_one_line(done, monkeypatch, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*remarks on the data")
 @pytest.mark.parametrize("corpus", ["ravdess", "daicwoz"])
-def test_a_suite_on_a_real_corpus_ends_with_its_report(tmp_path, monkeypatch, corpus):
+def test_a_suite_on_a_real_corpus_ends_with_its_report(
+    tmp_path, monkeypatch, forked_kernels, corpus
+):
     "The report knows what every corpus is called that a run can be given."
     monkeypatch.setenv("MMEMO_CACHE", str(tmp_path / "cache"))
     if corpus == "ravdess":
