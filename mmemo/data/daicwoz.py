@@ -73,12 +73,14 @@ def _cut(track: Track, start: float, turns: list[dict]) -> Stream:
     return Stream(x.new_zeros(1, 1, x.shape[1]), no_frame, torch.zeros(1, 1))
 
 
-def _tracks(found: dict, wanted: _Wanted, gap: tuple[float, float]) -> dict[str, Track]:
+def _tracks(
+    found: dict, wanted: _Wanted, gap: tuple[float, float], report: list
+) -> dict[str, Track]:
     "Sound and face of one session; frames within the `gap` of an interruption are not real."
     F = len(wanted.units)
     tracks = {
         "audio": read_covarep(found["audio"]) if "audio" in found else _nothing(len(COVAREP)),
-        "video": read_action_units(found["video"], wanted.units)
+        "video": read_action_units(found["video"], wanted.units, report)
         if "video" in found
         else _nothing(F),
     }
@@ -114,7 +116,7 @@ def _session(person: str, labels: dict, found: dict, wanted: _Wanted, report: li
     low, high = gap
     turns = read_transcript(found["transcript"], person, report)
     turns = [turn for turn in turns if not low <= turn["start"] <= turn["stop"] <= high]
-    tracks = _tracks(found, wanted, gap)
+    tracks = _tracks(found, wanted, gap, report)
     if "video" in found and turns:
         lost = turns[-1]["stop"] - float(tracks["video"][2][-1:].sum())
         if lost > 30:
