@@ -6,19 +6,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .errors import DataError
+from .errors import DataError, ShapeError
 
 # %% auto #0
-__all__ = ["Rows", "row_numbers", "take_rows", "spread_steps"]
+__all__ = [
+    "Rows",
+    "row_array",
+    "row_numbers",
+    "take_rows",
+    "as_native",
+    "meet_types",
+    "common_type",
+    "join_tensors",
+    "join_rows",
+    "spread_steps",
+]
 
 # %% ../../nbs/workshop/102_rows.ipynb #a0000005
 Rows = Sequence | np.ndarray | Tensor  # row numbers, or a boolean mask over all rows
+
+
+def row_array(items) -> np.ndarray:
+    """Row numbers, or a boolean mask over the rows, as an array to index with; no rows are no rows
+    of whatever type. Raises `DataError` for numbers that are not whole.
+    """
+    rows = np.asarray(items.cpu() if isinstance(items, Tensor) else items)
+    if rows.dtype == bool:
+        return np.ascontiguousarray(rows)
+    with np.errstate(invalid="ignore"):
+        whole = np.ascontiguousarray(rows.astype(np.int64))
+    if not np.array_equal(whole, rows):
+        raise DataError(f"row numbers are whole numbers, not {rows[whole != rows][0]}")
+    return whole
 
 
 def row_numbers(rows: Rows, part: str, n: int) -> np.ndarray:
@@ -26,10 +52,10 @@ def row_numbers(rows: Rows, part: str, n: int) -> np.ndarray:
 
     Raises `DataError` for a row that is not there, or twice.
     """
-    rows = np.asarray(rows)
+    rows = row_array(rows)
     if rows.dtype == bool and len(rows) != n:
         raise DataError(f"{part} is a mask of {len(rows)}, the data have {n} items")
-    rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+    rows = np.flatnonzero(rows) if rows.dtype == bool else rows
     if len(bad := rows[(rows < 0) | (rows >= n)]):
         raise DataError(f"{part} names row {bad[0]}; the data have rows 0 to {n - 1}")
     if len(np.unique(rows)) < len(rows):
@@ -40,6 +66,77 @@ def row_numbers(rows: Rows, part: str, n: int) -> np.ndarray:
 def take_rows(values, rows: Tensor):
     "The `rows` of a tensor, array or list."
     return values[rows] if isinstance(values, Tensor) else [values[i] for i in rows.tolist()]
+
+
+def as_native(values) -> Tensor:
+    """A tensor of a tensor, an array or a list. Arrays in the other byte order (HTK, MATLAB, FITS)
+    or read backwards, which PyTorch does not take, are copied.
+    """
+    if isinstance(values, (list, tuple)) and any(isinstance(v, np.ndarray) for v in values):
+        values = np.asarray(values)
+    if isinstance(values, np.ndarray):
+        values = values.astype(values.dtype.newbyteorder("="), copy=False)
+        if any(step < 0 for step in values.strides):
+            values = values.copy()
+    return torch.as_tensor(values)
+
+
+def meet_types(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """The type in which numbers of two types stand together: PyTorch's promotion, except that whole
+    numbers of 16 bits and more do not become a half, which holds them to 2048 only.
+    """
+    if one == other or torch.bool in (one, other):
+        return other if one == torch.bool else one
+    whole = [kind for kind in (one, other) if not (kind.is_floating_point or kind.is_complex)]
+    if len(whole) == 2:
+        # PyTorch does not promote unsigned types
+        names = [str(kind).removeprefix("torch.") for kind in whole]
+        return getattr(torch, np.promote_types(*names).name)
+    kind = torch.promote_types(one, other)
+    if whole and whole[0].itemsize > 1 and kind.itemsize == 2:
+        return torch.float32
+    return kind
+
+
+def common_type(parts: Sequence[Tensor]) -> torch.dtype:
+    """The type in which the numbers of all `parts` stand together (`meet_types`); float64 where
+    float32 would round a whole number of theirs.
+    """
+    kind = reduce(meet_types, (part.dtype for part in parts))
+    if kind != torch.float32:
+        return kind
+    for part in parts:
+        if part.is_floating_point() or part.is_meta:
+            continue
+        numbers = part.to(torch.int64)
+        if (numbers.to(kind).to(torch.int64) != numbers).any():
+            return torch.float64
+    return kind
+
+
+def join_tensors(name: str, values: Sequence[Tensor]) -> Tensor:
+    """Tensors below each other, in their `common_type`. Raises `ShapeError`, with the `name` of
+    what they are, where the shapes of items differ.
+    """
+    for value in values:
+        if value.shape[1:] != values[0].shape[1:]:
+            raise ShapeError(
+                f"{name!r} has another shape in some items: {list(values[0].shape[1:])} and"
+                f" {list(value.shape[1:])}"
+            )
+    kind = common_type(values)
+    return torch.cat([value.to(kind) for value in values])
+
+
+def join_rows(name: str, values: Sequence) -> Tensor | list:
+    """A field of several batches in one piece: a tensor where all are tensors, or else a list.
+
+    Raises `ShapeError` where the shapes of items differ.
+    """
+    if all(isinstance(value, Tensor) for value in values):
+        return join_tensors(name, values)
+    lists = [v.tolist() if isinstance(v, Tensor) and v.ndim == 1 else v for v in values]
+    return [entry for entries in lists for entry in entries]
 
 
 # %% ../../nbs/workshop/102_rows.ipynb #a0000008

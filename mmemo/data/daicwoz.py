@@ -117,6 +117,9 @@ def _session(person: str, labels: dict, found: dict, wanted: _Wanted, report: li
     turns = read_transcript(found["transcript"], person, report)
     turns = [turn for turn in turns if not low <= turn["start"] <= turn["stop"] <= high]
     tracks = _tracks(found, wanted, gap, report)
+    for name in ("audio", "video"):
+        if name in found and not tracks[name][1].any():
+            report.append(f"{person}: no frame of the {name} is real")
     if "video" in found and turns:
         lost = turns[-1]["stop"] - float(tracks["video"][2][-1:].sum())
         if lost > 30:
