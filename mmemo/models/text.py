@@ -31,8 +31,8 @@ __all__ = [
     "ROBERTA_SIZES",
     "resolve_weights",
     "from_weights",
-    "Tokenizer",
     "count_positions",
+    "Tokenizer",
     "without_pooler",
     "TextEncoder",
     "WordEmbeddings",
@@ -100,6 +100,33 @@ def from_weights(loader, name: str | os.PathLike, **options):
 
 
 # %% ../../nbs/course/07_words.ipynb #00000005
+# architectures whose positions count from the one behind the padding's, as RoBERTa's do
+POSITIONS_BEHIND_PADDING = (
+    "camembert",
+    "data2vec-text",
+    "longformer",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+
+
+def count_positions(config) -> int | None:
+    """How many tokens a transformer of this configuration has positions for; None where any number
+    will do.
+    """
+    most = getattr(config, "max_position_embeddings", None)
+    # positions that are only relative (DeBERTa) have no end
+    if not isinstance(most, int) or most < 1 or not getattr(config, "position_biased_input", True):
+        return None
+    if config.model_type in POSITIONS_BEHIND_PADDING:
+        return most - (config.pad_token_id or 0) - 1
+    return most
+
+
 class Tokenizer:
     """Words with their times -> token ids with their times, for any weights that `resolve_weights`
     knows. The tokens are those of the whole sentence: the words with one space between them.
@@ -210,33 +237,6 @@ def _most_tokens(weights: str, fast: Any) -> float:
 
 
 # %% ../../nbs/course/07_words.ipynb #00000006
-# architectures whose positions count from the one behind the padding's, as RoBERTa's do
-POSITIONS_BEHIND_PADDING = (
-    "camembert",
-    "data2vec-text",
-    "longformer",
-    "mpnet",
-    "roberta",
-    "roberta-prelayernorm",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "xmod",
-)
-
-
-def count_positions(config) -> int | None:
-    """How many tokens a transformer of this configuration has positions for; None where any number
-    will do.
-    """
-    most = getattr(config, "max_position_embeddings", None)
-    # positions that are only relative (DeBERTa) have no end
-    if not isinstance(most, int) or most < 1 or not getattr(config, "position_biased_input", True):
-        return None
-    if config.model_type in POSITIONS_BEHIND_PADDING:
-        return most - (config.pad_token_id or 0) - 1
-    return most
-
-
 def without_pooler(config) -> dict:
     """What a transformer of this configuration is made with so that it pools nothing.
 
