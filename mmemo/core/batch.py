@@ -16,12 +16,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from .errors import ConfigError, ShapeError
-
-# these are imported from here, too
-from .rows import Rows as Rows
-from .rows import row_numbers as row_numbers
-from .rows import spread_steps as spread_steps
-from .rows import take_rows
+from .rows import as_native, common_type, join_rows, row_array, take_rows
 
 # %% auto #0
 __all__ = [
@@ -76,11 +71,11 @@ class Stream:
         """A stream from raw values: non-finite frames become mask False and value 0; times come
         from `t` or from `rate` in Hz.
         """
-        x = torch.as_tensor(x)
+        x = as_native(x)
         _check_values(x)
         B, T = x.shape[:2]
-        mask = torch.ones(B, T, dtype=torch.bool) if mask is None else torch.as_tensor(mask)
-        t = _clock(B, T, rate) if t is None else torch.as_tensor(t, dtype=torch.float32)
+        mask = torch.ones(B, T, dtype=torch.bool) if mask is None else as_native(mask)
+        t = _clock(B, T, rate) if t is None else as_native(t).to(torch.float32)
         stream = cls(x, mask, t)
         if not x.is_floating_point():
             return stream
@@ -127,7 +122,11 @@ class Stream:
         clock = "no clock"
         if span.numel() and not span.is_meta:
             clock = f"{span.min():.2f}-{span.max():.2f} s"
-        cover = "" if self.mask.is_meta else f", {self.mask.float().mean():.0%} real"
+        cover = (
+            ""
+            if self.mask.is_meta or not self.mask.numel()
+            else f", {self.mask.float().mean():.0%} real"
+        )
         return f"Stream{list(self.x.shape)} {_kind(self.x)}{cover}, {clock}"
 
 
@@ -204,7 +203,8 @@ def masked_std(
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))  # squares of 256 overflow float16
     centred = wide - masked_mean(wide, mask).unsqueeze(1)
-    return (masked_mean(centred.square(), mask) + eps).sqrt().to(x.dtype)
+    std = (masked_mean(centred.square(), mask) + eps).sqrt()
+    return std.to(x.dtype) if x.is_floating_point() else std
 
 
 # %% ../../nbs/course/03_batch.ipynb #386d0a09
@@ -244,7 +244,7 @@ class Batch:
         "The rows `items` as a batch of their own, trimmed to the longest of them."
         if isinstance(items, (int, np.integer)):
             items = [int(items)]
-        chosen = items if isinstance(items, slice) else torch.as_tensor(items)
+        chosen = items if isinstance(items, slice) else torch.from_numpy(row_array(items))
         rows = torch.arange(len(self))[chosen]
         return Batch(
             {k: s[rows] for k, s in self.streams.items()},
@@ -321,7 +321,7 @@ def _with_each(batch: Batch, change: Callable) -> Batch:
 # %% ../../nbs/course/03_batch.ipynb #552b0365
 def collate(items: Iterable[Batch]) -> Batch:
     """One batch from many (usually batches of one): padded to the longest, missing modalities as
-    rows of False.
+    rows of False. Where types of numbers differ, the result has one that holds them all.
 
     Raises `ShapeError` where the features of a modality, or the targets and meta fields, differ
     between items.
@@ -350,9 +350,10 @@ def _stack(name: str, parts: list[Stream | None], sizes: list[int]) -> Stream:
                 f" {list(p.x.shape[2:])}"
             )
     B, T = sum(sizes), max(p.steps for p in known)
-    x = like.new_zeros(B, T, *like.shape[2:])
+    # types meet by promotion: a float beside whole numbers stays what it is
+    x = like.new_zeros(B, T, *like.shape[2:], dtype=common_type([p.x for p in known]))
     mask = torch.zeros(B, T, dtype=torch.bool, device=like.device)
-    t = known[0].t.new_zeros(B, T)
+    t = known[0].t.new_zeros(B, T, dtype=common_type([p.t for p in known]))
     stop = 0
     for p, size in zip(parts, sizes):
         start, stop = stop, stop + size
@@ -370,10 +371,7 @@ def _join(parts: list[dict]) -> dict[str, Any]:
         values: list[Any] = [part.get(name) for part in parts]
         if any(value is None for value in values):
             raise ShapeError(f"{name!r} is given for some items and not for others")
-        if isinstance(values[0], Tensor):
-            joined[name] = torch.cat(values)
-        else:
-            joined[name] = [entry for value in values for entry in value]
+        joined[name] = join_rows(name, values)
     return joined
 
 
@@ -391,15 +389,21 @@ def align(source: Stream, clock: Stream) -> Stream:
         )
     B, T = clock.mask.shape
     step = _nearest_steps(source, clock)
-    keep = (source.mask & clock.mask.any(1, keepdim=True)).to(source.x.dtype)
+    # sums of bytes and of halves soon overflow
+    wide = torch.int64
+    if source.x.is_floating_point():
+        wide = torch.promote_types(source.x.dtype, torch.float32)
+    keep = (source.mask & clock.mask.any(1, keepdim=True)).to(wide)
     flat = source.x.unsqueeze(-1)
     if source.x.ndim > 2:
         flat = rearrange(source.x, "B S ... -> B S (...)")
     F = flat.shape[-1]
-    kept = torch.where(keep.unsqueeze(-1) > 0, flat, 0)
-    total = flat.new_zeros(B, T, F).scatter_add_(1, repeat(step, "B S -> B S F", F=F), kept)
+    kept = torch.where(keep.unsqueeze(-1) > 0, flat, 0).to(wide)
+    total = kept.new_zeros(B, T, F).scatter_add_(1, repeat(step, "B S -> B S F", F=F), kept)
     count = keep.new_zeros(B, T).scatter_add_(1, step, keep)
     mean = total / count.clamp(min=1).unsqueeze(-1)
+    if source.x.is_floating_point():
+        mean = mean.to(source.x.dtype)
     return Stream(mean.reshape(B, T, *source.x.shape[2:]), count > 0, clock.t)
 
 
@@ -446,7 +450,7 @@ def text_stream(tokenizer: Callable, words: list[list[str]], spans: list) -> Str
     t = torch.zeros(B, L)
     for i, (ids, times) in enumerate(pairs):
         n = len(ids)
-        x[i, :n] = torch.as_tensor(ids)
+        x[i, :n] = as_native(ids)
         mask[i, :n] = True
-        t[i, :n] = torch.as_tensor(times, dtype=torch.float32)
+        t[i, :n] = as_native(times)
     return Stream(x, mask, t)

@@ -5,10 +5,12 @@
 # %% ../../nbs/workshop/104_files.ipynb #00000003
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ __all__ = [
     "write_whole",
     "write_through",
     "remove_folder",
+    "plain_file",
     "fingerprint_files",
     "callable_key",
     "fingerprint_tensors",
@@ -92,23 +95,35 @@ CACHE_FORMAT = 1  # of the cache; a new number makes every cached corpus be pars
 SMALL_FILE = 1 << 20
 
 
+def plain_file(path: str | os.PathLike) -> Path:
+    """The path, unless a pipe or a device is there, which would be waited for, or read, without an
+    end. Raises `OSError` for those, and where nothing is there.
+    """
+    path = Path(path)
+    mode = path.stat().st_mode
+    # a folder is refused by whoever opens it
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, and no ordinary file", str(path))
+    return path
+
+
 def fingerprint_files(root, files: Iterable, **options) -> str:
     """A key that changes with the source files (names, sizes, contents or times) and with the
     options. Raises `DataError` for a missing file.
 
     A callable among the options (a tokenizer) counts with its code and its state.
     """
-    about = json.dumps([CACHE_FORMAT, options], sort_keys=True, default=callable_key)
-    digest = hashlib.sha256(about.encode())
+    given = json.dumps([CACHE_FORMAT, options], sort_keys=True, default=callable_key)
+    digest = hashlib.sha256(given.encode())
     for file in sorted(Path(f) for f in files):
         try:
-            stat = file.stat()
-            mark = stat.st_mtime_ns
-            if stat.st_size <= SMALL_FILE:
+            about = plain_file(file).stat()
+            mark = about.st_mtime_ns
+            if about.st_size <= SMALL_FILE:
                 mark = hashlib.sha256(file.read_bytes()).hexdigest()
         except OSError as error:
             raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
-        digest.update(f"\n{file.relative_to(root).as_posix()} {stat.st_size} {mark}".encode())
+        digest.update(f"\n{file.relative_to(root).as_posix()} {about.st_size} {mark}".encode())
     return digest.hexdigest()[:16]
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,28 @@ import torch
 from torch import Tensor
 
 from ..core.batch import Batch, Stream
+from ..core.errors import DataError
+from ..core.rows import join_tensors, meet_types
 
 # %% auto #0
-__all__ = ["to_arrow", "ArrowColumns"]
+__all__ = ["to_arrow", "ArrowWriter", "ArrowColumns"]
 
 
 # %% ../../nbs/workshop/109_arrow.ipynb #a0000006
+def _flat(values: Tensor) -> np.ndarray:
+    "All numbers of a tensor end to end; NumPy has no bfloat16."
+    if values.dtype == torch.bfloat16:
+        values = values.float()
+    return values.contiguous().numpy().ravel()
+
+
 def _ragged(flat: Tensor, lengths: Tensor):
     "Items of different lengths as one Arrow column: all values end to end, and the offsets."
     import pyarrow as pa
 
     ends = lengths.cumsum(0) * flat[:1].numel() if len(flat) else lengths * 0
     offsets = np.concatenate([[0], ends.numpy()]).astype(np.int64)
-    values = pa.array(flat.contiguous().numpy().ravel())
+    values = pa.array(_flat(flat))
     return pa.LargeListArray.from_arrays(offsets, values)
 
 
@@ -40,22 +50,25 @@ def _stream_columns(name: str, stream: Stream, timed: bool) -> dict[str, Any]:
     return {f"{name}.{part}": _ragged(values[inside], steps) for part, values in parts.items()}
 
 
-def _plain_column(values: Any) -> tuple[Any, Any]:
+def _plain_column(name: str, values: Any) -> tuple[Any, Any]:
     """A target or meta field as a column, and how it is read back: the shape of an item, {"ragged":
     shape} where items differ in length, or "plain" for texts and lists.
     """
     import pyarrow as pa
 
     if isinstance(values, Tensor):
-        flat = pa.array(values.flatten().numpy())
+        flat = pa.array(_flat(values))
         if values.ndim > 1:
             flat = pa.FixedSizeListArray.from_arrays(flat, values[0].numel())
         return flat, list(values.shape[1:])
     if values and isinstance(values[0], Tensor):
         lengths = torch.tensor([len(v) for v in values])
-        return _ragged(torch.cat(list(values)), lengths), {"ragged": list(values[0].shape[1:])}
-    kind = pa.list_(pa.string()) if isinstance(values[0], list) else None
-    return pa.array(values, kind), "plain"
+        return _ragged(join_tensors(name, values), lengths), {"ragged": list(values[0].shape[1:])}
+    kind = pa.list_(pa.string()) if any(isinstance(v, list) for v in values) else None
+    try:
+        return pa.array(values, kind), "plain"
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"{name}: values of several kinds in one column: {error}") from None
 
 
 def to_arrow(batch: Batch, rates: Mapping) -> tuple[Any, dict[str, dict]]:
@@ -72,8 +85,107 @@ def to_arrow(batch: Batch, rates: Mapping) -> tuple[Any, dict[str, dict]]:
         layout["streams"][name] = list(stream.x.shape[2:])
     for kind, named in (("targets", batch.targets), ("meta", batch.meta)):
         for name, values in named.items():
-            columns[f"{kind}.{name}"], layout[kind][name] = _plain_column(values)
+            columns[f"{kind}.{name}"], layout[kind][name] = _plain_column(name, values)
     return pa.table(columns), layout
+
+
+def _joined_type(column: str, one, other, wide: bool):
+    "The Arrow type that holds a column's values of two types. Raises `DataError`."
+    import pyarrow as pa
+
+    kinds = pa.types
+    if one == other or kinds.is_null(other):
+        return one
+    if kinds.is_null(one):
+        return other
+    if type(one) is type(other) and hasattr(one, "value_type"):
+        inner = _joined_type(column, one.value_type, other.value_type, wide)
+        if not kinds.is_fixed_size_list(one):
+            return pa.large_list(inner) if kinds.is_large_list(one) else pa.list_(inner)
+        if one.list_size == other.list_size:
+            return pa.list_(inner, one.list_size)
+    if all(
+        kinds.is_boolean(k) or kinds.is_integer(k) or kinds.is_floating(k) for k in (one, other)
+    ):
+        names = [np.dtype(kind.to_pandas_dtype()).name for kind in (one, other)]
+        met = meet_types(*(getattr(torch, name) for name in names))
+        if wide and met == torch.float32:
+            met = torch.float64
+        return pa.from_numpy_dtype(str(met).removeprefix("torch."))
+    raise DataError(f"column {column} holds {one} in some items and {other} in others")
+
+
+class ArrowWriter:
+    """Tables below each other in one Arrow file. A column has the type that holds all its values:
+    where a table brings another type, what is there is written again. Raises `DataError` for types
+    that have nothing in common.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.schema = path, None
+
+    def write(self, table) -> None:
+        import pyarrow as pa
+
+        if self.schema is None:
+            self._open(table.schema)
+        elif table.schema != self.schema:
+            try:
+                table = self._widen(table, wide=False)
+            # a whole number that float32 would round
+            except pa.ArrowInvalid:
+                try:
+                    table = self._widen(table, wide=True)
+                except pa.ArrowInvalid as error:
+                    raise DataError(f"no type holds all values of a column: {error}") from None
+        self.writer.write_table(table)
+
+    def close(self) -> None:
+        "Ends the file, if anything was written."
+        if self.schema is not None and not self.sink.closed:
+            self.writer.close()
+            self.sink.close()
+
+    def _open(self, schema) -> None:
+        import pyarrow as pa
+
+        self.schema = schema
+        self.sink = pa.OSFile(str(self.path), "wb")
+        self.writer = pa.ipc.new_stream(self.sink, schema)
+
+    def _widen(self, table, wide: bool):
+        "The table in the schema that holds it and what is there, which is brought to it, too."
+        import pyarrow as pa
+
+        assert self.schema is not None
+        if table.schema.names != self.schema.names:
+            raise DataError(
+                f"columns {', '.join(table.schema.names)} differ from those before them:"
+                f" {', '.join(self.schema.names)}"
+            )
+        schema = pa.schema(
+            pa.field(old.name, _joined_type(old.name, old.type, new.type, wide))
+            for old, new in zip(self.schema, table.schema)
+        )
+        made = table.cast(schema)
+        if schema == self.schema:
+            return made
+        old = self.schema
+        self.close()
+        before = self.path.with_suffix(".before")
+        self.path.rename(before)
+        self._open(schema)
+        try:
+            with pa.memory_map(str(before)) as source:
+                for part in pa.ipc.open_stream(source):
+                    self.writer.write_table(pa.Table.from_batches([part]).cast(schema))
+        except pa.ArrowInvalid:
+            self.close()
+            before.replace(self.path)
+            self.schema = old
+            raise
+        before.unlink()
+        return made
 
 
 # %% ../../nbs/workshop/109_arrow.ipynb #a0000009

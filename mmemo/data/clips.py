@@ -192,7 +192,7 @@ def read_clips(
         CorpusInfo(
             "clips",
             {"tokenizer": tokenizer, "clips": _state(clips), **files.options()},
-            version=2,
+            version=3,
             rates={"audio": SOUND_RATE},
             classes=told.classes,
         ),
@@ -252,6 +252,7 @@ def read_media(
         CorpusInfo(
             "media",
             {"kinds": kinds, "files": _state(files), "columns": columns, **media.options()},
+            version=2,
             rates={"audio": SOUND_RATE},
         ),
         media.chunks(),

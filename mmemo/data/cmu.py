@@ -25,6 +25,25 @@ PADDING_CLIP = 255  # the authors of the MFN release cut COVAREP values off at +
 CMU_ARRAY = re.compile("(audio|video|text|y|id)_(train|valid|test)(_emb)?")
 
 
+def _without_dead_columns(name: str, arrays: dict, report: list) -> list[np.ndarray]:
+    """The arrays of a modality, where a column that is finite nowhere is 0: it says nothing, and
+    would make every frame one that is not real. Frames that are not finite are told, too.
+    """
+    names = [n for n in arrays if n.startswith(name)]
+    finite = [np.isfinite(arrays[n]) for n in names]
+    dead = ~np.any([good.any((0, 1)) for good in finite], axis=0)
+    if dead.any() and not dead.all():
+        columns = np.flatnonzero(dead).tolist()
+        report.append(f"{name}: columns {columns} are finite nowhere: taken as 0")
+        for n in names:
+            arrays[n] = np.where(dead, 0, arrays[n]).astype(arrays[n].dtype)
+    lost = sum(int((~good[..., ~dead]).any(-1).sum()) for good in finite)
+    if lost or dead.all():
+        lost = lost or sum(good[..., 0].size for good in finite)
+        report.append(f"{name}: {lost} steps hold values that are not finite: they are not real")
+    return [arrays[n] for n in names]
+
+
 def _check_table(path, arrays: dict, report: list) -> dict[str, np.ndarray]:
     "The arrays under their plain names, where names and shapes are those of a table."
     if odd := [n for n in arrays if not CMU_ARRAY.fullmatch(n)]:
@@ -43,6 +62,7 @@ def _check_table(path, arrays: dict, report: list) -> dict[str, np.ndarray]:
             raise DataError(
                 f"{path}: {name} arrays must be numbers [N, T, F] with one T and F, not {found}"
             )
+        parts = _without_dead_columns(name, arrays, report)
         if cut := np.mean([np.mean(np.abs(a) >= PADDING_CLIP) for a in parts]):
             report.append(
                 f"{name}: {cut:.2%} of the values stand at or beyond +-{PADDING_CLIP}, where the"

@@ -22,10 +22,11 @@ from torch import Tensor
 from ..core.batch import Batch
 from ..core.errors import ConfigError, DataError
 from ..core.files import callable_key, fingerprint_files
-from .arrow import ArrowColumns, to_arrow
+from ..core.rows import row_array as row_array
+from .arrow import ArrowColumns, ArrowWriter, to_arrow
 
 # %% auto #0
-__all__ = ["CorpusInfo", "cached", "Corpus", "row_array"]
+__all__ = ["CorpusInfo", "cached", "Corpus"]
 
 
 # %% ../../nbs/workshop/108_corpus.ipynb #2dfdf055
@@ -175,14 +176,12 @@ def _kept(folder: Path, chunks: int, report: list) -> Iterator[tuple]:
 
 def _write(folder: Path, tables: Iterable[tuple], about: dict, report: list) -> None:
     "data.arrow and about.json of one corpus."
-    import pyarrow as pa
-
-    writer, layout, seen = None, None, set()
-    with pa.OSFile(str(folder / "data.arrow"), "wb") as sink:
+    layout, seen = None, set()
+    writer = ArrowWriter(folder / "data.arrow")
+    try:
         for table, found in tables:
             ids = table["meta.id"].to_pylist()
-            if writer is None:
-                layout, writer = found, pa.ipc.new_stream(sink, table.schema)
+            layout = found if layout is None else layout
             if found != layout:
                 raise DataError(
                     f"{about['corpus']}: item {ids[0]} has the layout {found}, those before it"
@@ -192,11 +191,12 @@ def _write(folder: Path, tables: Iterable[tuple], about: dict, report: list) -> 
                 if name in seen:
                     raise DataError(f"{about['corpus']}: id {name} occurs twice")
                 seen.add(name)
-            writer.write_table(table)
-        if writer is None:
-            remark = f"; first remark: {report[0]}" if report else ""
-            raise DataError(f"{about['corpus']}: no items were found{remark}")
+            writer.write(table)
+    finally:
         writer.close()
+    if layout is None:
+        remark = f"; first remark: {report[0]}" if report else ""
+        raise DataError(f"{about['corpus']}: no items were found{remark}")
     options = {k: callable_key(v) if callable(v) else v for k, v in about["options"].items()}
     done = {
         **about,
@@ -330,9 +330,3 @@ def _condition(want) -> Callable[[Any], Any]:
         return want
     allowed = want if isinstance(want, (set, tuple, list)) else (want,)
     return lambda value: value in allowed
-
-
-def row_array(items) -> np.ndarray:
-    "Row numbers, or a boolean mask over the rows, as an array to index with."
-    rows = np.asarray(items)
-    return rows if rows.dtype == bool else rows.astype(np.int64)

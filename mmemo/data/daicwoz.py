@@ -73,13 +73,15 @@ def _cut(track: Track, start: float, turns: list[dict]) -> Stream:
     return Stream(x.new_zeros(1, 1, x.shape[1]), no_frame, torch.zeros(1, 1))
 
 
-def _tracks(found: dict, wanted: _Wanted, gap: tuple[float, float]) -> dict[str, Track]:
+def _tracks(
+    found: dict, wanted: _Wanted, gap: tuple[float, float], report: list
+) -> dict[str, Track]:
     "Sound and face of one session; frames within the `gap` of an interruption are not real."
     tracks = {"audio": _nothing(len(COVAREP)), "video": _nothing(len(wanted.units))}
     if "audio" in found:
         tracks["audio"] = read_covarep(found["audio"])
     if "video" in found:
-        tracks["video"] = read_action_units(found["video"], wanted.units)
+        tracks["video"] = read_action_units(found["video"], wanted.units, report)
     low, high = gap
     for name, (x, mask, t) in tracks.items():
         tracks[name] = x, mask & ~((t >= low) & (t <= high)), t
@@ -112,7 +114,10 @@ def _session(person: str, labels: dict, found: dict, wanted: _Wanted, report: li
     low, high = gap
     turns = read_transcript(found["transcript"], person, report)
     turns = [turn for turn in turns if not low <= turn["start"] <= turn["stop"] <= high]
-    tracks = _tracks(found, wanted, gap)
+    tracks = _tracks(found, wanted, gap, report)
+    for name in ("audio", "video"):
+        if name in found and not tracks[name][1].any():
+            report.append(f"{person}: no frame of the {name} is real")
     if "video" in found and turns:
         lost = turns[-1]["stop"] - float(tracks["video"][2][-1:].sum())
         if lost > 30:

@@ -9,15 +9,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..core.rows import spread_steps
-from .standards import SOUND_RATE
+from .standards import SOUND_RATE, SOUND_RATES
 
 # %% auto #0
-__all__ = ["CLIP_PARTS", "Frame", "Clip", "decode_clip"]
+__all__ = ["CLIP_PARTS", "Frame", "LEAD_IN", "GAP", "PLANES", "Clip", "decode_clip"]
 
 # %% ../../nbs/workshop/112_decoding.ipynb #a0000006
 CLIP_PARTS = ("video", "audio")
@@ -26,39 +27,69 @@ CLIP_PARTS = ("video", "audio")
 @dataclass(frozen=True)
 class Clip:
     """What could be read of a clip: `frames` [T, 3, size, size] bytes at `times` [T] seconds,
-    `sound` [N] at 16 kHz (NaN: lost), None where there is none; and `complaints`.
+    `sound` [N] at 16 kHz (NaN: lost), None where there is none; `complaints`; and `shown`, the
+    second at which the last picture of the film ends.
     """
 
     frames: np.ndarray | None = None
     times: np.ndarray | None = None
     sound: np.ndarray | None = None
     complaints: tuple[str, ...] = ()
+    shown: float = 0.0
 
     @property
     def seconds(self) -> float:
+        "How long the clip lasts, or the part of it that was to be read."
         heard = 0 if self.sound is None else len(self.sound) / SOUND_RATE
         seen = 0 if self.times is None else self.times[-1]
-        return float(max(heard, seen))
+        return float(max(heard, seen, self.shown))
 
 
 # %% ../../nbs/workshop/112_decoding.ipynb #a0000008
 Frame = tuple[float, np.ndarray]  # its time in seconds, and what was made of it
+LEAD_IN = 0.1  # seconds before 0 that are a codec's first samples, and no start of a film
 
 
-def _decode(
-    path: Path, kind: str, limit: float, convert: Callable, complaints: list[str]
-) -> list[Frame]:
-    """(time, converted) of every frame of the file's first stream of a kind, as far as it can be
-    read; what went wrong goes to the complaints.
+def _open_media(path: Path):
+    """The file as FFmpeg's container. An absolute path is no address: `12:30.wav` alone would be
+    read as one of a protocol called 12.
     """
     import av
+
+    return av.open(str(path.absolute()))
+
+
+def _clock_of(file) -> tuple[float, float]:
+    "The time stamp at which a container begins, and how long it lasts by its header; in seconds."
+    import av
+
+    start, whole = float(file.start_time or 0) / av.time_base, float(file.duration or 0)
+    if -LEAD_IN < start < 0:
+        start = 0.0
+    whole /= av.time_base
+    # Matroska counts its duration from 0, all others from their start
+    return start, whole - start if "matroska" in file.format.name else whole
+
+
+def _frame_seconds(frame, since: float) -> float:
+    "How long a frame lasts; `since` the one before it, where the frame itself does not say."
+    if getattr(frame, "samples", 0):
+        return frame.samples / frame.rate
+    return float(frame.duration * frame.time_base) if frame.duration else since
+
+
+def _decode(path: Path, kind: str, limit: float, take: Callable, complaints: list[str]) -> float:
+    """Calls `take(time, frame)` for every frame of the file's first stream of a kind, as far as it
+    can be read; the time at which the last of them ends. Times are seconds since the container's
+    start. What went wrong goes to the complaints.
+    """
     from av.error import FFmpegError
     from av.stream import Disposition
 
-    found: list[Frame] = []
-    damaged, until, whole = 0, 0.0, 0.0
+    taken, late = 0, False
+    damaged, until, stop, whole = 0, 0.0, 0.0, 0.0
     try:
-        with av.open(str(path)) as file:
+        with _open_media(path) as file:
             # the cover of an album is no film
             streams = [
                 s
@@ -67,34 +98,43 @@ def _decode(
             ]
             if not streams:
                 complaints.append(f"no {kind} stream")
-                return found
-            whole = float(file.duration or 0) / av.time_base
+                return stop
+            start, whole = _clock_of(file)
             for frame in file.decode(streams[0]):
                 if frame.time is None or frame.is_corrupt:
                     damaged += 1
                     continue
-                if frame.time >= limit:
+                time = frame.time - start
+                if time >= limit:
+                    late = True
                     break
-                until = frame.time
-                found += [(frame.time, part) for part in convert(frame)]
+                take(time, frame)
+                stop = max(stop, time + _frame_seconds(frame, time - until))
+                until, taken = time, taken + 1
     # ValueError: a codec or format of numbers that make no sense
     except (FFmpegError, ValueError, RuntimeError) as error:
-        how = "breaks off" if found else "cannot be read"
+        how = "breaks off" if taken else "cannot be read"
         complaints.append(f"{kind} {how}: {getattr(error, 'strerror', None) or error}")
     else:
-        if not found:
-            complaints.append(f"{kind} has no frame")
+        if not taken:
+            complaints.append(
+                f"{kind} begins after {limit:g} s" if late else f"{kind} has no frame"
+            )
     if damaged:
         complaints.append(f"{kind} has {damaged} damaged frames")
-    if found and until < min(whole, limit) - 1:
+    if taken and until < min(whole, limit) - 1:
         complaints.append(f"{kind} ends after {until:.1f} of {whole:.1f} s")
-    if found and whole > limit:
+    if taken and whole > limit:
         complaints.append(f"{kind} lasts {whole:.0f} s: cut at {limit:g}")
-    return found
+    return min(stop, limit)
 
 
 # %% ../../nbs/workshop/112_decoding.ipynb #a000000a
-def _finite(frame, lost: list[tuple[float, float]]):
+GAP = 0.015  # seconds between two frames of sound from which on something is lost
+PLANES = 7  # channels up to which PyAV can hand out one array a channel
+
+
+def _finite(time: float, frame, lost: list[tuple[float, float]]):
     """A frame of sound with 0 for its samples that are not finite; their times (start and stop in
     seconds) go to `lost`.
     """
@@ -110,55 +150,129 @@ def _finite(frame, lost: list[tuple[float, float]]):
     channels = 1 if frame.format.is_planar else frame.layout.nb_channels
     each = good.reshape(len(x), -1, channels).all((0, 2))
     for i in np.flatnonzero(~each):
-        lost.append((frame.time + i / frame.rate, frame.time + (i + 1) / frame.rate))
+        lost.append((time + i / frame.rate, time + (i + 1) / frame.rate))
     finite = np.where(good, x, 0).astype(x.dtype)
     clean = av.AudioFrame.from_ndarray(finite, frame.format.name, frame.layout.name)
     clean.rate, clean.pts, clean.time_base = frame.rate, frame.pts, frame.time_base
     return clean
 
 
+def _mono(resampler, frame) -> list[np.ndarray]:
+    "The means of the channels of what a resampler gives for a frame (None: what is left in it)."
+    made = []
+    for part in resampler.resample(frame):
+        x = part.to_ndarray()
+        if not part.format.is_planar:
+            x = x.reshape(-1, part.layout.nb_channels).T
+        made.append(x.mean(0))
+    return made
+
+
+class _Sound:
+    "Frames of sound at 16 kHz, the mean of their channels, each at its time."
+
+    def __init__(self):
+        self.pieces: list[
+            tuple[float, list[np.ndarray]]
+        ] = []  # start of each, without a gap inside
+        self.lost: list[tuple[float, float]] = []  # samples that were not finite
+        self.resampler: Any = None
+        self.start, self.samples = 0.0, 0
+
+    def take(self, time: float, frame) -> None:
+        "One frame more; where it begins later than the last one ended, there is a gap."
+        import av
+
+        low, high = SOUND_RATES
+        if not low <= frame.rate <= high:
+            raise ValueError(f"{frame.rate} Hz is no rate of a recording")
+        many = frame.layout.nb_channels > PLANES
+        kind = "flt" if many else "fltp"
+        if many and frame.format.is_planar:
+            frame = av.AudioResampler(kind, None, frame.rate).resample(frame)[0]
+        if self.resampler is None or time - self.start - self.samples / frame.rate > GAP:
+            self.finish()
+            self.resampler = av.AudioResampler(kind, None, SOUND_RATE)
+            self.start, self.samples = time, 0
+            self.pieces.append((time, []))
+        self.samples += frame.samples
+        self.pieces[-1][1].extend(_mono(self.resampler, _finite(time, frame, self.lost)))
+
+    def finish(self) -> None:
+        "Takes out what the resampler still holds."
+        if self.resampler is not None:
+            self.pieces[-1][1].extend(_mono(self.resampler, None))
+            self.resampler = None
+
+    def whole(self, complaints: list[str]) -> np.ndarray:
+        "All of it on one clock; NaN in the gaps and where samples were not finite."
+        self.finish()
+        parts, at, missing = [], 0, 0
+        for start, piece in self.pieces:
+            space = max(0, round(start * SOUND_RATE) - at)
+            # the sound may begin after the picture
+            parts.append(np.full(space, np.nan if parts else 0, np.float32))
+            missing += space if len(parts) > 1 else 0
+            parts += piece
+            at += space + sum(map(len, piece))
+        sound = np.concatenate(parts)
+        if missing:
+            complaints.append(f"{missing / SOUND_RATE:.1f} s of the sound are lost in gaps")
+        if not np.nan_to_num(sound).any():
+            complaints.append("the sound is silent from end to end")
+        for start, stop in self.lost:
+            sound[max(0, int(start * SOUND_RATE)) : max(0, math.ceil(stop * SOUND_RATE))] = np.nan
+        if self.lost:
+            complaints.append(f"{len(self.lost)} samples of the sound are not finite")
+        return sound
+
+
 def _hear(path: Path, limit: float, complaints: list[str]) -> np.ndarray | None:
     "The sound [N] at 16 kHz, the mean of its channels; None where there is none."
-    import av
-
-    even = av.AudioResampler("fltp", None, SOUND_RATE)
-    lost: list[tuple[float, float]] = []
-
-    def mono(frame):
-        return [part.to_ndarray().mean(0) for part in even.resample(frame)]
-
-    heard = _decode(path, "audio", limit, lambda frame: mono(_finite(frame, lost)), complaints)
-    if not heard:
+    heard = _Sound()
+    _decode(path, "audio", limit, heard.take, complaints)
+    if not heard.pieces:
         return None
-    # the sound may begin after the picture
-    late = np.zeros(max(0, round(heard[0][0] * SOUND_RATE)), np.float32)
-    sound = np.concatenate([late, *(part for _, part in heard), *mono(None)])
-    if not sound.any():
-        complaints.append("the sound is silent from end to end")
-    for start, stop in lost:
-        sound[int(start * SOUND_RATE) : math.ceil(stop * SOUND_RATE)] = np.nan
-    if lost:
-        complaints.append(f"{len(lost)} samples of the sound are not finite")
+    sound = heard.whole(complaints)
     return None if np.isnan(sound).all() else sound
 
 
 # %% ../../nbs/workshop/112_decoding.ipynb #a000000c
+def _upright(frame, picture: np.ndarray) -> np.ndarray:
+    """A picture [height, width, 3] as it is to be shown: turned and mirrored by the frame's display
+    matrix, as players do (a telephone held upright films lying pictures).
+    """
+    from av.sidedata.sidedata import Type
+
+    note = frame.side_data.get(Type.DISPLAYMATRIX)
+    if note is None:
+        return picture
+    # a column and row of the picture (p, q) is shown at (a p + c q, b p + d q)
+    a, b, _, c, d = np.frombuffer(bytes(note), np.int32)[:5].astype(float)
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        picture, a, d = picture.transpose(1, 0, 2), c, b
+    return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
 def _see(
     path: Path, frames: int, size: int, limit: float, complaints: list[str]
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    "Pictures [frames, 3, size, size] evenly by the clock and their times, or None and None."
+) -> tuple[np.ndarray | None, np.ndarray | None, float]:
+    """Pictures [frames, 3, size, size] evenly by the clock and their times, or None and None; and
+    the time at which the last picture of the film ends.
+    """
+    seen: list[Frame] = []
 
-    def small(frame):
+    def take(time, frame):
         picture = frame.reformat(width=size, height=size, format="rgb24", interpolation="AREA")
-        return [picture.to_ndarray()]
+        seen.append((time, _upright(frame, picture.to_ndarray())))
 
-    seen = _decode(path, "video", limit, small, complaints)
+    stop = _decode(path, "video", limit, take, complaints)
     if not seen:
-        return None, None
+        return None, None, 0.0
     t = torch.tensor([[time for time, _ in seen]])
     keep = spread_steps(torch.ones_like(t, dtype=torch.bool), t, frames)[0]
     pictures = np.stack([seen[k][1] for k in keep.tolist()]).transpose(0, 3, 1, 2)
-    return pictures, t[0, keep].numpy()
+    return pictures, t[0, keep].numpy(), stop
 
 
 def decode_clip(
@@ -167,9 +281,10 @@ def decode_clip(
     """The pictures and the sound of a video or sound file (`kinds`: which of the two), as far as
     they can be read, up to `limit` seconds. A bad file raises nothing: see `complaints`.
 
-    The pictures are `frames` of those that could be decoded, evenly by the clock, each squeezed to
-    a square; the sound is the mean of its channels, brought to 16 kHz from whatever it had;
-    samples that were not finite, or overlap one, are NaN.
+    The pictures are `frames` of those that could be decoded, evenly by the clock, each upright and
+    squeezed to a square; the sound is the mean of its channels, brought to 16 kHz from whatever it
+    had; samples that were not finite, or overlap one, are NaN, and so are gaps between its frames.
+    Times count from the container's start.
     """
     path = Path(path)
     if not path.is_file():
@@ -178,8 +293,9 @@ def decode_clip(
         return Clip(complaints=("the file is empty",))
     complaints: list[str] = []
     pictures = times = sound = None
+    shown = 0.0
     if "video" in kinds:
-        pictures, times = _see(path, frames, size, limit, complaints)
+        pictures, times, shown = _see(path, frames, size, limit, complaints)
     if "audio" in kinds:
         sound = _hear(path, limit, complaints)
-    return Clip(pictures, times, sound, tuple(complaints))
+    return Clip(pictures, times, sound, tuple(complaints), shown)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core.batch import Batch, Stream, masked_mean
 from ..core.errors import ConfigError, DataError, some_names
-from ..core.files import write_whole
+from ..core.files import plain_file, write_whole
 from .tables import MAX_BYTES, read_arrays, read_sound, refuse_pickle
 
 # %% auto #0
@@ -148,7 +148,7 @@ def write_features(path, features: Mapping[str, Tensor]) -> None:
 
 def _read_safetensors(path: Path) -> Features:
     try:
-        with safetensors.safe_open(path, "pt") as file:
+        with safetensors.safe_open(plain_file(path), "pt") as file:
             names, about = list(file.keys()), file.metadata() or {}
             if names != ["features"]:
                 values = [file.get_tensor(name).float().numpy() for name in names]
@@ -279,7 +279,7 @@ def _read_folder(path: Path) -> Features:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text("utf-8").splitlines()
+        return plain_file(path).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
 

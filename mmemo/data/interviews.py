@@ -230,14 +230,33 @@ def read_covarep(path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.from_numpy(x), torch.from_numpy(real), times
 
 
+def _whole_clock(path, stamps: np.ndarray, report: list) -> np.ndarray:
+    """Time stamps without holes: one that is not a number lies evenly between its neighbours, and
+    is told to the report. Raises `DataError` where none is a number.
+    """
+    known = np.isfinite(stamps)
+    if known.all():
+        return stamps
+    if not known.any():
+        raise DataError(f"{path}: no timestamp is a number")
+    report.append(
+        f"{Path(path).name}: {np.sum(~known)} of {len(known)} timestamps are not numbers; these"
+        " frames are not real"
+    )
+    row = np.arange(len(stamps))
+    return np.where(known, stamps, np.interp(row, row[known], stamps[known])).astype(np.float32)
+
+
 def read_action_units(
-    path, units: Sequence[str]
+    path, units: Sequence[str], report: list | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One CLNF_AUs file: values [T, F] of the named units, mask [T] (success = 1 and finite),
-    times [T]: a stamp is a frame's start, its time is its middle.
+    times [T]: a stamp is a frame's start, its time is its middle. Time stamps that are not numbers
+    are told to the `report`.
     """
     x = read_matrix(path, ["timestamp", "success", *units], header=True)
-    stamps, success, values = x[:, 0], x[:, 1], x[:, 2:]
+    success, values = x[:, 1], x[:, 2:]
+    stamps = _whole_clock(path, x[:, 0], [] if report is None else report)
     if (back := np.flatnonzero(np.diff(stamps) < 0)).size:
         raise DataError(
             f"{path}, line {back[0] + 3}: the timestamp {stamps[back[0] + 1]:g} lies before the one"

@@ -11,11 +11,20 @@ from pathlib import Path
 
 import torch
 
+from mmemo.data.tables import (
+    accepts,
+    as_key,
+    as_number,
+    as_text,
+    mend_letters,
+    one_of,
+    read_rows,
+)
+
 from ..core.batch import Batch, byte_tokens, spread_words, text_stream
-from ..core.errors import DataError
+from ..core.errors import DataError, some_names
 from .corpus import Corpus, CorpusInfo, cached
 from .standards import EMOTIONS, SENTIMENTS
-from .tables import accepts, as_key, as_number, as_text, one_of, read_rows
 
 # %% auto #0
 __all__ = [
@@ -65,7 +74,7 @@ MELD_COLUMNS = {
 
 def _lines(files: list[Path], report: list) -> list[dict]:
     "The rows of all tables, each with its split, id, words, seconds and flag."
-    rows, seen = [], {}
+    rows, seen, mended = [], {}, []
     for file in files:
         for row in read_rows(file, MELD_COLUMNS, optional=("Split",)):
             row["split"] = row.get("Split") or file.name.split("_")[0]
@@ -76,10 +85,19 @@ def _lines(files: list[Path], report: list) -> list[dict]:
                 )
             seen[name] = row["line"]
             row["id"] = name
+            said = mend_letters(row["Utterance"])
+            if said != row["Utterance"]:
+                mended.append(name)
+            row["Utterance"] = said
             row["words"] = row["Utterance"].split()
             row["flag"] = MELD_NO_CLIP.get(name, "")
             row["seconds"] = round(row["EndTime"] - row["StartTime"], 3)
             rows.append(row)
+    if mended:
+        report.append(
+            f"{len(mended)} lines have control characters for letters of Windows-1252 (U+0092 for"
+            f" an apostrophe): mended ({some_names(mended)})"
+        )
     for row in rows:
         if not 0 < row["seconds"] <= LONGEST_LINE:
             report.append(
@@ -150,7 +168,10 @@ def read_meld(
 
     return cached(
         CorpusInfo(
-            "meld", {"tokenizer": tokenizer}, classes={"emotion": EMOTIONS, "sentiment": SENTIMENTS}
+            "meld",
+            {"tokenizer": tokenizer},
+            version=2,
+            classes={"emotion": EMOTIONS, "sentiment": SENTIMENTS},
         ),
         parse,
         folder,

@@ -226,7 +226,9 @@ class _Folder:
         self.sounds = []
         if self.audio == "raw":
             endings, paths = (".flac", ".wav"), sorted(folder.rglob("*"))
-            self.sounds = [p for p in paths if p.suffix in endings and not p.name.startswith("._")]
+            self.sounds = [
+                p for p in paths if p.suffix.lower() in endings and not p.name.startswith("._")
+            ]
             if not self.sounds:
                 raise DataError(f"{folder} holds no .flac or .wav clips")
 

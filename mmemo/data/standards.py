@@ -26,6 +26,7 @@ __all__ = [
     "VIDEO_RATE",
     "SPLITS",
     "SOUND_RATE",
+    "SOUND_RATES",
     "fill_unvoiced",
     "split_of",
 ]
@@ -79,3 +80,5 @@ def split_of(data: Batch, name: str) -> Batch:
 
 # %% ../../nbs/workshop/107_standards.ipynb #00000009
 SOUND_RATE = 16_000  # rendered samples a second
+# the lowest and highest rate of a recording; other numbers are a broken header
+SOUND_RATES = (1_000, 1_000_000)

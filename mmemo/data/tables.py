@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import DataError
+from ..core.files import plain_file
+from .standards import SOUND_RATES
 
 # %% auto #0
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "Converter",
     "accepts",
     "as_text",
+    "mend_letters",
     "as_key",
     "as_number",
     "one_of",
@@ -64,6 +67,15 @@ def as_text(value) -> str:
     if not isinstance(value, str) or "\0" in value:
         raise ValueError
     return value
+
+
+def mend_letters(text: str) -> str:
+    """The text with the letters of Windows-1252 where it has control characters in their place
+    (U+0080 to U+009F): a table that was decoded as Latin-1 has U+0092 for an apostrophe.
+    """
+    return re.sub(
+        "[\x80-\x9f]", lambda c: c.group().encode("latin-1").decode("cp1252", "ignore"), text
+    )
 
 
 @accepts("an identifier (letters, digits, _ - . $)")
@@ -160,7 +172,7 @@ def _csv_lines(path: Path, sep: str) -> Iterator[tuple[int, Sequence]]:
     "(line, values) of a csv or tsv file, its header first; empty lines are left out."
     quoting = csv.QUOTE_NONE if sep == "\t" else csv.QUOTE_MINIMAL
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open(plain_file(path), encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=sep, strict=True, quoting=quoting)
             try:
                 for values in reader:
@@ -181,7 +193,7 @@ def _parquet_lines(path: Path) -> Iterator[tuple[int, Sequence]]:
 
     line = size = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(plain_file(path)) as file:
             yield 0, file.schema_arrow.names
             # piece by piece: a small file may unpack to a huge table
             for batch in file.iter_batches(batch_size=4096):
@@ -243,7 +255,7 @@ def read_matrix(path, columns: Iterable[str], header: bool = False, hint: str = 
 def _first_line(path: Path) -> list[str]:
     "The values of a csv's first line. Raises `DataError` for a file that is too large, or no text."
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open(plain_file(path), encoding="utf-8-sig") as file:
             first = [h.strip() for h in file.readline().split(",")]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
@@ -279,7 +291,7 @@ def refuse_pickle(path) -> None:
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
+        with open(plain_file(path), "rb") as file:
             start = file.read(2)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
@@ -352,9 +364,11 @@ def _array(file, size: int, where: str) -> np.ndarray:
         )
     file.seek(0)
     try:
-        return np.lib.format.read_array(file, allow_pickle=False)
+        array = np.lib.format.read_array(file, allow_pickle=False)
     except ValueError as error:
         raise DataError(f"{where}: truncated: {error}") from None
+    # HTK, MATLAB and FITS write the highest byte first, which PyTorch does not read
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def read_sound(path, rate: int = 16000) -> tuple[np.ndarray, int]:
@@ -365,10 +379,15 @@ def read_sound(path, rate: int = 16000) -> tuple[np.ndarray, int]:
     import soundfile
 
     try:
-        info = soundfile.info(str(path))
+        info = soundfile.info(str(plain_file(path)))
         if info.frames * info.channels * 4 > MAX_BYTES:
             raise DataError(
                 f"{path}: {info.frames:,} frames of sound; the limit is {MAX_BYTES // 4:,}"
+            )
+        low, high = SOUND_RATES
+        if not low <= info.samplerate <= high:
+            raise DataError(
+                f"{path}: a rate of {info.samplerate:,} Hz; recordings have {low:,} to {high:,} Hz"
             )
         samples, found = soundfile.read(str(path), dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, TypeError) as error:

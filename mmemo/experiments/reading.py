@@ -16,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from ..core.errors import ConfigError
+from ..core.files import plain_file
 
 # %% auto #0
 __all__ = ["YAML_LIMIT", "read_yaml", "explain_error"]
@@ -61,7 +62,7 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     Raises `ConfigError`, one line: file, line and column, what is wrong and what would be right.
     """
     try:
-        with open(path, "rb") as file:
+        with open(plain_file(path), "rb") as file:
             data = file.read(YAML_LIMIT + 1)
         return copy.deepcopy(_parse(data))
     except OSError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.resources
 import importlib.util
 import inspect
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,19 +18,21 @@ import torch
 from torch import Tensor, nn
 
 from ..core.batch import Stream, text_stream
-from ..core.errors import ShapeError, WeightsError
+from ..core.errors import ConfigError, ShapeError, WeightsError
 
 # %% auto #0
 __all__ = [
     "ASSET_FOLDER",
     "PACKAGED_WEIGHTS",
     "SENTENCE_PACKAGES",
+    "POSITIONS_BEHIND_PADDING",
     "CONVERTED_WEIGHTS",
     "TEXT_CONFIGS",
     "ROBERTA_SIZES",
     "resolve_weights",
     "shadowing_folder",
     "from_weights",
+    "count_positions",
     "Tokenizer",
     "without_pooler",
     "pretrained_model",
@@ -110,27 +113,72 @@ def from_weights(loader, name: str | os.PathLike, **options):
 
 
 # %% ../../nbs/course/07_words.ipynb #00000005
+# architectures whose positions count from the one behind the padding's, as RoBERTa's do
+POSITIONS_BEHIND_PADDING = (
+    "camembert",
+    "data2vec-text",
+    "longformer",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+
+
+def count_positions(config) -> int | None:
+    """How many tokens a transformer of this configuration has positions for; None where any number
+    will do.
+    """
+    most = getattr(config, "max_position_embeddings", None)
+    # positions that are only relative (DeBERTa) have no end
+    if not isinstance(most, int) or most < 1 or not getattr(config, "position_biased_input", True):
+        return None
+    if config.model_type in POSITIONS_BEHIND_PADDING:
+        return most - (config.pad_token_id or 0) - 1
+    return most
+
+
 class Tokenizer:
     """Words with their times -> token ids with their times, for any weights that `resolve_weights`
-    knows.
+    knows. The tokens are those of the whole sentence: the words with one space between them.
 
     `spans` are start and stop in seconds a word; without them words are put on a nominal clock of
-    2.5 words a second.
+    2.5 words a second. `max_length` counts all tokens (default: 256, or fewer where the model has
+    fewer positions). Raises `ConfigError` where it is more than the model's positions.
     """
 
-    def __init__(self, weights: str | os.PathLike = "mmemo-tiny", max_length: int = 256):
+    def __init__(self, weights: str | os.PathLike = "mmemo-tiny", max_length: int | None = None):
         from transformers import AutoTokenizer
 
         self.weights = os.fspath(weights)
-        self.max_length = max_length
         self.fast = from_weights(AutoTokenizer, weights, use_fast=True)
+        if not self.fast.is_fast:
+            raise WeightsError(
+                f"the tokenizer of {self.weights!r} does not say where its tokens stand in a"
+                " sentence; weights with a tokenizer.json are needed"
+            )
+        most = _most_tokens(self.weights, self.fast)
+        self.max_length = int(min(256, most)) if max_length is None else max_length
+        if self.max_length > most:
+            raise ConfigError(
+                f"max_length {max_length} is more than the {most} tokens that {self.weights!r} has"
+                f" positions for; choose at most {most}"
+            )
+        if self.max_length <= (special := self.fast.num_special_tokens_to_add()):
+            raise ConfigError(
+                f"max_length {max_length} leaves no room for a word: {special} tokens mark the"
+                " beginning and the end"
+            )
 
     def __call__(self, words: list[str], spans: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Ids [L] and times [L] of one answer; special tokens stand at its start and its end.
 
         An answer without words has no tokens.
         """
-        if not len(words):
+        words = list(words)
+        if not any(word.strip() for word in words):
             return torch.zeros(0, dtype=torch.long), torch.zeros(0)
         if spans is None:
             spans = torch.arange(len(words)).unsqueeze(1) * 0.4 + torch.tensor([0.0, 0.4])
@@ -140,21 +188,25 @@ class Tokenizer:
             raise ShapeError(
                 f"{len(words)} words have {len(spans)} spans; each word needs one (start, stop)"
             )
-        coded = self.fast(
-            list(words), is_split_into_words=True, truncation=True, max_length=self.max_length
-        )
+        sentence, owners = _sentence(words)
+        coded = self.fast(sentence, truncation=True, max_length=self.max_length).encodings[0]
         middle = spans.mean(1).tolist()
         end = float(spans[-1, 1])
         times = []
         # a special token belongs to no word: before the first word it stands at 0, then at the end
-        special = 0.0
-        for word in coded.word_ids():
-            if word is None:
+        special, first = 0.0, owners[0]
+        for part, (start, stop) in zip(coded.sequence_ids, coded.offsets):
+            if part is None:
                 times.append(special)
-            else:
-                times.append(middle[word])
-                special = end
-        return torch.tensor(coded["input_ids"]), torch.tensor(times)
+                continue
+            letters = [k for k in range(start, stop) if not sentence[k].isspace()]
+            # a lone space may have no width; it belongs to the word behind it
+            within = letters or [min(start, len(sentence) - 1)]
+            first = max(owners[within[0]], first)
+            last = max(owners[within[-1]], first)
+            times.append(middle[first] if first == last else _middle(spans[first : last + 1]))
+            special = end
+        return torch.tensor(coded.ids), torch.tensor(times)
 
     def stream(
         self, words: Iterable[list[str]], spans: Iterable[Tensor | None] | None = None
@@ -162,6 +214,39 @@ class Tokenizer:
         "A text stream [B, L] of many answers; an empty answer is a missing modality."
         words = list(words)
         return text_stream(self, words, [None] * len(words) if spans is None else list(spans))
+
+
+def _sentence(words: list[str]) -> tuple[str, list[int]]:
+    """The words with one space between them, and for each character the word that it belongs to; a
+    space belongs to the next word that is not empty.
+    """
+    owners: list[int] = []
+    spaces = 0
+    for number, word in enumerate(words):
+        if word.strip():
+            owners += [number] * (spaces + len(word))
+            spaces = 1
+        else:
+            spaces += len(word) + 1
+    # what follows the last word is its own
+    return " ".join(words), owners + [owners[-1]] * (spaces - 1)
+
+
+def _middle(spans: Tensor) -> float:
+    "The middle of the time that several words take: some tokenizers join words."
+    return float(spans[0, 0] + spans[-1, 1]) / 2
+
+
+def _most_tokens(weights: str, fast: Any) -> float:
+    "How many tokens a model has positions for, by its tokenizer and its configuration."
+    from transformers import AutoConfig
+
+    try:
+        most = count_positions(from_weights(AutoConfig, weights))
+    except WeightsError:
+        # a tokenizer whose model transformers does not know
+        most = None
+    return min(fast.model_max_length, math.inf if most is None else most)
 
 
 # %% ../../nbs/course/07_words.ipynb #00000006
@@ -228,6 +313,12 @@ class TextEncoder(nn.Module):
         return self.model.config.hidden_size
 
     def forward(self, stream: Stream) -> Stream:
+        most = count_positions(self.model.config)
+        if most is not None and stream.steps > most:
+            raise ShapeError(
+                f"an answer has {stream.steps} tokens, this model has positions for {most}: give"
+                " its Tokenizer a smaller max_length"
+            )
         out = self.model(input_ids=stream.x, attention_mask=stream.mask.long()).last_hidden_state
         return stream.with_x(out.masked_fill(~stream.mask.unsqueeze(-1), 0))
 

@@ -19,8 +19,15 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from mmemo.core.files import (
+    canonical_json,
+    plain_file,
+    remove_folder,
+    sync_folder,
+    write_through,
+)
+
 from ..core.errors import CheckpointError
-from ..core.files import canonical_json, remove_folder, sync_folder, write_through
 
 # %% auto #0
 __all__ = [
@@ -177,7 +184,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 def _verified(file: Path, line: dict) -> bytes:
     "A file's bytes, if they are those of its line in the manifest."
     try:
-        data = file.read_bytes()
+        data = plain_file(file).read_bytes()
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
     if len(data) != line["bytes"]:
@@ -193,7 +200,7 @@ def _manifest(path: Path) -> dict:
     "The manifest's files, after checking that not a byte of the manifest itself has changed."
     file = path / "manifest.json"
     try:
-        text = file.read_bytes().decode()
+        text = plain_file(file).read_bytes().decode()
         found = json.loads(text)
         is_canonical = canonical_json(found) == text
         if is_canonical and found["sha256"] == _digest(found["files"]):
