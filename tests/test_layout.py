@@ -41,8 +41,6 @@ MANY_PARAMETERS = {
     "data.corpus.cached",
     "diagnostics.capacity._learns",
     "diagnostics.component.check_pieces",
-    "evaluation.metrics.compare",
-    "evaluation.robustness.measure_robustness",
     "experiments.suite.run_suite",
     "experiments.suite.suite_cells",
     "models.crossmodal.draw_attention",
