@@ -372,6 +372,11 @@ def test_intervals_equal_people_left_out_and_scored_by_the_libraries():
         assert min(whole - reach - low, high - whole - reach) == pytest.approx(0, abs=1e-9)
 
 
+def hall(t, skew):
+    "Student's t of a mean, corrected for its skew (Hall 1992)."
+    return t + skew * t**2 / 3 + skew**2 * t**3 / 27 + skew / 6
+
+
 def test_a_difference_of_means_is_the_paired_t_test_of_people():
     rng = np.random.default_rng(3)
     who = np.repeat(np.arange(12), 5)
@@ -381,8 +386,14 @@ def test_a_difference_of_means_is_the_paired_t_test_of_people():
     by_person = [abs(x - t).reshape(12, 5).mean(1) for x in (p, q)]
     test = stats.ttest_rel(*by_person)
     low, high = test.confidence_interval(0.9)
-    assert found.p == pytest.approx(test.pvalue)
-    assert found.difference == pytest.approx((np.mean(by_person[0] - by_person[1]), low, high))
+    skew = stats.skew(by_person[0] - by_person[1]) * np.sqrt(11 / 12) ** 3 / np.sqrt(12)
+    moved = hall(test.statistic, skew) * np.sign(test.statistic)
+    assert found.p == pytest.approx(max(test.pvalue, 2 * stats.t.sf(moved, 11)))
+    value, lower, upper = found.difference
+    assert value == pytest.approx(np.mean(by_person[0] - by_person[1]))
+    assert lower <= low + 1e-9 and upper >= high - 1e-9
+    # only the end where a skewed person may be missing lies farther out
+    assert min(low - lower, upper - high) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("seeds, people", [(2, 7), (3, 5), (5, 24)])
@@ -403,26 +414,33 @@ def test_two_way_equals_an_analysis_of_variance_by_least_squares(seeds, people):
     by_seed = (left(p) - left(s, p)) / (seeds - 1)
     by_person = (left(s) - left(s, p)) / (people - 1)
     variance = max(by_seed + by_person - rest, by_seed, by_person)
-    share = by_seed / variance
+    share = max(by_seed - rest / 4, 0) / variance
     spread = two_way(table)
     assert spread.error == pytest.approx(np.sqrt(variance / table.size))
     assert spread.freedom == pytest.approx(1 / (share / (seeds - 1) + (1 - share) / (people - 1)))
     # many tables at once, and their p-values, are the same as one by one
     many = np.stack([table, -table, 0 * table])
     p_values = two_way(many).p_of(many.mean((1, 2)))
-    test = 2 * stats.t.sf(abs(table.mean()) / spread.error, spread.freedom)
-    assert p_values == pytest.approx([test, test, 1])
+    t = table.mean() / spread.error
+    test = 2 * stats.t.sf(min(abs(t), hall(t, spread.skew) * np.sign(t)), spread.freedom)
+    assert p_values == pytest.approx([min(test, 1)] * 2 + [1])
+    # p and interval agree: at the level of p one end is zero
+    if test < 1:
+        ends = spread.around(table.mean(), 1 - test)
+        assert min(abs(ends.low), abs(ends.high)) == pytest.approx(0, abs=1e-6)
 
 
 def test_skew_moves_one_end_outwards_as_halls_transformation_says():
     people = np.random.default_rng(2).gamma(1, size=(1, 15)) ** 2
     spread, value = two_way(people), people.mean()
-    plain, moved = spread.around(value), spread.around_skewed(value)
-    assert plain.low == moved.low and moved.high > plain.high
-    t = (value - moved.high) / spread.error
-    k = spread.skew
-    hall = t + k * t**2 / 3 + k**2 * t**3 / 27 + k / 6
-    assert hall == pytest.approx(-stats.t.ppf(0.975, 14))
+    reach = stats.t.ppf(0.975, 14)
+    found = spread.around(value)
+    assert found.low == pytest.approx(value - reach * spread.error)
+    assert found.high > value + 1.2 * reach * spread.error
+    skew = stats.skew(people[0]) * np.sqrt(14 / 15) ** 3 / np.sqrt(15)
+    assert hall((value - found.high) / spread.error, skew) == pytest.approx(-reach)
+    mirrored = two_way(-people).around(-value)
+    assert mirrored == pytest.approx((-value, -found.high, -found.low))
 
 
 def test_sums_by_speaker_and_resamples_of_them():
@@ -584,9 +602,9 @@ def test_equal_models_are_rarely_called_different(null, seeds, people, spread):
 
 def test_stacked_seeds_would_be_called_different_and_real_differences_are(null):
     rng = np.random.default_rng(1)
-    sums = null.sums_by_person(*null.class_study(rng, 300, 3, 24, 1.5, False))
+    sums = null.sums_by_person(*null.class_study(rng, 300, 3, 24, 3.0, False))
     stacked = sums.sum(2, keepdims=True)  # as if three seeds were one run with more answers
-    assert np.mean(null.p_values(stacked, "uar") <= 0.05) > 0.1
+    assert np.mean(null.p_values(stacked, "uar") <= 0.05) > 0.15
     assert np.mean(null.p_values(sums, "uar") <= 0.05) < 0.08
     assert null.cell_rates(rng, 200, 5, 24, 0.75, False, gain=0.06)["uar"] > 0.7
 

@@ -108,6 +108,9 @@ def pseudo_values(
 class Spread(NamedTuple):
     """How far a mean over seeds and people may be off: its standard `error` (unit of the score),
     the degrees of `freedom` of that error, and the `skew` of the mean over people; each [...].
+
+    p-values and intervals are Student's where people lie evenly about their mean. Where they are
+    skewed, Hall's transformation (1992) may make them more careful, never less.
     """
 
     error: np.ndarray
@@ -115,43 +118,32 @@ class Spread(NamedTuple):
     skew: np.ndarray
 
     def p_of(self, value) -> np.ndarray:
-        "Two-sided p-value [...] of a mean `value` [...] where the truth is zero (Student's t)."
+        "Two-sided p-value [...] of a mean `value` [...] where the truth is zero."
         from scipy.special import stdtr
 
-        value = np.abs(value)
-        steady = self.error <= 1e-12 * value
+        value = np.asarray(value, float)
         t = value / np.where(self.error > 0, self.error, 1)
-        # no error at all: zero is certain to be zero, anything else is not
-        return np.where(steady, value == 0, 2 * stdtr(self.freedom, -t)).astype(float)
-
-    def reach(self, level: float = 0.95) -> np.ndarray:
-        "Half the width [...] of the interval about a mean: Student's t times the error."
-        from scipy.special import stdtrit
-
-        return np.asarray(stdtrit(self.freedom, (1 + level) / 2) * self.error)
+        skew = self.skew
+        # Hall's t, which is t where there is no skew
+        moved = t + skew * t**2 / 3 + skew**2 * t**3 / 27 + skew / 6
+        nearer = np.minimum(np.abs(t), moved * np.sign(t))
+        p = np.minimum(2 * stdtr(self.freedom, -nearer), 1)
+        # without any error, zero is zero and nothing else is
+        return np.where(self.error <= 1e-12 * np.abs(value), value == 0, p).astype(float)
 
     def around(self, value, level: float = 0.95) -> Interval:
-        "Student's interval around one value, for means that lie evenly about the truth."
-        reach = float(self.reach(level))
-        return Interval(float(value), float(value) - reach, float(value) + reach)
-
-    def around_skewed(self, value, level: float = 0.95) -> Interval:
-        """Student's interval, each end moved outwards where the skew asks for it (Hall 1992).
-
-        A score of few people is skewed: one who is much worse than all others may be missing.
+        """The interval around one value; the end beyond which a skewed person may be missing is
+        moved outwards.
         """
         from scipy.special import stdtrit
 
-        value, low, high = self.around(value, level)
-        skew, error = float(self.skew), float(self.error)
+        value, error, skew = float(value), float(self.error), float(self.skew)
+        reach = float(stdtrit(self.freedom, (1 + level) / 2))
+        ends = [reach, -reach]
         if abs(skew) > 1e-6:
-            t = float(stdtrit(self.freedom, (1 + level) / 2))
-            upper, lower = (
-                3 / skew * (np.cbrt(1 + skew * (end - skew / 6)) - 1) for end in (t, -t)
-            )
-            low = min(low, value - float(upper) * error)
-            high = max(high, value - float(lower) * error)
-        return Interval(value, low, high)
+            # the values whose Hall's t is `reach` or `-reach`
+            ends += [3 / skew * (np.cbrt(1 + skew * (end - skew / 6)) - 1) for end in ends]
+        return Interval(value, value - float(max(ends)) * error, value - float(min(ends)) * error)
 
 
 def two_way(effects: np.ndarray) -> Spread:
@@ -180,7 +172,9 @@ def two_way(effects: np.ndarray) -> Spread:
         larger = np.maximum(by_seed, by_person)
         together = np.maximum(by_seed + by_person - by_rest, larger)
         variance = together / (S * P)
-        share = by_seed / np.where(together > 0, together, 1)
+        # a seed's mean holds the luck of its cells too; a quarter of that is not held against it
+        of_seeds = np.maximum(by_seed - by_rest / 4, 0)
+        share = of_seeds / np.where(together > 0, together, 1)
         freedom = 1 / (share / (S - 1) + (1 - share) / (P - 1))
     error = np.sqrt(variance)
     skew = (apart**3).mean(-1) / P**2 / np.where(error > 0, error, 1) ** 3

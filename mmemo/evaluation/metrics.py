@@ -284,7 +284,7 @@ _LIMITS = {"rmse": (0, np.inf), "mae": (0, np.inf), "ccc": (-1, 1)}  # others: 0
 def _with_interval(sums: np.ndarray, metrics, name: str, level: float) -> Interval:
     "One metric of sums [S, P, K], a mean over seeds, with its interval."
     values, effects = pseudo_values(sums, lambda s: metrics(s)[name])
-    found = two_way(effects).around_skewed(values.mean(), level)
+    found = two_way(effects).around(values.mean(), level)
     return found.within(*_LIMITS.get(name, (0, 1)))
 
 
