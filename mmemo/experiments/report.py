@@ -247,7 +247,8 @@ def draw_confusions(runs: Sequence[Cell]):
     for ax, (e, own) in zip(axes.flat, grouped.items()):
         a = read_answers(own)
         names = own[0].recipe.corpus.emotions or EMOTIONS if a.task == "emotion" else SENTIMENTS
-        draw_confusion(sum(confusion(s, a.label, len(names)) for s in a.said), names, ax)
+        counts = np.sum([confusion(said, a.label, len(names)) for said in a.said], axis=0)
+        draw_confusion(counts, names, ax)
         ax.set_title(e, fontsize=9)
         ax.tick_params(axis="x", rotation=30)
     return fig
