@@ -45,8 +45,8 @@ PUBLIC = {
     # evaluation: who is tested, how good, how sure, and by what
     "Protocol": "evaluation.protocols",
     "predict": "models.base",
-    "bootstrap": "evaluation.metrics",
     "compare": "evaluation.metrics",
+    "score_intervals": "evaluation.metrics",
     "xray": "evaluation.xray",
     # diagnostics: what goes through a model, and whether every piece of it works
     "walk": "diagnostics.walk",
@@ -106,8 +106,8 @@ if TYPE_CHECKING:
     from .data.ravdess import read_ravdess as read_ravdess
     from .diagnostics.component import check_pieces as check_pieces
     from .diagnostics.walk import walk as walk
-    from .evaluation.metrics import bootstrap as bootstrap
     from .evaluation.metrics import compare as compare
+    from .evaluation.metrics import score_intervals as score_intervals
     from .evaluation.protocols import Protocol as Protocol
     from .evaluation.xray import xray as xray
     from .experiments.recipe import load_recipe as load_recipe

@@ -37,11 +37,11 @@ from mmemo.core.batch import Stream
 from mmemo.data.splits import speaker_folds, speaker_split
 from mmemo.data.standards import split_of
 from mmemo.evaluation.metrics import (
-    bootstrap,
     class_metrics,
     compare,
     regression_metrics,
     reliability,
+    score_intervals,
 )
 from mmemo.evaluation.xray import xray
 from mmemo.experiments.build import walk_recipe
@@ -264,9 +264,9 @@ def measures() -> Found:
     label[::9], points[::7] = -100, torch.nan
     yield "class", listed(class_metrics(a, label))
     yield "regression", listed(regression_metrics(a[:, 0], points))
-    yield "bootstrap class", listed(bootstrap(a, label, who, 500))
-    yield "bootstrap regression", listed(bootstrap(a[:, 0], points, who, 500))
-    yield "compare class", listed(compare(a, b, label, who, "uar", 500)._asdict())
+    yield "intervals class", listed(score_intervals([a, b], label, who))
+    yield "intervals regression", listed(score_intervals(a[:, 0], points, who))
+    yield "compare class", listed(compare([a, b], [b, -a], label, who, "uar")._asdict())
     yield "compare regression", listed(compare(a[:, 0], b[:, 0], points, who)._asdict())
     yield "reliability", told(reliability(a, label))
     data = known_answer(90, 2, items_per_speaker=7)

@@ -14,7 +14,8 @@ from mmemo.evaluation.figures import (
     draw_staircase,
     draw_xray,
 )
-from mmemo.evaluation.metrics import Comparison, Interval
+from mmemo.evaluation.intervals import Interval
+from mmemo.evaluation.metrics import Comparison
 from mmemo.synthetic.factors import FACTORS, INFORMATION, LATENTS, ceiling
 
 
@@ -138,7 +139,15 @@ def test_calibration_draws_each_model_with_its_error():
 )
 def test_comparison_says_whether_zero_is_inside(low, title, colour):
     result = Comparison(
-        "uar", Interval(0.5, 0.4, 0.6), Interval(0.3, 0.2, 0.4), Interval(0.2, low, 0.3), 0.04
+        metric="uar",
+        a=Interval(0.5, 0.4, 0.6),
+        b=Interval(0.3, 0.2, 0.4),
+        difference=Interval(0.2, low, 0.3),
+        p=0.04,
+        seeds=3,
+        people=9,
+        about="other people and other seeds",
+        verdict="a is better",
     )
     left, right = draw_comparison(result, ("big", "small"))
     assert (

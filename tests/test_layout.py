@@ -38,8 +38,6 @@ PARAMETERS = 7
 MANY_PARAMETERS = {
     # typer reads a command's options from its parameters
     "cli.train_command",
-    "evaluation.metrics.compare",
-    "evaluation.robustness.measure_robustness",
 }
 
 

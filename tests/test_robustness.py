@@ -10,7 +10,7 @@ from torch import nn
 
 from mmemo.core.batch import Batch, Stream
 from mmemo.core.errors import ConfigError
-from mmemo.evaluation.metrics import bootstrap, regression_metrics
+from mmemo.evaluation.metrics import regression_metrics, score_intervals
 from mmemo.evaluation.robustness import (
     DAMAGE_KINDS,
     Point,
@@ -257,7 +257,7 @@ def test_a_point_is_the_score_on_the_damaged_items():
     at = next(p for p in points if (p.kind, p.share, p.model) == ("missing frames", 0.5, "sum"))
     assert (
         at.score
-        == bootstrap(predict(Sum(), hurt)["y"], data.targets["y"], data.meta["speaker"], 1000)[
+        == score_intervals(predict(Sum(), hurt)["y"], data.targets["y"], data.meta["speaker"])[
             "mae"
         ]
     )
@@ -313,7 +313,7 @@ def test_the_picture_shows_every_line_band_and_ceiling():
             kind,
             share,
             m,
-            bootstrap(torch.randn(40) + share, torch.randn(40), [i % 8 for i in range(40)], 50)[
+            score_intervals(torch.randn(40) + share, torch.randn(40), [i % 8 for i in range(40)])[
                 "rmse"
             ],
         )

@@ -8,9 +8,7 @@ import torch
 from listeners import listeners
 from torch import nn
 
-from mmemo.evaluation.metrics import (
-    Interval,
-)
+from mmemo.evaluation.intervals import Interval
 from mmemo.evaluation.xray import best_prediction, explained_share, xray
 from mmemo.models.base import predict
 from mmemo.synthetic.factors import FACTORS, INFORMATION, LATENTS, bayes_prediction

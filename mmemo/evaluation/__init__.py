@@ -1,7 +1,9 @@
 """How good is a model, how sure is that, and what does it listen to?
 
 `metrics`: scores, their intervals by speaker, paired comparisons, linear probes. Begin here with
-`bootstrap` and `compare`.
+`score_intervals` and `compare`.
+`intervals`: what they stand on: people and seeds both random (`two_way`), families of claims
+(`holm`).
 `xray`: how much of each named cause a model's predictions follow, and how near it is to the best
 possible score of its kind.
 `figures`: pictures of both: the staircase, the X-ray, confusion, calibration, a comparison.

@@ -17,7 +17,8 @@ from ..core.errors import ConfigError
 from ..core.state import seed_of
 from ..core.style import COLOURS
 from ..models.base import predict
-from .metrics import Interval, bootstrap
+from .intervals import Interval
+from .metrics import score_intervals
 
 # %% auto #0
 __all__ = [
@@ -190,14 +191,13 @@ def measure_robustness(
     kinds: Mapping[str, Callable[[Batch, float, int], Batch]] | None = None,
     task: str | None = None,
     seed: int = 0,
-    resamples: int = 1000,
 ) -> list[Point]:
     """Score against damage: every model on `data` damaged by every kind at every share; the same
     damage for all models.
 
-    A model may be several (seeds of one): their predictions are scored together. `shares` may
-    differ by kind; `task` is the only target where there is one. Raises `ConfigError` for a
-    metric, task or kind that there is not.
+    A model may be several (seeds of one): then scores are means, and intervals count seeds too.
+    `shares` may differ by kind; `task` is the only target where there is one. Raises `ConfigError`
+    for a metric, task or kind that there is not.
     """
     kinds = DAMAGE_KINDS if kinds is None else kinds
     if task is None and len(data.targets) == 1:
@@ -214,13 +214,8 @@ def measure_robustness(
             damaged = damage(data, share, seed)
             for name, model in models.items():
                 runs = [model] if isinstance(model, nn.Module) else list(model)
-                said = torch.cat([predict(m, damaged)[task] for m in runs])
-                found = bootstrap(
-                    said,
-                    data.targets[task].repeat(len(runs)),
-                    list(data.meta["speaker"]) * len(runs),
-                    resamples,
-                )
+                said = [predict(m, damaged)[task] for m in runs]
+                found = score_intervals(said, data.targets[task], data.meta["speaker"])
                 if metric not in found:
                     raise ConfigError(
                         f"unknown metric {metric!r} for {task}; choose from {', '.join(found)}"

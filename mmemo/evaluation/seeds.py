@@ -13,7 +13,8 @@ import numpy as np
 
 from ..core.errors import ConfigError
 from ..training.history import History
-from .metrics import Interval, share_of
+from .intervals import Interval
+from .metrics import share_of
 
 # %% auto #0
 __all__ = ["mean_and_sd", "Stability", "measure_stability", "less_spread", "diverged"]

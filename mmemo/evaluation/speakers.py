@@ -19,7 +19,8 @@ from ..core.errors import ConfigError, DataError, some_names
 from ..core.style import COLOURS
 from ..data.splits import speaker_split
 from ..models.base import predict
-from .metrics import Interval, linear_probe, share_of
+from .intervals import Interval
+from .metrics import linear_probe, share_of
 from .protocols import MEASURED_MISTAKES, Protocol
 
 # %% auto #0

@@ -11,19 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmemo.evaluation.metrics import (
-    Interval,
-    known_labels,
-    known_pairs,
-    resample_speakers,
-    sum_by_speaker,
-)
-
 from ..core.batch import Batch
 from ..core.errors import ConfigError, ShapeError
 from ..models.base import predict
 from ..synthetic.factors import FACTORS, LATENTS, NEEDS, bayes_prediction
 from ..synthetic.knobs import Knobs
+from .intervals import Interval, resample_speakers, sum_by_speaker
+from .metrics import known_labels, known_pairs
 
 # %% auto #0
 __all__ = ["best_prediction", "xray", "explained_share"]
@@ -126,7 +120,7 @@ def xray(
     found = {}
     for i, factor in enumerate(FACTORS):
         if can[i]:
-            found[factor] = Interval.of(value[i], draws[:, i], level)
+            found[factor] = Interval.of(value[i], draws[:, i], len(sums), level)
         else:
             found[factor] = Interval(np.nan, np.nan, np.nan)
     return found
@@ -169,4 +163,5 @@ def explained_share(
             f"hearing {hears or 'nothing'} explains nothing here; there is no ceiling to share in"
         )
     sums = sum_by_speaker(errors, np.asarray(data.meta["speaker"])[known])
-    return Interval.of(share(total), share(resample_speakers(sums, resamples, seed)), level)
+    draws = share(resample_speakers(sums, resamples, seed))
+    return Interval.of(share(total), draws, len(sums), level)

@@ -15,11 +15,12 @@ import numpy as np
 
 from mmemo.evaluation.metrics import (
     Comparison,
-    bootstrap,
     class_metrics,
     compare,
     confusion,
+    known_labels,
     regression_metrics,
+    score_intervals,
 )
 
 from ..core.errors import DataError
@@ -73,31 +74,29 @@ class Cell:
 # %% ../../nbs/workshop/157_report.ipynb #0000000d
 @dataclass(frozen=True)
 class Answers:
-    """The answers of all seeds of an experiment: `label` [N] and `said` [N] or [N, C] of a `task`,
-    `speaker` and item `id` [N].
+    """The answers of an experiment: `label`, `speaker` and item `id` [N] of a `task`, and what was
+    `said`, [N] or [N, C] for each seed.
     """
 
     task: str
     label: np.ndarray
-    said: np.ndarray
+    said: list[np.ndarray]
     speaker: np.ndarray
     id: np.ndarray
 
     @property
     def classes(self) -> bool:
-        return self.said.ndim == 2
+        return self.said[0].ndim == 2
 
-    def by_seed(self, seeds: int) -> list[dict[str, float]]:
-        "The metrics of each of the equally long runs that these answers are made of."
+    def by_seed(self) -> list[dict[str, float]]:
+        "The metrics of each seed."
         measure = class_metrics if self.classes else regression_metrics
-        return [
-            measure(*pair) for pair in zip(np.split(self.said, seeds), np.split(self.label, seeds))
-        ]
+        return [measure(said, self.label) for said in self.said]
 
 
 def read_answers(runs: Sequence[Cell]) -> Answers:
-    """What the runs of one experiment said in the first task that has known labels, sorted by seed
-    and item. Raises `DataError`.
+    """What the runs of one experiment said in the first task that has known labels, by seed, items
+    in one order. Raises `DataError`, also where the seeds were tested on different items.
     """
     import pyarrow.parquet as pq
 
@@ -114,18 +113,15 @@ def read_answers(runs: Sequence[Cell]) -> Answers:
         )
         found.append({k: [v[i] for i in order] for k, v in table.items()})
 
-    def join(key):
-        return np.concatenate([np.asarray(f[key]) for f in found])
-
+    if any(other["id"] != found[0]["id"] for other in found):
+        raise DataError(f"{runs[0].folder}: its seeds were tested on different items")
     for task in runs[0].recipe.heads:
-        label = join(task)
-        known_labels = np.isfinite(label) if label.dtype.kind == "f" else label >= 0
-        if known_labels.any():
-            return Answers(
-                task,
-                label[known_labels],
-                *(join(k)[known_labels] for k in (f"{task} said", "speaker", "id")),
-            )
+        label = np.asarray(found[0][task])
+        known = known_labels(label)
+        if known.any():
+            said = [np.asarray(one[f"{task} said"])[known] for one in found]
+            speaker, item = (np.asarray(found[0][key])[known] for key in ("speaker", "id"))
+            return Answers(task, label[known], said, speaker, item)
     raise DataError(f"{runs[0].folder}: no label of {', '.join(runs[0].recipe.heads)} is known")
 
 
@@ -134,21 +130,19 @@ def chief_metric(found: Answers) -> str:
     return "uar" if found.classes else "rmse"
 
 
-def compare_experiments(
-    all_answers: Mapping[str, Answers], resamples: int = 2000
-) -> dict[str, Comparison | None]:
+def compare_experiments(all_answers: Mapping[str, Answers]) -> dict[str, Comparison | None]:
     """Each experiment against the first one, by the chief metric; None for the first, and where
-    other people were tested.
+    other people were tested or there are other numbers of seeds.
     """
     first = next(iter(all_answers.values()))
 
     found = {}
     for experiment, own in all_answers.items():
-        same = len(own.id) == len(first.id) and (own.id == first.id).all()
+        same = np.array_equal(own.id, first.id) and len(own.said) == len(first.said)
         found[experiment] = None
         if own is not first and same:
             found[experiment] = compare(
-                own.said, first.said, own.label, own.speaker, chief_metric(own), resamples
+                own.said, first.said, own.label, own.speaker, chief_metric(own)
             )
     return found
 
@@ -162,19 +156,19 @@ def by_experiment(runs: Sequence[Cell]) -> dict[str, list[Cell]]:
 
 def results_table(runs: Sequence[Cell]) -> dict:
     """The comparison of a suite's runs as {title, columns, rows}: each metric as mean ± sd over
-    seeds, its interval over people, the difference to the first experiment.
+    seeds, its interval over people and seeds, the difference to the first experiment.
     """
-    grouped, resamples = by_experiment(runs), runs[0].recipe.evaluation.resamples
+    grouped = by_experiment(runs)
     answers = {experiment: read_answers(own) for experiment, own in grouped.items()}
-    versus = compare_experiments(answers, resamples)
+    versus = compare_experiments(answers)
     first = next(iter(answers))
     names = ("rmse", "mae", "ccc")
     if answers[first].classes:
         names = ("accuracy", "uar", "weighted_f1")
     rows = []
     for experiment, found in answers.items():
-        whole = bootstrap(found.said, found.label, found.speaker, resamples)[chief_metric(found)]
-        by_seed = found.by_seed(len(grouped[experiment]))
+        whole = score_intervals(found.said, found.label, found.speaker)[chief_metric(found)]
+        by_seed = found.by_seed()
         spreads = [_mean_and_spread([seed[name] for seed in by_seed]) for name in names]
         interval = f"[{whole.low:.3f}, {whole.high:.3f}]"
         rows.append([experiment, *spreads, interval, _difference_words(versus[experiment])])
@@ -186,7 +180,7 @@ def results_table(runs: Sequence[Cell]) -> dict:
         "columns": [
             "experiment",
             *(f"{name} (mean ± sd)" for name in names),
-            f"{chief}, 95 % over people",
+            f"{chief}, 95 % over people{' and seeds' * (seeds > 1)}",
             f"{chief} minus {first}",
         ],
     }
@@ -210,7 +204,7 @@ def _difference_words(found: Comparison | None) -> str:
 
 # %% ../../nbs/workshop/157_report.ipynb #0000000f
 def draw_suite(runs: Sequence[Cell], ax=None):
-    "The chief metric of each experiment with its interval over people, and a dot for each seed."
+    "The chief metric of each experiment with its interval, and a tick for each seed."
     import matplotlib.pyplot as plt
 
     grouped = by_experiment(runs)
@@ -219,17 +213,17 @@ def draw_suite(runs: Sequence[Cell], ax=None):
     for y, own in enumerate(grouped.values()):
         a = read_answers(own)
         m = chief_metric(a)
-        whole = bootstrap(a.said, a.label, a.speaker, runs[0].recipe.evaluation.resamples)[m]
+        whole = score_intervals(a.said, a.label, a.speaker)[m]
         ax.plot([whole.low, whole.high], [y, y], color=COLOURS["fusion"], lw=2, alpha=0.5)
         ax.plot(whole.value, y, "o", color=COLOURS["fusion"])
-        each = [s[m] for s in a.by_seed(len(own))]
+        each = [s[m] for s in a.by_seed()]
         ax.plot(each, np.full(len(each), y + 0.22), "|", color=COLOURS["fusion"], ms=7)
         if a.classes:
-            ax.axvline(1 / a.said.shape[1], color=COLOURS["ceiling"], lw=1, ls=":")
+            ax.axvline(1 / a.said[0].shape[1], color=COLOURS["ceiling"], lw=1, ls=":")
     ax.set(
         yticks=range(len(grouped)),
         yticklabels=list(grouped),
-        xlabel=f"{m.upper()} (bar: 95 % over people; ticks: seeds"
+        xlabel=f"{m.upper()} (bar: 95 % over people{' and seeds' * (len(a.said) > 1)}; ticks: seeds"
         + ("; dotted: chance)" if a.classes else ")"),
     )
     ax.invert_yaxis()
@@ -253,7 +247,8 @@ def draw_confusions(runs: Sequence[Cell]):
     for ax, (e, own) in zip(axes.flat, grouped.items()):
         a = read_answers(own)
         names = own[0].recipe.corpus.emotions or EMOTIONS if a.task == "emotion" else SENTIMENTS
-        draw_confusion(confusion(a.said, a.label, len(names)), names, ax)
+        counts = np.sum([confusion(said, a.label, len(names)) for said in a.said], axis=0)
+        draw_confusion(counts, names, ax)
         ax.set_title(e, fontsize=9)
         ax.tick_params(axis="x", rotation=30)
     return fig

@@ -13,12 +13,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mmemo.evaluation.metrics import (
+    class_metrics,
+    known_labels,
+    regression_metrics,
+    score_intervals,
+)
+
 from ..core.batch import Batch, Stream, collate
 from ..core.errors import ConfigError, DataError
 from ..core.files import write_whole
 from ..core.registry import PROTOCOL_REGISTRY, ProtocolEntry
 from ..data.splits import speaker_split
-from ..evaluation.metrics import bootstrap, class_metrics, known_labels, regression_metrics
 from ..evaluation.protocols import MEASURED_MISTAKES
 from ..evaluation.xray import xray
 from ..models.base import Multimodal, predict
@@ -175,12 +181,12 @@ def last_layer(head: nn.Module) -> nn.Module:
     return head[-1] if isinstance(head, nn.Sequential) else head
 
 
-def intervals(said: Tensor, target: Tensor, speakers: Sequence, times: int) -> dict[str, tuple]:
-    """{metric: (value, low, high)} by a bootstrap over speakers; where there is only one of them,
-    as in a fold of leave-one-speaker-out, (value, None, None).
+def intervals(said: Tensor, target: Tensor, speakers: Sequence) -> dict[str, tuple]:
+    """{metric: (value, low, high)}, intervals over speakers; where there is only one of them, as in
+    a fold of leave-one-speaker-out, (value, None, None).
     """
     if len(set(speakers)) > 1:
-        return bootstrap(said, target, speakers, times)
+        return score_intervals(said, target, speakers)
     measure = regression_metrics if said.ndim == 1 else class_metrics
     return {metric: (value, None, None) for metric, value in measure(said, target).items()}
 
@@ -219,18 +225,18 @@ class Said:
         return cls(collate([part.items for part in parts]), said, means)
 
     def measured(self, recipe: Recipe, **where) -> list[Measured]:
-        """The records of every task with known labels, with bootstrap intervals by speaker; for
+        """The records of every task with known labels, with intervals by speaker; for
         numbers also the RMSE of always saying the training mean; of the PHQ-8 the X-ray where the
         recipe wants it and the items' factors are known. `where`: what else stands in them.
         """
-        records, times = [], recipe.evaluation.resamples
+        records = []
         for task in recipe.heads:
             target, speakers = self.items.targets[task], self.items.meta["speaker"]
             if not known_labels(target).any():
                 continue
-            found = intervals(self.said[task], target, speakers, times)
+            found = intervals(self.said[task], target, speakers)
             if task in self.means:
-                mean = intervals(self.means[task], target, speakers, times)
+                mean = intervals(self.means[task], target, speakers)
                 found = found | {"rmse of the mean": mean["rmse"]}
             records += [Measured(task, metric, value, **where) for metric, value in found.items()]
         return records + self.xray_records(recipe, **where)

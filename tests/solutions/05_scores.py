@@ -6,7 +6,7 @@ def pearson_r(prediction, target):
 
 def design_effect(error, speakers):
     def width(who):
-        return (lambda i: i.high - i.low)(bootstrap(error, 0 * error, who)["rmse"])
+        return (lambda i: i.high - i.low)(score_intervals(error, 0 * error, who)["rmse"])
 
     return width(speakers) / width(np.arange(len(error)))
 
