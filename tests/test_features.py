@@ -399,7 +399,7 @@ def test_identity_tells_what_changed():
     def differ(a, b):
         return {k for k, v in encoder_identity(a).items() if v != encoder_identity(b)[k]}
 
-    assert differ(make(), make()) == set() and differ(make(), make(limit=9.0)) == {"settings"}
+    assert differ(make(), make()) == set() and differ(make(), make(limit=9.0)) == {"weights"}
     assert differ(make(), make()[:1]) >= {"structure"}
     other = make()
     other[0].mean += 1e-3

@@ -296,7 +296,7 @@ def test_people_left_over_with_constant_targets_have_ccc_zero_not_noise():
         ),
         (
             DataError,
-            "label is -1",
+            "prediction of item 0 is -1; a class label",
             lambda: class_metrics(torch.tensor([-1, 0]), torch.tensor([0, 0])),
         ),
         (
@@ -672,3 +672,60 @@ def test_module_imports_nothing_heavy_at_its_top():
         "core",
         "models",
     }
+
+
+# --- the kind of a label is declared, not guessed from its type
+
+
+def test_whole_numbers_that_are_compared_with_numbers_are_numbers():
+    "A PHQ-8 stored as integers: 1.9 for 1 is an error of .9, not a right answer."
+    said, target, people = np.array([1.9, 2.9, 3.9]), np.array([1, 2, 3]), ["a", "b", "c"]
+    assert score_intervals(said, target, people)["rmse"].value == pytest.approx(0.9)
+    found = compare(said, said + 1, target, people, "rmse")
+    assert found.difference.value == pytest.approx(-1.0)
+    whole = score_intervals(said.astype(int), target, people, numbers=True)
+    assert whole["mae"].value == 0 and "uar" in score_intervals(said.astype(int), target, people)
+    with pytest.raises(DataError, match="prediction of item 0 is 1.9; a class label is a whole"):
+        class_metrics(said, target)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int32", "int64", "float32", "float64"])
+def test_labels_of_any_type_are_taken(kind):
+    scores, labels = np.eye(3)[[0, 1, 2, 2]], np.array([0, 1, 2, 1])
+    wanted = class_metrics(scores, labels)
+    assert class_metrics(scores, labels.astype(kind)) == wanted
+    people = ["a", "a", "b", "b"]
+    found = score_intervals(scores, labels.astype(kind), people)
+    assert found["accuracy"] == score_intervals(scores, labels, people)["accuracy"]
+
+
+def test_labels_that_are_not_known_do_not_count_whatever_says_so():
+    scores, labels = np.eye(3)[[0, 1, 2, 2]], np.array([0, 1, -100, 1])
+    coded = np.array([0, 1, np.nan, 1])
+    assert class_metrics(scores, coded) == class_metrics(scores, labels)
+    people = ["a", "a", "b", "b"]
+    assert score_intervals(scores, coded, people) == score_intervals(scores, labels, people)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([0, 1, -1], "target of item 2 is -1"),
+        ([0.0, 0.5, 1.0], "target of item 1 is 0.5"),
+        ([0, 1, 7], "a target is class 7, the scores have C=3"),
+        (["a", "b", "c"], "the target is of type <U1"),
+        ([None, 1, 2], "the target is of type object"),
+    ],
+)
+def test_what_cannot_be_a_label_is_one_error(labels, said):
+    with pytest.raises((DataError, ShapeError), match=said):
+        class_metrics(np.eye(3), np.array(labels))
+
+
+@pytest.mark.parametrize("measure", [regression_metrics, class_metrics])
+def test_a_column_is_not_compared_with_a_row(measure):
+    for said, target in ((np.ones((4, 1)), np.ones(4)), (np.ones(4), np.ones((4, 1)))):
+        if measure is class_metrics and said.ndim == 2:
+            continue  # the scores of one class
+        with pytest.raises(ShapeError, match=r"a target is \[N\]"):
+            measure(said, target)

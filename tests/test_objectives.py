@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmemo.core.batch import Batch, Stream
+from mmemo.core.errors import ConfigError, DataError, ShapeError
 from mmemo.evaluation.metrics import regression_metrics
-from mmemo.training.objectives import ccc, cross_entropy, entropy, mse
+from mmemo.training.objectives import ccc, cross_entropy, entropy, mse, rmse
 
 
 def value_and_slope(f, x):
@@ -30,6 +31,10 @@ def said(predictions, targets):
     return SimpleNamespace(predictions=predictions), Batch(
         {"audio": Stream.of(torch.zeros(N, 1, 1), rate=1)}, targets
     )
+
+
+def told(target):
+    return said({}, {"y": target})[1]
 
 
 def loss(objective, prediction, target):
@@ -132,3 +137,51 @@ def test_entropy():
         lambda x: entropy(x).sum(), torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0]])
     )
     assert value == pytest.approx(math.log(2)) and slope.isfinite().all()
+
+
+# --- shapes and kinds of what is compared
+
+
+@pytest.mark.parametrize("make", [mse, rmse, ccc])
+@pytest.mark.parametrize(("said", "target"), [((4, 1), (4,)), ((4,), (4, 1)), ((4,), (3,))])
+def test_nothing_is_broadcast(make, said, target):
+    "A column against a row would be a table, and its mean a number that means nothing."
+    with pytest.raises(ShapeError, match=r"\[B\]"):
+        make("y")(Answer({"y": torch.zeros(said)}), told(torch.zeros(target)))
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32, torch.float32, torch.float64])
+def test_class_labels_of_any_type_are_taken(kind):
+    logits, labels = torch.randn(4, 3), torch.tensor([0, 2, 1, 1])
+    wanted = cross_entropy("y")(Answer({"y": logits}), told(labels))
+    found = cross_entropy("y")(Answer({"y": logits}), told(labels.to(kind)))
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+def test_a_label_that_is_nan_is_not_known():
+    logits, labels = torch.randn(4, 3), torch.tensor([0, -100, 1, 1])
+    coded = labels.float().masked_fill(labels < 0, torch.nan)
+    wanted = cross_entropy("y")(Answer({"y": logits}), told(labels))["loss"]
+    assert torch.equal(cross_entropy("y")(Answer({"y": logits}), told(coded))["loss"], wanted)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([0, 1, -1], "item 2 is -1; there are 3 classes: a label is 0 to 2, or -100"),
+        ([0, 3, 1], "item 1 is 3; there are 3 classes"),
+        ([0.5, 1.0, 2.0], "item 0 is 0.5; there are 3 classes"),
+        ([0.0, torch.inf, 2.0], "item 1 is inf; there are 3 classes"),
+    ],
+)
+def test_what_cannot_be_a_label_is_one_error(labels, said):
+    with pytest.raises(DataError, match=said):
+        cross_entropy("y")(Answer({"y": torch.zeros(3, 3)}), told(torch.tensor(labels)))
+
+
+def test_what_is_not_there_is_named_with_what_is():
+    for make in (mse, cross_entropy):
+        with pytest.raises(ConfigError, match="no target 'phq8'; there are y"):
+            make("phq8")(Answer({"phq8": torch.zeros(2)}), told(torch.zeros(2)))
+        with pytest.raises(ConfigError, match="no head 'y'; there are z"):
+            make("y")(Answer({"z": torch.zeros(2)}), told(torch.zeros(2)))

@@ -2,6 +2,7 @@
 that is not finite stops before it.
 """
 
+import importlib
 import json
 import math
 import multiprocessing
@@ -74,7 +75,8 @@ def test_an_update_in_several_processes_is_that_of_the_large_batch(tmp_path, pro
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     path = str(tmp_path / "out.safetensors")
-    # forked, since importing everything would take longest
+    # forked, since importing everything would take longest; DDP imports this one when it is made
+    importlib.import_module("torch._dynamo")
     context = multiprocessing.get_context("fork")
     started = [
         context.Process(target=wholes.one_of_several, args=(rank, processes, port, path))

@@ -2,6 +2,7 @@
 to be run by torchrun.
 """
 
+import faulthandler
 import hashlib
 import json
 import os
@@ -158,6 +159,9 @@ def run(folder, plan: dict, out=None, slow: float = 0.0) -> None:
 
 
 if __name__ == "__main__":  # under torchrun: FOLDER and a list of plans
+    faulthandler.enable()
     for i, plan in enumerate(json.loads(sys.argv[2])):
         run(f"{sys.argv[1]}-{i}", plan, f"{sys.argv[1]}-{i}.json")
+    # nobody leaves while another still talks to him
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()

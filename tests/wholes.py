@@ -1,5 +1,6 @@
 """One update, cut in every way, also over several processes: what `test_update` compares."""
 
+import gc
 import json
 import os
 
@@ -96,6 +97,8 @@ def one_of_several(rank: int, processes: int, port: int, path: str) -> None:
     "What torchrun would start; the first process writes all records and weights."
     from accelerate.state import AcceleratorState
 
+    # a fork shares the memory of its parent as long as nobody looks through it
+    gc.disable()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -108,4 +111,5 @@ def one_of_several(rank: int, processes: int, port: int, path: str) -> None:
                 weights[f"{name}/{parts}/{key}"] = value.clone()
     if rank == 0:
         save_file(weights, path, {"records": json.dumps(records)})
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -15,9 +15,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from .errors import ConfigError, DataError
 
 # %% auto #0
@@ -144,6 +141,9 @@ def callable_key(option: Any) -> str:
 # %% ../../nbs/workshop/104_files.ipynb #00000005
 def fingerprint_tensors(*parts) -> str:
     "SHA-256 (first 16 hex digits) of tensors, modules' weights and texts."
+    # here: whoever only reads recipes need not wait for torch
+    from torch import nn
+
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, nn.Module):
@@ -157,7 +157,9 @@ def fingerprint_tensors(*parts) -> str:
 
 def _bytes_of(value: Any) -> bytes:
     "The bytes of a tensor, and its shape; of anything else those of its text."
-    if not isinstance(value, Tensor):
+    import torch
+
+    if not isinstance(value, torch.Tensor):
         return str(value).encode()
     raw = value.detach().cpu().flatten().view(torch.uint8)
     return raw.numpy().tobytes() + str(tuple(value.shape)).encode()

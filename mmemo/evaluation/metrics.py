@@ -19,6 +19,8 @@ from .intervals import Interval, Speakers, pseudo_values, sum_by_speaker, two_wa
 
 # %% auto #0
 __all__ = [
+    "NUMBER_METRICS",
+    "CLASS_METRICS",
     "LESS_IS_BETTER",
     "known_labels",
     "known_pairs",
@@ -58,10 +60,14 @@ def known_labels(target, floating: bool | None = None):
 
 def known_pairs(prediction, target, floating: bool) -> tuple[np.ndarray, np.ndarray]:
     """Prediction [N] or [N, C] and target [N] as arrays, without the items whose target is unknown
-    (NaN or -100). Raises `ShapeError`, `DataError`.
+    (NaN or -100); `floating` says whether they are numbers or classes, whatever type holds them.
+
+    Raises `ShapeError`, `DataError` for what cannot be a label.
     """
-    prediction = _as_array(prediction)
-    target = _as_array(target)
+    prediction, target = _as_array(prediction), _as_array(target)
+    for name, values in (("prediction", prediction), ("target", target)):
+        if values.dtype.kind not in "fiub":
+            raise DataError(f"the {name} is of type {values.dtype}; give numbers")
     if target.ndim != 1 or prediction.ndim not in ((1,) if floating else (1, 2)):
         raise ShapeError(
             f"prediction {list(prediction.shape)} and target {list(target.shape)}: a target is [N],"
@@ -71,6 +77,8 @@ def known_pairs(prediction, target, floating: bool) -> tuple[np.ndarray, np.ndar
         raise ShapeError(
             f"axis N disagrees: {len(prediction)} predictions for {len(target)} targets"
         )
+    if not floating:
+        target = _class_labels(target, "target")
     known = known_labels(target, floating)
     if not known.any():
         raise ShapeError(f"none of the {len(target)} items has a known target")
@@ -81,7 +89,22 @@ def known_pairs(prediction, target, floating: bool) -> tuple[np.ndarray, np.ndar
             f"the prediction of item {bad[0]} is {prediction[bad[0]]}; all predictions must be"
             " finite numbers"
         )
-    return prediction[known], target[known]
+    prediction = prediction[known]
+    if not floating and prediction.ndim == 1:
+        prediction = _class_labels(prediction, "prediction")
+    return prediction, target[known]
+
+
+def _class_labels(values: np.ndarray, what: str) -> np.ndarray:
+    "Labels [N] as integers, NaN as -100. Raises `DataError` naming the first that is no label."
+    labels = np.nan_to_num(values, nan=-100) if values.dtype.kind == "f" else values
+    wrong = np.flatnonzero((labels != np.floor(labels)) | ((labels < 0) & (labels != -100)))
+    if len(wrong):
+        raise DataError(
+            f"the {what} of item {wrong[0]} is {values[wrong[0]]}; a class label is a whole number"
+            " from 0, or -100 where it is not known"
+        )
+    return labels.astype(np.int64)
 
 
 def _labels(scores: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, int]:
@@ -233,17 +256,27 @@ def _classes(sums: np.ndarray) -> dict:
     }
 
 
-def _terms(prediction, target, speakers: Speakers, classes: int | None = None):
+NUMBER_METRICS = ("rmse", "mae", "ccc")
+CLASS_METRICS = ("accuracy", "uar", "macro_f1", "weighted_f1", "weighted_precision")
+
+
+def _are_numbers(prediction, target) -> bool:
+    "Numbers, or classes? [N, C] are scores of classes; whole numbers on both sides are labels."
+    prediction, target = _as_array(prediction), _as_array(target)
+    return prediction.ndim == 1 and "f" in (prediction.dtype.kind, target.dtype.kind)
+
+
+def _terms(prediction, target, speakers: Speakers, numbers: bool, classes: int | None = None):
     """The terms [N, K] whose sums the metrics are made of, the speakers of these items, and the
     function from sums to metrics.
     """
     target = _as_array(target)
-    floating = target.dtype.kind == "f"
-    p, t = known_pairs(prediction, target, floating)
+    p, t = known_pairs(prediction, target, numbers)
     if len(speakers) != len(target):
         raise ShapeError(f"axis N disagrees: {len(speakers)} speakers for {len(target)} items")
-    speakers = np.asarray(speakers)[known_labels(target)]
-    if floating:
+    known = known_labels(target if numbers else _class_labels(target, "target"), numbers)
+    speakers = np.asarray(speakers)[known]
+    if numbers:
         return _moments(p.astype(float), t.astype(float)), speakers, _regression
     label, C = _labels(p, t)
     C = max(C, classes or 0)
@@ -257,7 +290,7 @@ def _as_seeds(said) -> list:
     return list(said) if several else [said]
 
 
-def _sums_by_person(models: Sequence[list], target, speakers: Speakers):
+def _sums_by_person(models: Sequence[list], target, speakers: Speakers, numbers: bool):
     """The sums [S, P, K] of each of several models (a list of predictions each, one a seed), people
     in the same order; and the function from sums to metrics.
     """
@@ -267,8 +300,9 @@ def _sums_by_person(models: Sequence[list], target, speakers: Speakers):
             f"axis S disagrees: {' and '.join(str(len(said)) for said in models)} seeds; give as"
             " many of each model (one prediction of a model that has no seeds)"
         )
-    widest = max(_terms(one, target, speakers)[0].shape[1] for said in models for one in said)
-    made = [[_terms(one, target, speakers, round(widest**0.5)) for one in m] for m in models]
+    given = (target, speakers, numbers)
+    widest = max(_terms(one, *given)[0].shape[1] for said in models for one in said)
+    made = [[_terms(one, *given, round(widest**0.5)) for one in m] for m in models]
     _, who, metrics = made[0][0]
     columns = [terms for said in made for terms, _, _ in said]
     sums = sum_by_speaker(np.concatenate(columns, 1), who)
@@ -288,17 +322,21 @@ def _with_interval(sums: np.ndarray, metrics, name: str, level: float) -> Interv
     return found.within(*_LIMITS.get(name, (0, 1)))
 
 
-def score_intervals(said, target, speakers: Speakers, level: float = 0.95) -> dict[str, Interval]:
+def score_intervals(
+    said, target, speakers: Speakers, level: float = 0.95, numbers: bool | None = None
+) -> dict[str, Interval]:
     """Every metric with its interval over *speakers*: jackknife (Tukey 1958), Student's t, ends
     moved outwards where people are skewed (Hall 1992).
 
     `said` is a prediction [N] or [N, C], or a list of them, one a seed: then the metrics are means
-    over seeds, and the intervals count seeds and people. A floating target [N] gives RMSE, MAE and
-    CCC; an integer one the class metrics except ECE (which few items bias upwards). Raises
-    `ShapeError` (fewer than two speakers, sizes that disagree, no known target), `DataError` (NaN
-    predictions).
+    over seeds, and the intervals count seeds and people. Scores [N, C] and whole labels give the
+    class metrics except ECE (which few items bias upwards), anything else RMSE, MAE and CCC; where
+    both sides are whole, `numbers=True` says that they are no labels. Raises `ShapeError` (fewer
+    than two speakers, sizes that disagree, no known target), `DataError` (NaN predictions).
     """
-    (sums,), metrics = _sums_by_person([_as_seeds(said)], target, speakers)
+    runs = _as_seeds(said)
+    numbers = _are_numbers(runs[0], target) if numbers is None else numbers
+    (sums,), metrics = _sums_by_person([runs], target, speakers, numbers)
     return {name: _with_interval(sums, metrics, name, level) for name in metrics(sums[0].sum(0))}
 
 
@@ -353,7 +391,15 @@ def compare(
     the smallest difference worth having, in the metric's unit. Raises `ShapeError`, `DataError`,
     `ConfigError` (metric).
     """
-    (sums_a, sums_b), metrics = _sums_by_person([_as_seeds(a), _as_seeds(b)], target, speakers)
+    # the metric says what the values are
+    models, numbers = [_as_seeds(a), _as_seeds(b)], metric in NUMBER_METRICS
+    are_scores = _as_array(models[0][0]).ndim == 2
+    if are_scores if numbers else not are_scores and _are_numbers(models[0][0], target):
+        choices = CLASS_METRICS if are_scores else NUMBER_METRICS
+        raise ConfigError(
+            f"unknown metric {metric!r} for this target; choose from {', '.join(choices)}"
+        )
+    (sums_a, sums_b), metrics = _sums_by_person(models, target, speakers, numbers)
     seeds, people, _ = sums_a.shape
     names = metrics(sums_a[0].sum(0))
     if metric not in names:
