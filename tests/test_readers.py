@@ -409,6 +409,18 @@ def test_cmu_table_speakers_and_vectors(tmp_path, keep):
     assert data[[1]].streams["audio"].mask[0].tolist() == [True, True, False, True]
 
 
+def test_cmu_table_clips_of_one_video_are_one_speakers(tmp_path, keep):
+    "Ids as the CMU SDK writes them; an id of another form is its own video."
+    data = read_cmu_table(
+        folders.write_table(
+            tmp_path / "t.npz",
+            id_train=np.array(["v0[0]", "v0[1]", "v1[12]", "[2]x", "v0"]),
+        ),
+        **keep,
+    )
+    assert data.column("speaker").tolist()[:5] == ["v0", "v0", "v1", "[2]x", "v0"]
+
+
 def test_mosi(tmp_path, keep):
     data = read_mosi(folders.write_mosi(tmp_path / "mosi"), **keep)
     assert (

@@ -17,7 +17,15 @@ from .corpus import Corpus, CorpusInfo, cached
 from .tables import as_text, read_arrays, read_rows
 
 # %% auto #0
-__all__ = ["PADDING_CLIP", "CMU_ARRAY", "MOSI_COLUMNS", "read_cmu_table", "read_mmmo", "read_mosi"]
+__all__ = [
+    "PADDING_CLIP",
+    "CMU_ARRAY",
+    "MOSI_COLUMNS",
+    "video_of",
+    "read_cmu_table",
+    "read_mmmo",
+    "read_mosi",
+]
 
 # %% ../../nbs/workshop/115_cmu.ipynb #00000004
 PADDING_CLIP = 255  # the authors of the MFN release cut COVAREP values off at +-255
@@ -101,6 +109,14 @@ def _split_streams(path, split: str, N: int, arrays: dict, report: list) -> dict
     return streams
 
 
+def video_of(name: str) -> str:
+    """The video that a clip's id names: `video$_$clip` of MMSA, `video[clip]` of the CMU SDK; an id
+    of another form is its own video. Clips of one video are one speaker's, and belong to one side
+    of a split.
+    """
+    return re.sub(r"\[\d+\]$", "", name.split("$_$")[0])
+
+
 def read_cmu_table(
     path,
     target: str = "rating",
@@ -112,7 +128,7 @@ def read_cmu_table(
 ) -> Corpus:
     """A table of word-aligned features as the CMU releases have them: one npz with audio_SPLIT,
     video_SPLIT, text_SPLIT(_emb) [N, T, F] and y_SPLIT [N] or [N, K] for SPLIT in train, valid,
-    test, and where known id_SPLIT [N] ('video$_$clip': the video is the speaker).
+    test, and where known id_SPLIT [N] (see `video_of`: the video is the speaker).
 
     Steps that are all zero are padding: mask False. A modality that a split lacks is missing. The
     files have no clock: a step counts as one second. Raises `DataError` naming file, array and row
@@ -131,7 +147,7 @@ def read_cmu_table(
             streams = _split_streams(path, split, N, arrays, report)
             numbered = [f"{corpus}_{split}_{i:05d}" for i in range(N)]
             ids = [str(i) for i in arrays.get(f"id_{split}", numbered)]
-            people = [i.split("$_$")[0] for i in ids]
+            people = [video_of(i) for i in ids]
             meta = {
                 "id": ids,
                 "speaker": people,
@@ -145,6 +161,7 @@ def read_cmu_table(
         CorpusInfo(
             corpus,
             {"target": target, "low": low, "high": high},
+            version=2,
             rates=dict.fromkeys(("text", "audio", "video"), 1),
         ),
         parse,

@@ -265,12 +265,12 @@ def protocol_words(recipe: Recipe, said: Mapping) -> str:
 def fold_folder(folder: Path, fold: str) -> Path:
     """Where a fold's files lie: in the run's folder for a split, else in folds/ under its name.
 
-    A name that cannot be a folder everywhere ("The Director", "a/b", "c:") is made safe, and the
-    beginning of a hash keeps it apart from all others.
+    A name that cannot be a folder everywhere ("The Director", "a/b", "c:", or "Anna" beside "anna",
+    which some disks take for one) is made safe, and the beginning of a hash keeps it apart.
     """
     if fold == "split":
         return folder
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", fold):
+    if not re.fullmatch(r"[a-z0-9_-][a-z0-9._-]{0,99}", fold):
         safe = re.sub(r"[^A-Za-z0-9_-]+", "_", fold)[:40]
         fold = f"{safe}-{sha256(fold.encode()).hexdigest()[:10]}"
     return folder / "folds" / fold
