@@ -5,6 +5,7 @@ keep people together.
 import json
 import os
 import pickle
+import random
 import time
 import warnings
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mmemo.data.corpus as corpus_module
 from mmemo.core.batch import Batch, Stream, collate
 from mmemo.core.errors import ConfigError, DataError
 from mmemo.data.arrow import ArrowColumns
@@ -284,6 +286,36 @@ def test_two_writers_at_once(tmp_path):
 
     corpus = cached("toy", slow, tmp_path, [], cache=tmp_path / "cache", progress=False)
     assert len(corpus) == 1 and len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_not_one_changed_bit_is_read(tmp_path):
+    "Values, layout, rates, times: wherever a byte of the cache changes, it is said."
+    draw = random.Random(0)
+    corpus = make(tmp_path, [item(i, 3 + i) for i in range(4)], rates={"audio": 100})
+    for name in ("data.arrow", "about.json"):
+        path = corpus.folder / name
+        whole = path.read_bytes()
+        # the end of an Arrow file, its first bytes, and places between
+        for at in [0, len(whole) - 1, *draw.sample(range(len(whole)), 30)]:
+            changed = bytearray(whole)
+            changed[at] ^= 1 << draw.randrange(8)
+            path.write_bytes(changed)
+            # as another process would find it: nothing has been looked at yet
+            corpus_module._CHECKED.clear()
+            if name == "about.json" and same_json(whole, bytes(changed)):
+                continue
+            with pytest.raises(DataError, match="is damaged.*delete this folder"):
+                Corpus(corpus.folder)
+        path.write_bytes(whole)
+    assert len(Corpus(corpus.folder)) == 4
+
+
+def same_json(one: bytes, other: bytes) -> bool:
+    "Whether a change is of blanks only."
+    try:
+        return json.loads(one) == json.loads(other)
+    except ValueError:
+        return False
 
 
 def test_default_folders(tmp_path, monkeypatch):

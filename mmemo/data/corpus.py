@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,7 @@ def cached(
     """
     info = CorpusInfo(info) if isinstance(info, str) else info
     about = dict(
+        form=2,  # of the cache's own files
         corpus=info.name,
         version=info.version,
         options=dict(info.options),
@@ -203,10 +205,25 @@ def _write(folder: Path, tables: Iterable[tuple], about: dict, report: list) -> 
         "options": options,
         "layout": layout,
         "rows": len(seen),
-        "bytes": (folder / "data.arrow").stat().st_size,
+        "crc32": _checksum(folder / "data.arrow"),
         "report": report,
     }
-    (folder / "about.json").write_text(json.dumps(done, indent=1))
+    sealed = {**done, "seal": _seal(done)}
+    (folder / "about.json").write_text(json.dumps(sealed, indent=1))
+
+
+def _checksum(path: Path) -> int:
+    "CRC-32 of a file: one changed bit is another number."
+    found = 0
+    with open(path, "rb") as file:
+        while part := file.read(1 << 22):
+            found = zlib.crc32(part, found)
+    return found
+
+
+def _seal(about: Mapping[str, Any]) -> int:
+    "CRC-32 of what about.json says."
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
 
 
 # %% ../../nbs/workshop/108_corpus.ipynb #0175d7b9
@@ -296,17 +313,29 @@ def _open(folder: Path) -> tuple[dict, Any]:
 
     try:
         about = json.loads((folder / "about.json").read_text())
-        if (folder / "data.arrow").stat().st_size != about["bytes"]:
-            raise ValueError("data.arrow has lost or won bytes")
+        if about.pop("seal") != _seal(about):
+            raise ValueError("about.json has changed")
+        _check_data(folder / "data.arrow", about["crc32"])
         arrow = datasets.Dataset.from_file(str(folder / "data.arrow"))
-        if len(arrow) != about["rows"]:
-            raise ValueError("data.arrow has lost rows")
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, AttributeError, pa.ArrowException) as error:
         raise DataError(
             f"the cached corpus {folder} is damaged ({error}); delete this folder and it will be"
             " parsed anew"
         ) from None
     return about, arrow
+
+
+# files that were found whole: (name, size, time of change)
+_CHECKED: set[tuple[str, int, int]] = set()
+
+
+def _check_data(path: Path, checksum: int) -> None:
+    "Raises `ValueError` where a bit of the file has changed; looked at once in a process."
+    state = path.stat()
+    key = (str(path.resolve()), state.st_size, state.st_mtime_ns)
+    if key not in _CHECKED and _checksum(path) != checksum:
+        raise ValueError("data.arrow has changed")
+    _CHECKED.add(key)
 
 
 def _columns_of(layout: Mapping[str, Any]) -> str:
