@@ -1,8 +1,14 @@
-"""One update, cut in every way, also over several processes: what `test_update` compares."""
+"""One update, cut in every way, also over several processes: what `test_update` compares.
 
-import gc
+`python tests/wholes.py FOLDER` does it in two and in three processes.
+"""
+
+import importlib
 import json
+import multiprocessing
 import os
+import socket
+import sys
 
 import torch
 from safetensors.torch import save_file
@@ -95,13 +101,8 @@ def update(name: str, cut: list[int], objective=None) -> tuple[dict, nn.Module]:
 
 def one_of_several(rank: int, processes: int, port: int, path: str) -> None:
     "What torchrun would start; the first process writes all records and weights."
-    from accelerate.state import AcceleratorState
-
-    # a fork shares the memory of its parent as long as nobody looks through it
-    gc.disable()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    AcceleratorState._reset_state(reset_partial_state=True)
     records, weights = {}, {}
     for name in SHARED:
         for parts in SHARED_CUTS:
@@ -113,3 +114,35 @@ def one_of_several(rank: int, processes: int, port: int, path: str) -> None:
         save_file(weights, path, {"records": json.dumps(records)})
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def several(folder: str) -> None:
+    """Two processes, then three, forked from this one, which has imported everything and has no
+    threads; each group writes `folder/PROCESSES.safetensors`.
+    """
+    torch.set_num_threads(1)
+    # DDP imports it when it is made, which takes longer than all the rest
+    importlib.import_module("torch._dynamo")
+    context = multiprocessing.get_context("fork")
+    for processes in (2, 3):
+        port, path = free_port(), f"{folder}/{processes}.safetensors"
+        started = [
+            context.Process(target=one_of_several, args=(rank, processes, port, path))
+            for rank in range(processes)
+        ]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join()
+        if any(process.exitcode for process in started):
+            sys.exit(f"{processes} processes: {[process.exitcode for process in started]}")
+
+
+if __name__ == "__main__":
+    several(sys.argv[1])
