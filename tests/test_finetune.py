@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from bert import bert, small, text_model, words
-from tiny import MEMORY, Kill, Killed, Tiny, assert_same_run, items, run, same, tiny
+from tiny import MEMORY, Kill, Killed, Tiny, assert_same_run, fit_in, items, run, same, tiny
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -308,29 +308,21 @@ def test_killed_around_every_thaw_and_resumed_it_is_the_same_run(tmp_path, optio
     for at in (8, 15, 23) if "compile" not in options else (13,):
         folder = tmp_path / str(at)
         with pytest.raises(Killed):
-            fit(
+            fit_in(
+                folder,
                 tiny(),
-                Kill(at),
-                TRAIN,
-                VALID,
                 plan,
-                tracking=Tracking(folder, **quiet),
-                hooks=Hooks(at_epoch=Thaw(STAGES)),
+                Kill(at),
+                at_epoch=Thaw(STAGES),
             )
         model = tiny(seed=9)
         assert_same_run(
             want,
-            (
+            fit_in(
+                folder,
                 model,
-                fit(
-                    model,
-                    mse("y"),
-                    TRAIN,
-                    VALID,
-                    plan,
-                    tracking=Tracking(folder, **quiet),
-                    hooks=Hooks(at_epoch=Thaw(STAGES)),
-                ),
+                plan,
+                at_epoch=Thaw(STAGES),
             ),
         )
         assert_same_run(want, (model, History.load(folder)))

@@ -12,7 +12,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import MEMORY, PRELOAD, Kill, Killed, assert_same_run, crashing, items, run, same, tiny
+from tiny import (
+    MEMORY,
+    PRELOAD,
+    Kill,
+    Killed,
+    assert_same_run,
+    crashing,
+    fit_in,
+    items,
+    run,
+    same,
+    tiny,
+)
 from torch import nn
 
 import mmemo.training.checkpoint as checkpoint_module
@@ -216,7 +228,7 @@ def test_killed_anywhere_and_resumed_it_is_the_same_run(tmp_path, name):
     for at in {1, 7, 13, calls // 2, calls - 3} if not plan.workers else {9, 15}:
         folder = tmp_path / str(at)
         try:
-            fit(tiny(), Kill(at), TRAIN, VALID, plan, tracking=Tracking(folder, **quiet))
+            fit_in(folder, tiny(), plan, Kill(at))
         except Killed:
             pass
         model = tiny(seed=9)
@@ -225,7 +237,7 @@ def test_killed_anywhere_and_resumed_it_is_the_same_run(tmp_path, name):
             model = tiny()
         assert_same_run(
             whole,
-            (model, fit(model, mse("y"), TRAIN, VALID, plan, tracking=Tracking(folder, **quiet))),
+            fit_in(folder, model, plan),
         )
         assert_same_run(whole, (model, History.load(folder)))
 
@@ -253,30 +265,13 @@ def test_killed_inside_a_save(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint_module.os, "fsync", crashing(at)(real))
             try:
-                fit(
-                    tiny(),
-                    mse("y"),
-                    TRAIN,
-                    VALID,
-                    plan,
-                    tracking=Tracking(tmp_path / str(at), **quiet),
-                )
+                fit_in(tmp_path / str(at), tiny(), plan)
             except Killed:
                 reached = True
         model = tiny(seed=9)
         assert_same_run(
             whole,
-            (
-                model,
-                fit(
-                    model,
-                    mse("y"),
-                    TRAIN,
-                    VALID,
-                    plan,
-                    tracking=Tracking(tmp_path / str(at), **quiet),
-                ),
-            ),
+            fit_in(tmp_path / str(at), model, plan),
         )
     assert reached
 
@@ -294,30 +289,11 @@ def test_a_sampler_of_growing_epochs_resumes_too(tmp_path):
         42,
     ]
     with pytest.raises(Killed):
-        fit(
-            tiny(),
-            Kill(7),
-            TRAIN,
-            VALID,
-            plan,
-            tracking=Tracking(tmp_path, **quiet),
-            hooks=Hooks(sampler=curriculum),
-        )
+        fit_in(tmp_path, tiny(), plan, Kill(7), sampler=curriculum)
     model = tiny(seed=9)
     assert_same_run(
         whole,
-        (
-            model,
-            fit(
-                model,
-                mse("y"),
-                TRAIN,
-                VALID,
-                plan,
-                tracking=Tracking(tmp_path, **quiet),
-                hooks=Hooks(sampler=curriculum),
-            ),
-        ),
+        fit_in(tmp_path, model, plan, sampler=curriculum),
     )
 
 
@@ -329,30 +305,11 @@ def test_what_is_set_before_each_epoch_is_set_after_a_crash_too(tmp_path):
     whole = plain_run(plan, at_epoch=harder)
     assert not same(whole[0], plain_run(plan)[0])
     with pytest.raises(Killed):
-        fit(
-            tiny(),
-            Kill(14),
-            TRAIN,
-            VALID,
-            plan,
-            tracking=Tracking(tmp_path, **quiet),
-            hooks=Hooks(at_epoch=harder),
-        )
+        fit_in(tmp_path, tiny(), plan, Kill(14), at_epoch=harder)
     model = tiny(seed=9)
     assert_same_run(
         whole,
-        (
-            model,
-            fit(
-                model,
-                mse("y"),
-                TRAIN,
-                VALID,
-                plan,
-                tracking=Tracking(tmp_path, **quiet),
-                hooks=Hooks(at_epoch=harder),
-            ),
-        ),
+        fit_in(tmp_path, model, plan, at_epoch=harder),
     )
 
 
@@ -403,7 +360,7 @@ def test_noise_of_the_data_is_resumed(tmp_path, workers):
 
 def test_resume_refuses_another_plan_and_tells_of_another_machine(tmp_path):
     plan = Plan(epochs=1, batch_size=8)
-    fit(tiny(), mse("y"), TRAIN, VALID, plan, tracking=Tracking(tmp_path, **quiet))
+    fit_in(tmp_path, tiny(), plan)
     for other, name in (
         (Plan(epochs=1, batch_size=8, lr=1e-4), "lr"),
         (Plan(epochs=1, batch_size=4), "batch_size"),
@@ -458,7 +415,7 @@ def test_resume_refuses_another_plan_and_tells_of_another_machine(tmp_path):
 def test_a_damaged_newest_checkpoint_costs_a_few_updates_only(tmp_path):
     plan = Plan(epochs=3, batch_size=8)
     whole = plain_run(plan)
-    fit(tiny(), mse("y"), TRAIN, VALID, plan, tracking=Tracking(tmp_path, **quiet))
+    fit_in(tmp_path, tiny(), plan)
     last = list_checkpoints(tmp_path / "checkpoints")[-1]
     (last / "weights.safetensors").write_bytes(b"torn")
     model = tiny(seed=9)
@@ -467,11 +424,11 @@ def test_a_damaged_newest_checkpoint_costs_a_few_updates_only(tmp_path):
     ):
         assert_same_run(
             whole,
-            (model, fit(model, mse("y"), TRAIN, VALID, plan, tracking=Tracking(tmp_path, **quiet))),
+            fit_in(tmp_path, model, plan),
         )
     (tmp_path / "log.jsonl").unlink()
     with pytest.raises(CheckpointError, match="log.jsonl"):
-        fit(tiny(), mse("y"), TRAIN, VALID, plan, tracking=Tracking(tmp_path, **quiet))
+        fit_in(tmp_path, tiny(), plan)
 
 
 def test_which_checkpoints_stay(tmp_path):
@@ -522,12 +479,12 @@ def test_disk_full_in_the_middle_of_a_run(tmp_path, monkeypatch):
         with pytest.raises(
             CheckpointError, match="step-00000012 could not be written: No space left"
         ):
-            fit(tiny(), mse("y"), TRAIN, VALID, plan, tracking=Tracking(tmp_path, **quiet))
+            fit_in(tmp_path, tiny(), plan)
     assert newest_checkpoint(tmp_path / "checkpoints").state["step"] == 6
     model = tiny(seed=9)
     assert_same_run(
         whole,
-        (model, fit(model, mse("y"), TRAIN, VALID, plan, tracking=Tracking(tmp_path, **quiet))),
+        fit_in(tmp_path, model, plan),
     )
 
 

@@ -113,6 +113,15 @@ def Kill(at: int) -> MeanObjective:
     return watched(look)
 
 
+def fit_in(folder, model, plan, objective=None, **hooks):
+    """A quiet run in a folder, which goes on where an earlier one was: the model and its history.
+
+    The items are those that most tests learn from and watch; `hooks` are those of `Hooks`.
+    """
+    data, tracking = (items(44), items(20, seed=1)), Tracking(folder, progress=False, track=())
+    return model, fit(model, objective or mse("y"), *data, plan, tracking, Hooks(**hooks))
+
+
 def assert_same_run(a, b):
     (one, first), (two, second) = a, b
     assert first.steps == second.steps and first.epochs == second.epochs and same(one, two)

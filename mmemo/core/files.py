@@ -87,7 +87,7 @@ def remove_folder(folder: Path) -> None:
 
 
 # %% ../../nbs/workshop/104_files.ipynb #00000004
-CACHE_FORMAT = 1  # of the cache; a new number makes every cached corpus be parsed anew
+CACHE_FORMAT = 2  # of the cache; a new number makes every cached corpus be parsed anew
 # files up to this size are known by their content, larger ones by size and time
 SMALL_FILE = 1 << 20
 

@@ -66,7 +66,6 @@ def cached(
     """
     info = CorpusInfo(info) if isinstance(info, str) else info
     about = dict(
-        form=2,  # of the cache's own files
         corpus=info.name,
         version=info.version,
         options=dict(info.options),

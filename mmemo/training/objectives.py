@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..core.batch import Batch
 from ..core.errors import ConfigError, DataError, ShapeError
+from ..core.rows import join_rows, join_tensors
 
 # %% auto #0
 __all__ = [
@@ -270,8 +271,8 @@ class Labels(Batch):
     def of(cls, batches: Sequence[Batch]) -> Labels:
         "The items of several batches, one after the other."
         first = batches[0]
-        targets = {k: torch.cat([b.targets[k] for b in batches]) for k in first.targets}
-        meta = {k: _joined([b.meta[k] for b in batches]) for k in first.meta}
+        targets = {k: join_tensors(k, [b.targets[k] for b in batches]) for k in first.targets}
+        meta = {k: _joined(k, [b.meta[k] for b in batches]) for k in first.meta}
         return cls({}, targets, meta)
 
     @classmethod
@@ -286,10 +287,12 @@ class _NoStreams(dict):
         raise ConfigError(f"this objective asks for the stream {name!r}; {_KEPT}")
 
 
-def _joined(parts: list) -> Any:
-    if isinstance(parts[0], Tensor) and len({p.shape[1:] for p in parts}) == 1:
-        return torch.cat(parts)
-    return [value for part in parts for value in part]
+def _joined(name: str, parts: list) -> Any:
+    "A meta field in one piece; a list where batches are padded to other lengths."
+    shapes = {part.shape[1:] for part in parts if isinstance(part, Tensor)}
+    if len(shapes) > 1:
+        return [value for part in parts for value in part]
+    return join_rows(name, parts)
 
 
 class Joined(NamedTuple):
