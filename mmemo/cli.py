@@ -376,6 +376,9 @@ def train_command(
 def evaluate_command(
     run: str = typer.Argument(help="the folder of a trained run"),
     data: str = typer.Option("", help="known-answer, or a folder [default: the run's own data]"),
+    linear: bool = typer.Option(
+        False, "--linear", help="also against the linear model on the same inputs"
+    ),
     plugin: list[str] = typer.Option(
         [], help="a module or .py file that the recipe needs; its code runs; may be repeated"
     ),
@@ -387,8 +390,12 @@ def evaluate_command(
 
         load_plugins(plugin)
         quiet_loading()
-        metrics = evaluate_run(run, data or None)
+        metrics = evaluate_run(run, data or None, linear)
     show_table(results_rows(metrics))
+    if linear:
+        from mmemo.experiments.linear import linear_rows
+
+        show_table(linear_rows(metrics))
 
 
 # %% ../nbs/workshop/160_cli.ipynb #84a00009

@@ -205,17 +205,22 @@ class Said:
     def by(cls, recipe: Recipe, model: Multimodal, batch: Batch) -> Said:
         "What `model` says, and the mean that each of its heads of numbers was built for."
         answers = predict(model, batch)
-        said = {task: answers[task] for task in recipe.heads}
-        means = {}
+        said = cls.of(recipe, answers, batch)
         for task, (mean, _) in head_scales(model).items():
-            means[task] = torch.full_like(said[task], mean)
+            said.means[task] = torch.full_like(said.said[task], mean)
+        return said
+
+    @classmethod
+    def of(cls, recipe: Recipe, answers: Mapping[str, Tensor], batch: Batch) -> Said:
+        "The `answers` {task: [N] or [N, C]} of whatever model about the items of a batch."
+        said = {task: answers[task] for task in recipe.heads}
         there = {
             name: Stream.of(torch.zeros(len(batch), 1, 1), s.mask.any(1, keepdim=True), rate=1)
             for name, s in batch.streams.items()
         }
         targets = {task: batch.targets[task] for task in recipe.heads}
         meta = {key: batch.meta[key] for key in KEPT_META if key in batch.meta}
-        return cls(Batch(there, targets, meta), said, means)
+        return cls(Batch(there, targets, meta), said)
 
     @classmethod
     def together(cls, parts: Sequence[Said]) -> Said:

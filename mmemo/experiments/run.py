@@ -63,6 +63,7 @@ from ..training.history import History
 from ..training.plan import parameter_groups
 from .catalogue import KNOWN_ANSWER
 from .fold_training import train_fold
+from .linear import linear_metrics
 from .reading import explain_error
 from .recipe import Recipe
 from .sources import kind_of, recipe_items, stand_ins, streams_taking
@@ -360,11 +361,15 @@ def load_run(folder: str | os.PathLike, fold: str = "split") -> Multimodal:
     return model.eval()
 
 
-def evaluate_run(folder: str | os.PathLike, source: str | os.PathLike | None = None) -> dict:
+def evaluate_run(
+    folder: str | os.PathLike, source: str | os.PathLike | None = None, linear: bool = False
+) -> dict:
     """The metrics of a trained run, on the data it was trained with or on another `source`: the
-    models are built from recipe.json, their weights are read from model.safetensors. Raises
-    `DataError`, `CheckpointError`; `ConfigError` for another source where a run has several
-    folds.
+    models are built from recipe.json, their weights are read from model.safetensors.
+
+    `linear`: also those of the linear model on the same inputs, learned from the same people as the
+    run (`linear_answers`), and the run against it. Raises `DataError`, `CheckpointError`;
+    `ConfigError` for another source where a run has several folds.
     """
     recipe, run = read_run(folder := Path(folder))
     if source is not None and list(run["folds"]) != ["split"]:
@@ -389,7 +394,10 @@ def evaluate_run(folder: str | os.PathLike, source: str | os.PathLike | None = N
         "items": sum(len(answer.items) for answer in said.values()),
     }
     records = [*run_records(recipe, said), *subset_records(recipe, partly)]
-    return about | metrics_of(records)
+    metrics = about | metrics_of(records)
+    if linear:
+        metrics |= linear_metrics(recipe, folds, said, run["seed"])
+    return metrics
 
 
 # %% ../../nbs/workshop/154_run.ipynb #0000000a
