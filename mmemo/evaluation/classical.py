@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from mmemo.evaluation.metrics import (
     CLASS_METRICS,
@@ -26,6 +27,7 @@ from ..core.errors import DataError, ShapeError, check_choice
 __all__ = [
     "STRENGTHS",
     "Rows",
+    "Groups",
     "pooled_features",
     "cut_inputs",
     "on_cut_inputs",
@@ -137,6 +139,7 @@ def word_counts() -> Classical:
 
 # %% ../../nbs/electives/45_baselines.ipynb #45a00017
 Rows = Sequence[int] | np.ndarray
+Groups = Sequence | np.ndarray | Tensor  # of every item its group, such as a person, [N]
 
 
 class Chosen(NamedTuple):
@@ -188,11 +191,9 @@ def fit_chosen(
 
 
 # %% ../../nbs/electives/45_baselines.ipynb #45a0001a
-def inner_folds(
-    rows: Rows, groups: Sequence, count: int = 4
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def inner_folds(rows: Rows, groups: Groups, count: int = 4) -> list[tuple[np.ndarray, np.ndarray]]:
     """`count` pairs (rows that teach, rows that watch) of `rows`; no group, such as a person or a
-    published fold, is on both sides. `groups`: one for every item, [N].
+    published fold, is on both sides.
 
     Raises `DataError` for fewer than two groups.
     """
@@ -212,7 +213,7 @@ def nested_answers(
     x,
     y,
     folds: Iterable[tuple[Rows, Rows]],
-    groups: Sequence,
+    groups: Groups,
     metric: str = "accuracy",
 ) -> tuple[np.ndarray, list[Chosen]]:
     """What the candidate says about every item that is tested, [N], and what was chosen in each of

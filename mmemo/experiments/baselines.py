@@ -5,11 +5,21 @@
 # %% ../../nbs/course/16_real_people.ipynb #4add38fe
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from mmemo.evaluation.classical import (
+    Classical,
+    fit_chosen,
+    linear_classes,
+    nested_answers,
+    pooled_features,
+    support_vectors,
+    word_counts,
+)
 
 from ..core.batch import Batch
 from ..core.errors import ConfigError
@@ -58,6 +68,11 @@ def static_classes(
     return predict(model, test)[task], len(history.steps)
 
 
+def _tried(candidate: Classical, smoke: bool) -> Classical:
+    "At smoke scale nothing is chosen."
+    return candidate._replace(grid={}) if smoke else candidate
+
+
 def _static_plan(epochs: int, batch_size: int, seed: int) -> Plan:
     return Plan(
         epochs=epochs,
@@ -74,24 +89,24 @@ def ravdess_static(folder, seeds: Sequence[int] = (0, 1, 2), smoke: bool = False
     """Accuracy on the five published actor folds of RAVDESS (mean over folds; mean and sd over
     seeds): eGeMAPS functionals, OpenFace AU means, both.
 
-    Beside it the majority class and an SVM under the same folds. No statistic is taken from a test
-    actor; there is no validation set and no early stopping.
+    Beside it the majority class and, on both streams, an SVM and a linear model, whose settings are
+    chosen for each fold on the four others. No statistic is taken from a test actor; there is no
+    validation set and no early stopping.
     """
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from sklearn.svm import SVC
-
     data, steps = read_ravdess(folder, progress=False).to_batch(), 0
     y, both = data.targets["emotion"], ("audio", "video")
     parts = {"audio": ("audio",), "video": ("video",), "audio + video": both}
     hits = {name: np.zeros((len(seeds), 5)) for name in parts}
-    svm, majority = np.zeros(5), np.zeros(5)
-    for fold, train, test in leave_one_out_rows(data, by="fold"):
+    majority, folds = np.zeros(5), list(leave_one_out_rows(data, by="fold"))
+    x, pairs = pooled_features(data), [(train, test) for _, train, test in folds]
+    classical = {}
+    for name, candidate in (("SVM", support_vectors()), ("linear", linear_classes())):
+        said, _ = nested_answers(_tried(candidate, smoke), x, y.numpy(), pairs, data.meta["fold"])
+        by_fold = [float((said == y.numpy())[test].mean()) for _, test in pairs]
+        classical[f"{name}, audio + video"] = [float(np.mean(by_fold)), 0.0]
+    for fold, train, test in folds:
         check_split(data, train, test)
         truth = y[test]
-        x = np.concatenate([data.streams[n].x[:, 0].numpy() for n in both], 1)
-        classifier = make_pipeline(StandardScaler(), SVC(C=10)).fit(x[train], y[train])
-        svm[fold] = classifier.score(x[test], truth)
         majority[fold] = float((truth == y[train].bincount().argmax()).float().mean())
         for name, streams in parts.items():
             for i, seed in enumerate(seeds):
@@ -105,10 +120,8 @@ def ravdess_static(folder, seeds: Sequence[int] = (0, 1, 2), smoke: bool = False
                 )
                 hits[name][i, fold] = class_metrics(scores, truth)["accuracy"]
                 steps += n
-    scores = {
-        "majority": [float(majority.mean()), 0.0],
-        "SVM, audio + video": [float(svm.mean()), 0.0],
-    } | {f"static, {k}": mean_and_sd(v.mean(1).tolist()) for k, v in hits.items()}
+    scores = {"majority": [float(majority.mean()), 0.0]} | classical
+    scores |= {f"static, {k}": mean_and_sd(v.mean(1).tolist()) for k, v in hits.items()}
     return dict(
         title="RAVDESS, 8 emotions, five actor folds, no statistic of a test actor",
         metric="accuracy ± sd over seeds",
@@ -119,30 +132,12 @@ def ravdess_static(folder, seeds: Sequence[int] = (0, 1, 2), smoke: bool = False
 
 
 # %% ../../nbs/course/16_real_people.ipynb #3c5373db
-def _choose_tfidf(
-    text: np.ndarray,
-    y: Tensor,
-    where: Mapping[str, np.ndarray],
-    f1: Callable[[Tensor, str], float],
-    strengths: Sequence[float],
-) -> float:
-    "TF-IDF and logistic regression on the test split, with the strength that is best on dev."
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline, make_union
-
-    best, found = -1.0, 0.0
-    for C in strengths:
-        counts = make_union(
-            TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2)),
-            TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True),
-        )
-        classes = LogisticRegression(C=C, max_iter=200, tol=1e-3, class_weight="balanced")
-        model = make_pipeline(counts, classes).fit(text[where["train"]], y[where["train"]])
-        dev = f1(torch.tensor(model.predict(text[where["dev"]])), "dev")
-        if dev > best:
-            best, found = dev, f1(torch.tensor(model.predict(text[where["test"]])), "test")
-    return found
+def _chosen_on_dev(candidate: Classical, x, y: Tensor, where) -> float:
+    "Weighted F1 on the test split of a classical model whose settings are the best on dev."
+    split = where["train"], where["dev"]
+    chosen = fit_chosen(candidate, x, y.numpy(), [split], "weighted_f1")
+    said = chosen.model.predict(x[where["test"]])
+    return class_metrics(said, y[where["test"]])["weighted_f1"]
 
 
 # %% ../../nbs/course/16_real_people.ipynb #2a68c9a8
@@ -157,8 +152,9 @@ def meld_static(
     seeds): a frozen text encoder, mean over tokens, a small network, for each name in
     `weights`.
 
-    Beside it the majority class and TF-IDF with logistic regression, whose strength is chosen on
-    the development split. Raises `WeightsError`.
+    Beside it the majority class, a linear SVM on counts of words and letters (TF-IDF), and logistic
+    regression on the very vectors that the network gets; their settings are chosen on the
+    development split. Raises `ConfigError`, `WeightsError`.
     """
     corpus, steps = read_meld(folder, progress=False), 0
     data, classes = corpus.to_batch(), corpus.classes[task]
@@ -166,19 +162,22 @@ def meld_static(
     where = {s: np.flatnonzero(split == s) for s in ("train", "dev", "test")}
     if gone := [s for s, rows in where.items() if not len(rows)]:
         raise ConfigError(f"{folder} has no {gone[0]} split; MELD's three csv files are needed")
-    text, y = np.asarray(data.meta["text"]), data.targets[task]
+    text, y = np.asarray(data.meta["text"], dtype=object), data.targets[task]
 
     def f1(scores, part):
         return class_metrics(scores, y[where[part]])["weighted_f1"]
 
-    classical = _choose_tfidf(text, y, where, f1, (1.0,) if smoke else (1.0, 3.0, 10.0))
+    counted = _chosen_on_dev(_tried(word_counts(), smoke), text, y, where)
     most = int(y[where["train"]].bincount().argmax())
     majority = f1(torch.full((len(where["test"]),), most), "test")
-    scores = {"majority": [majority, 0.0], "TF-IDF": [classical, 0.0]}
+    scores = {"majority": [majority, 0.0], "TF-IDF": [counted, 0.0]}
     for name in weights:
         told = data.replace(text=Tokenizer(name).stream(data.meta["words"], data.meta["spans"]))
         encoder = nn.Sequential(TextEncoder.pretrained(name), MeanPool())
         told, found = precompute(encoder, told, "text"), []
+        x = pooled_features(told)
+        straight = _chosen_on_dev(_tried(linear_classes(), smoke), x, y, where)
+        scores[f"linear, frozen {name}"] = [straight, 0.0]
         for seed in seeds:
             plan = _static_plan(1 if smoke else 12, 64, seed)
             guess, n = static_classes(

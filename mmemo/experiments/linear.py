@@ -160,9 +160,17 @@ def _fitted(recipe: Recipe, task: str, parts: Mapping, tables: Mapping, words: i
     splits = [(teach, watch)]
     if not known[watch].any():
         splits = inner_folds(teach, parts["train"].meta["speaker"])
-    candidate = linear_classes() if kind == "classes" else linear_numbers()
+    candidate = _as_taught(recipe, task) if kind == "classes" else linear_numbers()
     candidate = on_table(candidate, words, x.shape[1] - words)
     return fit_chosen(candidate, x, y, splits, CHIEF[kind]).model
+
+
+def _as_taught(recipe: Recipe, task: str) -> Classical:
+    "Logistic regression whose classes weigh what they weigh in the recipe's loss."
+    losses = [loss for loss in recipe.losses("classes").values() if loss.task == task]
+    weights = "balanced" if any(loss.class_weights for loss in losses) else None
+    candidate = linear_classes()
+    return candidate._replace(grid=candidate.grid | {"model__class_weight": (weights,)})
 
 
 def _said(recipe: Recipe, task: str, model, x: np.ndarray) -> Tensor:
