@@ -360,11 +360,11 @@ def test_attach_leaves_missing_what_the_table_does_not_know():
 class Told(nn.Module):
     "An encoder that counts the items it is asked for, and stops the world after `until` calls."
 
+    unkeyed = ("_calls",)
+
     def __init__(self, until=10**9):
         super().__init__()
-        self.linear, self.seen = nn.Linear(3, 2), [0, until]  # a list: what it counts is no setting
-        self._calls = self.seen
-        del self.seen
+        self.linear, self._calls = nn.Linear(3, 2), [0, until]
 
     def forward(self, s):
         self._calls[1] -= 1
