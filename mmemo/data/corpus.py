@@ -240,8 +240,9 @@ class Corpus:
     """
 
     def __init__(self, folder, rows=None):
-        # a worker may have another folder as its own
-        self.folder = Path(folder).absolute()
+        self.folder = Path(folder)
+        # a worker may begin in another folder
+        self._home = self.folder.absolute()
         self.about, self.arrow = _open(self.folder)
         self.rows = np.arange(len(self.arrow)) if rows is None else np.asarray(rows)
         self.report, self.classes = self.about["report"], self.about["classes"]
@@ -253,7 +254,7 @@ class Corpus:
 
     # a loader's worker opens the file itself
     def __reduce__(self):
-        return Corpus, (str(self.folder), self.rows)
+        return Corpus, (str(self._home), self.rows)
 
     def __repr__(self) -> str:
         return f"Corpus {self.about['corpus']} of {len(self):,}: {_columns_of(self._layout)}"
