@@ -23,6 +23,7 @@ from mmemo.core.batch import Batch, Stream
 from mmemo.core.errors import ConfigError
 from mmemo.core.identity import NotDescribed, fingerprint_object
 from mmemo.core.pieces import library_of, names_used
+from mmemo.experiments.fold_training import keep_or_compute
 from mmemo.models.cache import FeatureCache, encoder_identity
 from mmemo.models.text import TextEncoder
 
@@ -296,6 +297,7 @@ def test_state_that_is_saved_and_loaded_is_the_same_encoder(tmp_path):
 PROGRAM = """
 import sys, torch
 from torch import nn
+from mmemo.experiments.fold_training import keep_or_compute
 from mmemo.models.cache import encoder_identity
 from mmemo.models.text import TextEncoder
 from test_identity import Holder, Nested, Options, hooked, scaled_by, cell
@@ -355,6 +357,18 @@ def test_what_cannot_be_described_is_refused_by_name(tmp_path, what):
         FeatureCache(tmp_path, progress=False)(encoder, data, "audio")
     assert "use `precompute`" in str(error.value) and "`unkeyed`" in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_recipe_computes_what_cannot_be_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMEMO_CACHE", str(tmp_path / "cache"))
+    data = Batch({"audio": Stream.of(torch.ones(2, 2, 3), rate=10)})
+    with pytest.warns(UserWarning, match="audio: encoder.log is of type TextIO"):
+        done = keep_or_compute(False)(Holder(log=opened()), data, "audio")
+    assert torch.equal(
+        done.streams["audio"].x, keep_or_compute(False)(Holder(), data, "audio").streams["audio"].x
+    )
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 1
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
