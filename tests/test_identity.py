@@ -294,6 +294,15 @@ def test_state_that_is_saved_and_loaded_is_the_same_encoder(tmp_path):
     assert encoder_identity(first) == encoder_identity(second)
 
 
+def test_a_compiled_encoder_is_known_by_the_module_in_it():
+    def compiled(features):
+        torch.manual_seed(0)
+        return torch.compile(nn.Linear(3, features))
+
+    assert encoder_identity(compiled(2)) == encoder_identity(compiled(2))
+    assert encoder_identity(compiled(2)) != encoder_identity(compiled(3))
+
+
 PROGRAM = """
 import sys, torch
 from torch import nn

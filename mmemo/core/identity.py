@@ -246,6 +246,9 @@ def _of_tensor(told: Description, value: Any) -> bytes:
 # %% ../../nbs/workshop/164_identity.ipynb #c3a1e00a
 def module_settings(told: Description, part: Any) -> bytes:
     "The key of a module's attributes and forward hooks, without its weights and the modules in it."
+    if type(part).__module__.startswith("torch._dynamo"):
+        # torch.compile's frame: what it computes is the module in it
+        return digest_parts("compiled", *(_of_hooks(told, part, k) for k in _HOOKS))
     left_out = {"_modules", *_TENSORS, *_NO_FORWARD, *_HOOKS, *_HOOK_OPTIONS}
     named = ((name, value) for name, value in attributes_of(part) if name not in left_out)
     return digest_parts(told.named("settings", named), *(_of_hooks(told, part, k) for k in _HOOKS))
