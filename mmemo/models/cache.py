@@ -59,11 +59,12 @@ def encoder_identity(encoder: nn.Module) -> dict[str, str]:
 
 def _told_identity(told: Description, encoder: nn.Module) -> dict[str, str]:
     parts = list(encoder.named_modules(remove_duplicate=False))
+    holding = [(path, part) for path, part in parts if {**part._parameters, **part._buffers}]
     found = {
         "structure": [(path, _class_name(part)) for path, part in parts],
         "code": {path: told.within(path, told.of, type(part)) for path, part in parts},
         "settings": {path: told.within(path, module_settings, told, part) for path, part in parts},
-        "weights": {path: told.within(path, module_weights, told, part) for path, part in parts},
+        "weights": {path: told.within(path, module_weights, told, part) for path, part in holding},
     }
     found["settings"] |= {"of torch": _precision(told)}
     return {name: told.of(value).hex()[:16] for name, value in found.items()}
