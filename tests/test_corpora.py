@@ -511,3 +511,79 @@ def test_chunks_are_kept_at_once_and_parsed_once(tmp_path):
         p.name[:6] for p in tmp_path.iterdir()
     ] == ["parts-"]
     assert len(read()) == 6 and len(calls) == 5
+
+
+class Pulled(BaseException):
+    "A process that ends here."
+
+
+def read_chunks(cache, calls=(), fails=(), **options):
+    "Six items in three chunks; `calls` gets the numbers of those that are parsed."
+    data = known_answer(6, seed=2)
+
+    def chunk(number):
+        def parse(report):
+            calls.append(number)
+            if number in fails:
+                raise Pulled
+            report.append(f"chunk {number}")
+            return data[[2 * number, 2 * number + 1]]
+
+        return parse
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parse = [chunk(number) for number in range(3)]
+        return cached("parts", parse, ".", [], cache=cache, progress=False, **options)
+
+
+def flipped(path: Path, place: int) -> None:
+    "One bit of a file is another one."
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("name", ["1.arrow", "1.json"])
+@pytest.mark.parametrize("how", ["first", "middle", "last", "torn", "gone", "empty"])
+def test_a_chunk_that_has_changed_is_parsed_again(tmp_path, name, how):
+    whole = read_chunks(tmp_path / "whole", [])
+    with pytest.raises(Pulled):
+        read_chunks(tmp_path / "cache", calls := [], fails=(2,))
+    (kept,) = (tmp_path / "cache").glob(".*.chunks")
+    file = kept / name
+    size = file.stat().st_size
+    if how == "gone":
+        file.unlink()
+    elif how in ("torn", "empty"):
+        file.write_bytes(file.read_bytes()[: size - 3 if how == "torn" else 0])
+    else:
+        flipped(file, {"first": 0, "middle": size // 2, "last": size - 1}[how])
+    made = read_chunks(tmp_path / "cache", calls)
+    assert calls == [0, 1, 2, 1, 2]
+    assert made.report == whole.report == [f"chunk {number}" for number in range(3)]
+    assert (made.folder / "data.arrow").read_bytes() == (whole.folder / "data.arrow").read_bytes()
+
+
+def test_another_reader_that_is_faster_takes_the_chunks_away(tmp_path, monkeypatch):
+    real, done = Path.mkdir, []
+
+    def mkdir(self, *args, **options):
+        real(self, *args, **options)
+        if self.name.endswith(".chunks") and not done:
+            done.append(None)
+            done[0] = read_chunks(tmp_path, [])
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    made = read_chunks(tmp_path, calls := [])
+    assert calls == [0] and len(made) == len(done[0]) == 6
+    assert made.folder == done[0].folder
+
+
+def test_a_corpus_in_a_relative_folder_is_found_from_another_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = read_chunks("cache", [])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = pickle.loads(pickle.dumps(made.select([4, 1])))
+    assert again.meta["id"] == [made.meta["id"][4], made.meta["id"][1]]

@@ -360,11 +360,11 @@ def test_attach_leaves_missing_what_the_table_does_not_know():
 class Told(nn.Module):
     "An encoder that counts the items it is asked for, and stops the world after `until` calls."
 
+    unkeyed = ("_calls",)
+
     def __init__(self, until=10**9):
         super().__init__()
-        self.linear, self.seen = nn.Linear(3, 2), [0, until]  # a list: what it counts is no setting
-        self._calls = self.seen
-        del self.seen
+        self.linear, self._calls = nn.Linear(3, 2), [0, until]
 
     def forward(self, s):
         self._calls[1] -= 1
@@ -538,6 +538,59 @@ def test_a_damaged_shard_is_noticed_and_only_it_is_computed_again(tmp_path, dama
         and torch.equal(got.streams["audio"].x, want.x)
         and victim.read_bytes() == good
     )
+
+
+def test_every_bit_of_a_shard_is_looked_at(tmp_path):
+    data, encoder = Batch({"audio": speech(2)}), told()
+    quiet(tmp_path)(encoder, data, "audio")
+    (shard,) = tmp_path.glob("*/*.safetensors")
+    good = shard.read_bytes()
+    for place in range(0, len(good), 37):
+        shard.write_bytes(good[:place] + bytes([good[place] ^ 1 << place % 8]) + good[place + 1 :])
+        before = encoder._calls[0]
+        with pytest.warns(UserWarning, match="torn or damaged"):
+            quiet(tmp_path)(encoder, data, "audio")
+        assert encoder._calls[0] == before + 2 and shard.read_bytes() == good
+
+
+def test_a_shard_of_another_encoder_is_not_read(tmp_path):
+    data, one, other = Batch({"audio": speech(3)}), told(seed=0), told(seed=1)
+    quiet(tmp_path)(one, data, "audio")
+    (shard,) = tmp_path.glob("*/*.safetensors")
+    with pytest.warns(UserWarning, match="its weights changed"):
+        want = quiet(tmp_path)(other, data, "audio").streams["audio"]
+    (home,) = (p.parent for p in tmp_path.glob("*/*.safetensors") if p.parent != shard.parent)
+    for path in home.glob("*.safetensors"):
+        path.unlink()
+    (home / shard.name).write_bytes(shard.read_bytes())
+    with pytest.warns(UserWarning, match="torn or damaged"):
+        got = quiet(tmp_path)(other, data, "audio").streams["audio"]
+    close(got, want)
+    assert other._calls[0] == 6
+
+
+def test_what_cannot_be_read_in_a_cache_is_computed_again(tmp_path):
+    data, encoder = Batch({"audio": speech(3)}), told()
+    quiet(tmp_path)(encoder, data, "audio")
+    (shard,) = tmp_path.glob("*/*.safetensors")
+    shard.unlink()
+    shard.mkdir()
+    with (
+        pytest.warns(UserWarning, match="cannot be read .*computed again"),
+        pytest.raises(ConfigError, match="could not be written"),
+    ):
+        quiet(tmp_path)(encoder, data, "audio")
+    shard.rmdir()
+    quiet(tmp_path)(encoder, data, "audio")
+    # the note of an encoder is for warnings only: a damaged one is written anew
+    (note,) = tmp_path.glob("*/encoder.json")
+    good = note.read_bytes()
+    for bad in (b"", good[:-5], good.replace(b'"code":"', b'"code":"0')):
+        note.write_bytes(bad)
+        quiet(tmp_path)(encoder, data, "audio")
+        assert note.read_bytes() == good
+    note.write_bytes(b"{}")
+    quiet(tmp_path)(told(seed=1), data, "audio")
 
 
 def test_a_full_disk_is_said_and_harms_nothing(tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ errors: the package's few types of error, `check_choice` with the nearest name,
     and checks of waveforms, frames and widths.
 files: files that are whole or not there (`write_whole`);
     fingerprints of files and of tensors.
+pieces: values as bytes, the library that code belongs to, the names that it looks up;
+identity: what an object computes, as a key of every process alike (`fingerprint_object`).
 state: seeds, random numbers that disturb nobody (`own_noise`), train and eval modes,
     the device, precision.
 style: colours, axes without a box (`new_axes`), intervals, pictures of masks;

@@ -103,6 +103,9 @@ def _parse_into(folder: Path, parse, about: dict, bar: Callable) -> list[str]:
             tables = _chunks(chunks, parse, rates, report, bar)
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=home))
     except OSError as error:
+        # another process was faster, and has taken its chunks away
+        if folder.exists():
+            return []
         raise ConfigError(
             f"cache folder {home} cannot be written: {error}; set MMEMO_CACHE or give cache="
         ) from None
@@ -124,19 +127,21 @@ def _parse_into(folder: Path, parse, about: dict, bar: Callable) -> list[str]:
 
 
 def _is_whole(data: Path, note: Path) -> bool:
-    "Whether a chunk was kept to its end."
+    "Whether a chunk was kept to its end, and not a bit of it has changed since."
     try:
-        size = json.loads(note.read_text())["bytes"]
-        return not size or data.stat().st_size == size
-    except (OSError, ValueError):
+        kept = json.loads(note.read_text())
+        if kept.pop("seal") != _seal(kept):
+            return False
+        return not kept["bytes"] or _checksum(data) == kept["crc32"]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return False
 
 
 def _chunks(
     folder: Path, parse: Sequence[Callable], rates: Mapping, report: list, bar: Callable
 ) -> Iterator[tuple]:
-    """Parses the chunks whose file is not in `folder` yet, each kept at once; then gives the
-    tables of all of them and their layouts.
+    """Parses the chunks whose file is not in `folder` yet, or has changed there, each kept at once;
+    then gives the tables of all of them and their layouts.
     """
     import pyarrow as pa
 
@@ -157,8 +162,8 @@ def _chunks(
             ):
                 writer.write_table(table)
             part.replace(data)
-            kept["bytes"] = data.stat().st_size
-        part.write_text(json.dumps(kept))
+            kept |= {"bytes": data.stat().st_size, "crc32": _checksum(data)}
+        part.write_text(json.dumps({**kept, "seal": _seal(kept)}))
         part.replace(note)  # the note comes last: with it the chunk is whole
     return _kept(folder, len(parse), report)
 
@@ -236,6 +241,8 @@ class Corpus:
 
     def __init__(self, folder, rows=None):
         self.folder = Path(folder)
+        # a worker may begin in another folder
+        self._home = self.folder.absolute()
         self.about, self.arrow = _open(self.folder)
         self.rows = np.arange(len(self.arrow)) if rows is None else np.asarray(rows)
         self.report, self.classes = self.about["report"], self.about["classes"]
@@ -247,7 +254,7 @@ class Corpus:
 
     # a loader's worker opens the file itself
     def __reduce__(self):
-        return Corpus, (str(self.folder), self.rows)
+        return Corpus, (str(self._home), self.rows)
 
     def __repr__(self) -> str:
         return f"Corpus {self.about['corpus']} of {len(self):,}: {_columns_of(self._layout)}"

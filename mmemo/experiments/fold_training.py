@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,12 +26,14 @@ from mmemo.experiments.build import (
 
 from ..core.batch import Batch
 from ..core.files import write_whole
+from ..core.identity import NotDescribed
 from ..core.state import own_noise
 from ..diagnostics.guard import Guard
-from ..models.base import Multimodal
+from ..models.base import Multimodal, precompute
 from ..models.cache import FeatureCache
 from ..training.history import History
 from ..training.loop import fit
+from ..training.same_data import data_parts
 from ..training.tracking import QUIET, Tracking
 from .recipe import Recipe
 from .results import Fold, Said, by_modality
@@ -39,7 +42,9 @@ from .results import Fold, Said, by_modality
 __all__ = [
     "TrainedFold",
     "train_fold",
+    "fold_data",
     "fold_parts",
+    "keep_or_compute",
     "feature_cache",
     "train_reference",
     "write_weights",
@@ -68,7 +73,7 @@ def train_fold(
     track: Sequence,
 ) -> TrainedFold:
     "Train and ask one fold. Only what learns is trained; `model` is whole again afterwards."
-    small, parts = split_frozen(model, fold_parts(fold), feature_cache(progress))
+    small, parts = split_frozen(model, fold_parts(fold), keep_or_compute(progress))
 
     def reference(rows: list[int]) -> nn.Module:
         return train_reference(recipe, fold, parts["train"][rows], seed)
@@ -81,7 +86,9 @@ def train_fold(
         told["train"],
         told.get("valid"),
         recipe_plan(recipe, seed),
-        tracking=Tracking(folder / "training", progress=progress, track=track),
+        tracking=Tracking(
+            folder / "training", progress=progress, track=track, data=fold_data(fold)
+        ),
         hooks=replace(hooks, guard=Guard(folder / "training" / "nan")),
     )
     write_weights(folder / "model.safetensors", model)
@@ -90,12 +97,35 @@ def train_fold(
     return TrainedFold(history, said, by_modality(recipe, small, told["test", first]))
 
 
+def fold_data(fold: Fold) -> dict[str, dict[str, str]]:
+    """What tells the items of a fold: their targets and meta fields. Streams are told by run.json;
+    what a frozen model makes of them may differ in its last digit.
+    """
+    parts = fold_parts(fold)
+    told = {name: parts[name] for name in ("train", "valid") if name in parts}
+    return {name: data_parts(items, streams=False) for name, items in told.items()}
+
+
 def fold_parts(fold: Fold) -> dict:
     'The items of a fold by "train", "valid" (where somebody watches) and ("test", its name).'
     parts = {"train": fold.train}
     if len(fold.valid):
         parts["valid"] = fold.valid
     return parts | {("test", name): items for name, items in fold.tests.items()}
+
+
+def keep_or_compute(progress: bool) -> Callable[[nn.Module, Batch, str], Batch]:
+    "Features from the cache; of an encoder that cannot be described, computed in each run."
+    cache = feature_cache(progress)
+
+    def features(encoder: nn.Module, data: Batch, name: str) -> Batch:
+        try:
+            return cache(encoder, data, name)
+        except NotDescribed as error:
+            warnings.warn(f"{name}: {error}", stacklevel=2)
+            return precompute(encoder, data, name)
+
+    return features
 
 
 def feature_cache(progress: bool) -> FeatureCache:

@@ -50,7 +50,7 @@ from mmemo.experiments.results import (
 from ..core.batch import Batch
 from ..core.errors import CheckpointError, ConfigError, DataError
 from ..core.files import fingerprint_tensors, write_whole
-from ..core.registry import FEATURES
+from ..core.registry import CORPUS_REGISTRY, FEATURES
 from ..core.state import own_noise
 from ..diagnostics.capacity import Effort, branch_capacity
 from ..diagnostics.checks import Checks
@@ -61,6 +61,7 @@ from ..models.lora import count_trainable
 from ..models.text import shadowing_folder
 from ..training.history import History
 from ..training.plan import parameter_groups
+from ..training.same_data import check_same_data, data_parts
 from .catalogue import KNOWN_ANSWER
 from .fold_training import train_fold
 from .linear import linear_metrics
@@ -80,10 +81,13 @@ __all__ = [
     "fold_facts",
     "count_items",
     "read_items",
+    "normalised_items",
     "protocol_words",
     "fold_folder",
     "run_facts",
     "claim_folder",
+    "whole_data",
+    "check_run_data",
     "read_run",
     "load_run",
     "evaluate_run",
@@ -172,11 +176,15 @@ def train_recipe(
     `folder` receives recipe.json, run.json (source, seeds, what the data had), predictions.parquet
     and metrics.json; and for each fold, in a folder of its own where there are several,
     model.safetensors (weights, the features' statistics) and training/ (log, checkpoints). Raises
-    `ConfigError` where another run lives there, and what data and weights raise.
+    `ConfigError` where another run lives there, or one of other data, and what data and weights
+    raise.
     """
     folder, run = Path(folder), run_facts(source, seed, corpus_seed)
     claim_folder(folder, recipe, run)
-    whole = read_items(recipe, source, run["corpus_seed"], progress)
+    whole = recipe_items(recipe, source, run["corpus_seed"], progress)
+    run["data"] = whole_data(source, whole)
+    check_run_data(folder, run["data"])
+    whole = normalised_items(recipe, whole)
     folds = recipe_folds(recipe, whole)
     histories, said, partly, facts = {}, {}, {}, {}
     for name, fold in folds.items():
@@ -247,7 +255,11 @@ def count_items(folds: Mapping[str, Fold], said: Mapping[tuple[str, str], Said])
 
 def read_items(recipe: Recipe, source, seed: int, progress: bool = False) -> Batch:
     "All items; each speaker's features by the speaker's own statistics where the recipe says so."
-    whole = recipe_items(recipe, source, seed, progress)
+    return normalised_items(recipe, recipe_items(recipe, source, seed, progress))
+
+
+def normalised_items(recipe: Recipe, whole: Batch) -> Batch:
+    "The items as they are, or by each speaker's own statistics where the recipe says so."
     if not is_transductive(recipe):
         return whole
     return normalise_by_speaker(whole, streams_taking(recipe, *FEATURES))
@@ -298,6 +310,24 @@ def claim_folder(folder: Path, recipe: Recipe, run: Mapping) -> None:
             f"{folder} holds another run ({', '.join(changed)} differ): give another folder, or"
             " delete it"
         )
+
+
+def whole_data(source: str | os.PathLike, whole: Batch) -> dict[str, str]:
+    """What tells all items of a run: streams, targets and meta fields. The streams of a corpus that
+    is made in memory are told by its seed.
+    """
+    return data_parts(whole, streams=CORPUS_REGISTRY[kind_of(source)].lies_in is not None)
+
+
+def check_run_data(folder: Path, now: Mapping[str, str]) -> None:
+    """Raises `ConfigError` where `folder` holds a run of other data. A run of version 0.1 does not
+    say which it had.
+    """
+    if not (folder / "run.json").exists():
+        return
+    then = read_run(folder)[1].get("data")
+    if then is not None:
+        check_same_data({"data": then}, {"data": now}, folder)
 
 
 def read_run(folder: str | os.PathLike) -> tuple[Recipe, dict]:
@@ -369,7 +399,8 @@ def evaluate_run(
 
     `linear`: also those of the linear model on the same inputs, learned from the same people as the
     run (`linear_answers`), and the run against it. Raises `DataError`, `CheckpointError`;
-    `ConfigError` for another source where a run has several folds.
+    `ConfigError` for another source where a run has several folds, and where the data it was
+    trained with have changed since.
     """
     recipe, run = read_run(folder := Path(folder))
     if source is not None and list(run["folds"]) != ["split"]:
@@ -378,7 +409,10 @@ def evaluate_run(
             " measure on another corpus; train with evaluation.protocol: split"
         )
     where = run["source"] if source is None else source
-    folds = recipe_folds(recipe, read_items(recipe, where, run["corpus_seed"]))
+    whole = recipe_items(recipe, where, run["corpus_seed"])
+    if source is None:
+        check_run_data(folder, whole_data(where, whole))
+    folds = recipe_folds(recipe, normalised_items(recipe, whole))
     said, partly = {}, {}
     for name, fold in folds.items():
         model = load_run(folder, name)

@@ -8,17 +8,25 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from mmemo.core.identity import (
+    Description,
+    NotDescribed,
+    module_settings,
+    module_weights,
+)
+
 from ..core.batch import Batch, Stream, last_real, masked_mean
 from ..core.errors import ConfigError
-from ..core.files import fingerprint_tensors, write_whole
+from ..core.files import canonical_json, fingerprint_tensors, plain_file, write_whole
+from ..core.state import own_modes
 from .base import precompute
 from .text import Tokenizer
 
@@ -27,37 +35,62 @@ __all__ = ["encoder_identity", "FeatureCache"]
 
 
 # %% ../../nbs/electives/34_cache.ipynb #00000004
-def _settings(part: Any) -> str:
-    "The plain attributes of a module, and the configuration of a transformer, as JSON."
-    plain = {
-        k: v
-        for k, v in vars(part).items()
-        if k[0] != "_"
-        and k != "training"
-        and isinstance(v, (bool, int, float, str, tuple, list, type(None)))
-    }
-    config = getattr(part, "config", None)
-    told = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}
-    # where it came from does not count
-    told = {k: v for k, v in told.items() if k[0] != "_" and k != "transformers_version"}
-    return json.dumps([plain, told], sort_keys=True, default=str)
-
-
 def encoder_identity(encoder: nn.Module) -> dict[str, str]:
-    """What an encoder's output depends on besides its input: fingerprints of its structure, its
-    settings and its weights.
+    """What an encoder's output depends on besides its input: keys of its structure, its code, its
+    settings and its weights, the same in every process.
 
-    Settings are each part's plain attributes and a transformer's configuration: they change what
-    comes out, but no weight.
+    Code is that of its classes, with the functions and global values that they use. Settings are
+    all attributes of each part (functions, tensors, private ones, but those that its class names
+    in `unkeyed`), hooks, the mode that a part has after `eval()`, and torch's precision. Raises
+    `ConfigError` naming a part that cannot be described, such as an open file.
     """
-    settings = {where: _settings(part) for where, part in encoder.named_modules()}
-    # with those that no state_dict has
-    tensors = {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}
-    return {
-        "structure": fingerprint_tensors(repr(encoder)),
-        "settings": fingerprint_tensors(settings),
-        "weights": fingerprint_tensors(tensors),
+    told = Description("encoder")
+    with own_modes(encoder):
+        encoder.eval()
+        try:
+            return _told_identity(told, encoder)
+        except NotDescribed as error:
+            raise NotDescribed(
+                f"{error}, so features of this encoder cannot be kept: use `precompute`, which"
+                " keeps nothing, or leave it out of the encoder; an attribute that does not change"
+                " the output may be named in a tuple `unkeyed` of its class"
+            ) from None
+
+
+def _told_identity(told: Description, encoder: nn.Module) -> dict[str, str]:
+    parts = list(encoder.named_modules(remove_duplicate=False))
+    holding = [(path, part) for path, part in parts if {**part._parameters, **part._buffers}]
+    found = {
+        "structure": [(path, _class_name(part)) for path, part in parts],
+        "code": {path: told.within(path, told.of, type(part)) for path, part in parts},
+        "settings": {path: told.within(path, module_settings, told, part) for path, part in parts},
+        "weights": {path: told.within(path, module_weights, told, part) for path, part in holding},
     }
+    found["settings"] |= {"of torch": _precision(told)}
+    return {name: told.of(value).hex()[:16] for name, value in found.items()}
+
+
+def _class_name(part: nn.Module) -> str:
+    return f"{type(part).__module__}.{type(part).__qualname__}"
+
+
+def _precision(told: Description) -> bytes:
+    "What changes the result of a product, whichever module computes it, and hooks of all modules."
+    casts = {
+        kind: torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        for kind in ("cpu", "cuda")
+    }
+    hooks = torch.nn.modules.module
+    everywhere = (hooks._global_forward_hooks, hooks._global_forward_pre_hooks)
+    return told.of(
+        [
+            casts,
+            torch.get_default_dtype(),
+            torch.get_float32_matmul_precision(),
+            torch.__version__,
+            [list(found.values()) for found in everywhere],
+        ]
+    )
 
 
 # %% ../../nbs/electives/34_cache.ipynb #00000005
@@ -68,10 +101,10 @@ class FeatureCache:
     After every `shard` new inputs one safetensors file is written, whole or not at all, and named
     by its own SHA-256: a kill costs at most one shard, a damaged one is noticed, deleted and
     computed again, and processes that share the folder at worst compute something twice. An
-    encoder whose structure, settings or weights differ (`encoder_identity`) has a folder of its
-    own, and a warning says what has changed. `report` has a line a call. Features agree with those
-    of another batching to rounding, not to the bit. Raises `ConfigError` where the folder cannot
-    be written.
+    encoder whose structure, code, settings or weights differ (`encoder_identity`) has a folder of
+    its own, and a warning says what has changed. `report` has a line a call. Features agree with
+    those of another batching to rounding, not to the bit. Raises `ConfigError` where the folder
+    cannot be written, and where a part of the encoder cannot be described.
     """
 
     def __init__(self, folder, shard: int = 256, progress: bool = True):
@@ -142,20 +175,46 @@ def _home_of(encoder: nn.Module, folder: Path, name: str) -> Path:
     """
     mine = encoder_identity(encoder)
     home = folder / f"{name}-{fingerprint_tensors(mine)}"
-    if (home / "encoder.json").exists():
+    note = home / "encoder.json"
+    if _read_note(note) == mine:
         return home
-    others = sorted(folder.glob(f"{name}-*/encoder.json"), key=lambda p: p.stat().st_mtime)
-    if others:
-        then = json.loads(others[-1].read_text())
-        changed = " and ".join(k for k in mine if then[k] != mine[k])
+    others = {path: _read_note(path) for path in sorted(folder.glob(f"{name}-*/encoder.json"))}
+    known = [path for path, then in others.items() if then and path != note]
+    if known:
+        latest = max(known, key=_changed_at)
+        then = others[latest] or {}
+        changed = " and ".join(part for part in mine if then.get(part) != mine[part])
         warnings.warn(
-            f"{name}: another encoder than in {others[-1].parent.name}, its"
+            f"{name}: another encoder than in {latest.parent.name}, its"
             f" {changed} changed: its features"
             " are computed anew",
             stacklevel=3,
         )
-    write_whole(home / "encoder.json", json.dumps(mine).encode())
+    sealed = {"encoder": mine, "seal": _seal(mine)}
+    write_whole(note, canonical_json(sealed).encode())
     return home
+
+
+def _changed_at(path: Path) -> int:
+    "When a file was last written; 0 where it has gone."
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _seal(identity: Mapping[str, str]) -> int:
+    "CRC-32 of an identity."
+    return zlib.crc32(canonical_json(dict(identity)).encode())
+
+
+def _read_note(path: Path) -> dict[str, str] | None:
+    "The identity that an encoder.json holds; None where there is none, or not a whole one."
+    try:
+        kept = json.loads(plain_file(path).read_text())
+        return kept["encoder"] if kept["seal"] == _seal(kept["encoder"]) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _without_padding(stream: Stream, i: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,7 +227,7 @@ def _without_padding(stream: Stream, i: int) -> tuple[Tensor, Tensor, Tensor]:
 def _key(stream: Stream, i: int) -> bytes:
     "SHA-256 of one input without its padding."
     parts = [v.cpu().contiguous() for v in _without_padding(stream, i)]
-    digest = hashlib.sha256(f"{parts[0].dtype} {list(parts[0].shape)}".encode())
+    digest = hashlib.sha256(f"{parts[0].dtype} {list(parts[0].shape)} {parts[2].dtype}".encode())
     for part in parts:
         digest.update(part.flatten().view(torch.uint8).numpy().tobytes())
     return digest.digest()
@@ -182,7 +241,7 @@ def _save(home: Path, new: Mapping[bytes, tuple]) -> None:
     "One shard: the inputs' keys, their numbers of steps, and values, masks and times end to end."
     keys = torch.tensor([list(key) for key in new], dtype=torch.uint8)
     steps = torch.tensor([len(mask) for _, mask, _ in new.values()])
-    shard = {"keys": keys, "steps": steps}
+    shard = {"keys": keys, "steps": steps, "home": _home_bytes(home)}
     for name, parts in zip(_COLUMNS, zip(*new.values())):
         shard[name] = torch.cat(parts)
     data = safetensors.torch.save(shard)
@@ -193,6 +252,11 @@ def _name_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
+def _home_bytes(home: Path) -> Tensor:
+    "The name of an encoder's folder, so that a shard which lies in another one is not read."
+    return torch.tensor(list(home.name.encode()), dtype=torch.uint8)
+
+
 def _load(home: Path, wanted: set[bytes]) -> dict[bytes, tuple]:
     """The wanted inputs among the shards {key: (values, mask, times)}.
 
@@ -200,25 +264,41 @@ def _load(home: Path, wanted: set[bytes]) -> dict[bytes, tuple]:
     """
     found = {}
     for path in sorted(home.glob("*.safetensors")):
-        try:
-            data = path.read_bytes()
-        # another process has found it damaged
-        except FileNotFoundError:
+        shard = _read_shard(path)
+        if shard is None:
             continue
-        if _name_of(data) != path.stem:
-            warnings.warn(
-                f"{path.name} in {home.name} is torn or damaged ({len(data):,} bytes): deleted, its"
-                " features are computed again",
-                stacklevel=3,
-            )
-            path.unlink(missing_ok=True)
-            continue
-        shard = safetensors.torch.load(data)
         ends = shard["steps"].cumsum(0).tolist()
         for key, start, end in zip(map(bytes, shard["keys"].numpy()), [0, *ends], ends):
             if key in wanted:
                 found[key] = tuple(shard[name][start:end].clone() for name in _COLUMNS)
     return found
+
+
+def _read_shard(path: Path) -> dict[str, Tensor] | None:
+    "A shard, if every bit of it is as it was written, by this encoder."
+    try:
+        data = plain_file(path).read_bytes()
+    # another process has found it damaged
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        warnings.warn(
+            f"{path.name} in {path.parent.name} cannot be read ({error.strerror}): its features are"
+            " computed again",
+            stacklevel=4,
+        )
+        return None
+    if _name_of(data) == path.stem:
+        shard = safetensors.torch.load(data)
+        if torch.equal(shard.get("home", torch.empty(0)), _home_bytes(path.parent)):
+            return shard
+    warnings.warn(
+        f"{path.name} in {path.parent.name} is torn or damaged ({len(data):,} bytes): deleted, its"
+        " features are computed again",
+        stacklevel=4,
+    )
+    path.unlink(missing_ok=True)
+    return None
 
 
 def _padded(rows: list[tuple]) -> Stream:

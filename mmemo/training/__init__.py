@@ -9,6 +9,7 @@
 - `checkpoint`: a run on the disk, whole or not at all, every byte verified on reading.
 - `history`: what a run recorded: its log, its best epoch, its table and its picture.
 - `tracking`: who is told of a run: log, TensorBoard, W&B or an object of your own, progress bar.
+- `same_data`: what a run learned from, part by part, so that it is not resumed with other data.
 - `passes`: forward and backward over the batches of an update, so that parts are one whole.
 - `update`: one optimiser step over several batches and processes, stopped before a NaN
   reaches the weights.
@@ -19,6 +20,7 @@
   activations that are computed twice.
 - `memory`: the memory of an update, predicted without computing it, or measured.
 
-A module imports only from modules above it in this list, and from `mmemo.core` and `mmemo.models`.
+A module imports only from modules above it in this list, and from `mmemo.core`, `mmemo.data` and
+`mmemo.models`.
 - `catalogue`: the losses and trackers that come with mmemo, with their options.
 """

@@ -51,6 +51,7 @@ from ..core.files import canonical_json
 from ..core.state import autocast_context, epoch_order, own_modes, own_noise, seed_of
 from .history import History, Log, finite_or_none, read_log
 from .objectives import Labels, join_outputs, joined_entries
+from .same_data import RunData, check_same_data, run_data
 from .update import Trainer
 
 # %% auto #0
@@ -120,8 +121,8 @@ def _on_cpu(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 # %% ../../nbs/workshop/132_loop.ipynb #9d1b2e31
 def save_run(run: Trainer, history: History, log: Log, place: dict) -> None:
-    """A checkpoint of a run at `place` (update, epoch, updates of this epoch); then the ones no
-    longer wanted go.
+    """A checkpoint of a run at `place` (update, epoch, updates of this epoch, what tells the data);
+    then the ones no longer wanted go.
 
     All but the newest `keep`, what was the best when those were made, and each `keep_every`-th
     epoch.
@@ -218,6 +219,7 @@ class _Course:
     report: Report
     total: int
     step: int
+    data: RunData | None = None
     best: dict[str, Tensor] | None = None
 
     def go(self, epoch: int, done: int) -> None:
@@ -309,7 +311,8 @@ def _save(course: _Course, epoch: int, update: int) -> None:
     "A checkpoint that goes on at this place; only the process with the log writes one."
     log, history = course.report.log, course.report.history
     if log:
-        save_run(course.run, history, log, {"step": course.step, "epoch": epoch, "update": update})
+        place = {"step": course.step, "epoch": epoch, "update": update, "data": course.data}
+        save_run(course.run, history, log, place)
 
 
 def _of_the_first(run: Trainer, found: dict[str, float | None]) -> dict[str, float | None]:
@@ -340,9 +343,9 @@ def fit(
     A data set has a length and gives a `Batch` for `data[list of rows]`; one with `set_epoch` is
     told the epoch. `plan` says how to train, `tracking` what is kept and shown, `hooks` which
     functions of yours are called on the way. With a folder, a killed run that is started again
-    goes on as if nothing had happened. With `plan.patience` the model ends with its best weights.
-    Raises `ConfigError`, `CheckpointError`, `NonFiniteError`: then weights and buffers are those
-    of the update before.
+    goes on as if nothing had happened; with other data than before it is refused. With
+    `plan.patience` the model ends with its best weights. Raises `ConfigError`, `CheckpointError`,
+    `NonFiniteError`: then weights and buffers are those of the update before.
     """
     folder = Path(tracking.folder) if tracking.folder else None
     _check_valid(valid, plan)
@@ -350,13 +353,15 @@ def fit(
     run = Trainer(model, objective, plan, len(train), folder, hooks.guard)
     total = _count_updates(hooks.sampler, len(train), plan)
     history = History(plan.monitor, plan.direction or "min")
-    at, mark = {"step": 0, "epoch": 0, "update": 0}, None
+    at, mark, data = {"step": 0, "epoch": 0, "update": 0}, None, None
     if folder and not tracking.resume and run.rank == 0:
         clear_run(folder)
     run.engine.wait_for_everyone()
     if folder:
+        data = tracking.data or run_data(train, valid, hooks.sampler)
         found = newest_checkpoint(folder / "checkpoints", partial(_check_log, folder))
         if found:
+            check_same_data(found.state.get("data"), data, found.path)
             at, mark = _resume(run, found, history, folder)
     run.engine.wait_for_everyone()
     about = start_provenance(run)
@@ -364,9 +369,7 @@ def fit(
     if run.rank == 0:
         told = {"plan": asdict(plan)} | about
         report = Report.open(history, tracking, mark, at["step"], total, told)
-    course = _Course(
-        run, train, valid, tracking.metrics, hooks, report, total=total, step=at["step"]
-    )
+    course = _Course(run, train, valid, tracking.metrics, hooks, report, total, at["step"], data)
     with report, own_modes(model), own_noise(run.device):
         report.add(_start_record(history, at["step"], about))
         course.go(at["epoch"], at["update"])

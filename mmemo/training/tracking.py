@@ -137,7 +137,8 @@ class Tracking:
     `resume` a run that was stopped goes on there, without it what an earlier one left is deleted.
     `progress`: a bar. `metrics` {name: function(predictions {task: Tensor}, targets)} see all of
     the validation data after each epoch. `track`: "tensorboard", "wandb", or objects with
-    log(values, step=) and finish().
+    log(values, step=) and finish(). `data` {part: {name: key}}: what tells the data of this run,
+    where `run_data` cannot; a run that is resumed must have the same.
     """
 
     folder: str | Path | None = None
@@ -145,6 +146,7 @@ class Tracking:
     progress: bool = True
     metrics: Mapping[str, Callable] | None = None
     track: Sequence = ("tensorboard",)
+    data: Mapping[str, Mapping[str, str]] | None = None
 
 
 QUIET = Tracking(progress=False, track=())
