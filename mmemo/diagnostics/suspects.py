@@ -111,10 +111,12 @@ def _as_numbers(field: Any) -> Tensor | None:
         return field
     if isinstance(field, np.ndarray) and field.dtype.kind == "f":
         return torch.as_tensor(field)
-    if not isinstance(field, (list, tuple)) or not any(isinstance(v, float) for v in field):
+    if not isinstance(field, (list, tuple)):
         return None
-    if all(isinstance(v, (int, float)) for v in field):
-        return torch.tensor(field, dtype=torch.float64)
+    # NumPy's numbers are no floats, except float64
+    real = [isinstance(v, (float, np.floating)) for v in field]
+    if any(real) and all(r or isinstance(v, int) for r, v in zip(real, field)):
+        return torch.tensor([float(v) for v in field], dtype=torch.float64)
     return None
 
 
