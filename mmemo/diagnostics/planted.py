@@ -284,9 +284,9 @@ class _Drawn:
 
 
 def _item_sites(model: nn.Module, batch: Batch) -> list[str]:
-    "The modules whose output has one row an item."
-    shapes = [fault_sites(model, batch[:n]) for n in (2, 3)]
-    fitting = [n for n, s in shapes[0].items() if s[0] == 2 and shapes[1].get(n, (0,))[0] == 3]
+    "The modules whose output has one row an item, where a modality is missing too."
+    few, all_of_them = fault_sites(model, batch[:2]), fault_sites(model, batch)
+    fitting = [n for n, s in few.items() if s[0] == 2 and all_of_them[n][0] == len(batch)]
     if not fitting:
         raise ConfigError("no module of this model says something of each item")
     return fitting
