@@ -327,9 +327,13 @@ def _spoil_gain(model: nn.Module, batch: Batch, kind: str, dice: _Dice) -> tuple
     if kind == "attribute":
         form = dice.number(3)
         gain: Any = odd if form == 0 else torch.tensor([1.0, odd])
-        gains = [gain]
-        module.gain = gains if form == 2 else gain
-        _wrap(module, lambda x: x * _last(gains if form == 2 else [module.gain]))
+        module.gain = [gain] if form == 2 else gain
+
+        def multiply(module: Any, args: tuple, out: Any) -> Any:
+            gain = _last(module.gain if form == 2 else [module.gain])
+            return _through(out, lambda x: x * gain)
+
+        module.register_forward_hook(multiply)
         return batch, {"kind": kind, "name": f"{name}.gain.0" if form == 2 else f"{name}.gain"}
     row = dice.number(len(batch))
     gains = torch.ones(len(batch))
