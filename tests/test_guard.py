@@ -4,14 +4,16 @@ report.
 
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from tiny import items, tiny, watched
+from tiny import Answer, Tiny, items, tiny, watched
 from torch import nn
 
 from mmemo.core.batch import Batch, Stream
@@ -20,14 +22,16 @@ from mmemo.core.state import seed_of
 from mmemo.diagnostics.faults import Watch, is_bad, mend_values, odd_values
 from mmemo.diagnostics.guard import Guard, draw_norms, layer_norms, replay_report
 from mmemo.diagnostics.planted import FAULT_KINDS, plant_decoy, plant_fault
-from mmemo.diagnostics.replay import Finding, find_cause
+from mmemo.diagnostics.replay import Finding, find_cause, first_guilty
+from mmemo.evaluation.metrics import regression_metrics
 from mmemo.models.base import Multimodal, Project, RegressionHead, Standardize
 from mmemo.models.fusion import ConcatNorm, get_fusion
 from mmemo.models.temporal import TCN
-from mmemo.training.loop import Hooks, fit
-from mmemo.training.objectives import mse
+from mmemo.training.history import History
+from mmemo.training.loop import Hooks, evaluate_loss, fit
+from mmemo.training.objectives import cross_entropy, mse
 from mmemo.training.plan import Plan
-from mmemo.training.tracking import QUIET, BadStep
+from mmemo.training.tracking import QUIET, BadStep, Tracking
 from mmemo.training.update import NonFiniteError
 
 TRAIN = items(44)
@@ -413,31 +417,23 @@ DATA = TRAIN.replace(
 )[:14]
 
 
-@pytest.mark.filterwarnings("ignore:std")
-@pytest.mark.parametrize("kind", FAULT_KINDS)
+@pytest.mark.filterwarnings("ignore:std", "ignore:the validation", "ignore:no epoch")
+@pytest.mark.parametrize("kind", [kind for kind in FAULT_KINDS if kind != "two processes"])
 def test_planted_faults_are_named(kind):
     for seed in range(12):
-        model, data, truth = plant_fault(plant_decoy(net(seed), DATA, seed), DATA, kind, seed)
-        guard, half = Guard(), kind.startswith("fp16")
+        decoy = plant_decoy(net(seed), DATA, seed)
+        model, data, truth = plant_fault(decoy, DATA, kind, seed)
+        train, valid = (DATA, data) if kind == "validation" else (data, None)
+        epochs = 10 if kind == "fp16 gradient" else 1
+        half = "fp16" if kind.startswith("fp16") else "fp32"
+        plan, guard = Plan(epochs=epochs, batch_size=7, precision=half), Guard()
         try:
-            fit(
-                model,
-                mse("y"),
-                data,
-                None,
-                Plan(
-                    epochs=10 if kind == "fp16 gradient" else 1,
-                    batch_size=7,
-                    precision="fp16" if half else "fp32",
-                ),
-                tracking=QUIET,
-                hooks=Hooks(guard=guard),
-            )
+            fit(model, mse("y"), train, valid, plan, QUIET, Hooks(guard=guard))
         except NonFiniteError:
-            assert {k: getattr(guard.finding, k) for k in truth} == truth, (
-                seed,
-                str(guard.finding),
-            )
+            assert valid is None
+        if guard.finding:
+            said = {k: getattr(guard.finding, k) for k in truth}
+            assert said == truth, (seed, str(guard.finding))
             return
     pytest.fail("the fault never showed")
 
@@ -481,6 +477,380 @@ def test_infinities_on_purpose_are_not_made():
         loss = x.masked_fill(x > 0, -math.inf).softmax(-1).nan_to_num().square().sum()
         (torch.where(x > 0, x, math.inf).amin(-1).clamp(max=2).sum() + loss).backward()
     assert watch.ops and all(op.placed for op in watch.ops.values()) and watch.roots([loss]) == []
+
+
+# --- data that are never the same twice
+
+
+class Noisy:
+    "A data set that draws noise for each row whenever it is asked."
+
+    def __init__(self, data, generator=None):
+        self.data, self.generator = data, generator
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, rows):
+        batch = self.data[rows]
+        s = batch.streams["audio"]
+        noise = 0.01 * torch.randn(s.x.shape, generator=self.generator)
+        return batch.replace(audio=s.with_x(s.x + noise))
+
+
+class Unlucky(nn.Module):
+    "The item that draws the largest number meets the logarithm of 0. Remembers who it was first."
+
+    def __init__(self, generator=None):
+        super().__init__()
+        self.generator, self.first = generator, []
+
+    def forward(self, x):
+        drawn = torch.rand(len(x), generator=self.generator)
+        self.first.append(int(drawn.argmax()))
+        return x + torch.where(drawn == drawn.max(), 0.0, 1.0).log().unsqueeze(1)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("objective", ["mean", "function"])
+def test_noise_of_the_data_does_not_move_that_of_the_model(accumulate, own, objective):
+    "The item is named that was unlucky in the update itself; with a generator of its own, too."
+    model = tiny()
+    generator = torch.Generator().manual_seed(4) if own else None
+    model.drop = Unlucky(generator)
+    guard, plan = Guard(), Plan(epochs=1, batch_size=9, accumulate=accumulate)
+    mean = mse("y")
+    function = mean if objective == "mean" else lambda output, batch: mean(output, batch)
+    stopped(model, Noisy(TRAIN), function, plan, guard)
+    first = model.drop.first[0]
+    assert guard.finding.name == "drop" and guard.finding.operation == "log"
+    assert guard.finding.row == guard.bad.rows[0][first]
+
+
+def test_the_batch_itself_is_replayed():
+    "A value that is NaN only the first time that the data set is asked for it."
+
+    class Once(Noisy):
+        asked = 0
+
+        def __getitem__(self, rows):
+            batch = self.data[rows]
+            self.asked += 1
+            if self.asked == 2:
+                batch.streams["audio"].x[3, 1, 1] = math.nan
+            return batch
+
+    data, guard = Once(TRAIN), Guard()
+    stopped(tiny(), data, guard=guard)
+    asked = data.asked
+    assert (guard.finding.kind, guard.finding.row) == ("input", guard.bad.rows[0][3])
+    assert str(find_cause(guard.bad)) == str(guard.finding) and data.asked == asked
+
+
+def test_a_model_that_writes_into_its_batch_is_told():
+    class Writes(Tiny):
+        def forward(self, batch):
+            batch.streams["audio"].x.mul_(math.nan)
+            return super().forward(batch)
+
+    found = stopped(Writes(), guard=Guard()).finding
+    assert "the model writes into audio of its batch" in str(found)
+
+
+def test_buffers_that_are_exchanged_are_put_back():
+    class Average(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(16))
+
+        def forward(self, x):
+            self.mean = 0.9 * self.mean + x.detach().mean(0)
+            return x + self.mean
+
+    model, x = tiny(), TRAIN.streams["audio"].x.clone()
+    model.drop, x[20, 1, 1] = Average(), math.nan
+    found = stopped(
+        model, TRAIN.replace(audio=TRAIN.streams["audio"].with_x(x)), guard=Guard()
+    ).finding
+    assert (found.kind, found.row) == ("input", 20) and torch.isfinite(model.drop.mean).all()
+
+
+# --- values that nobody has registered
+
+
+class Gain(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x):
+        value = self.value
+        value = value["last"] if isinstance(value, dict) else value
+        return x * torch.as_tensor(value, dtype=x.dtype).reshape(-1)[-1]
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, 1e30])
+def test_an_attribute_is_named_and_no_overflow(odd):
+    for value, name in (
+        (odd, "drop.value"),
+        (torch.tensor([1.0, odd]), "drop.value"),
+        (np.array([1.0, odd]), "drop.value"),
+        ({"last": torch.tensor(odd)}, "drop.value.last"),
+    ):
+        model = tiny()
+        model.drop = Gain(value)
+        found = stopped(model, guard=Guard()).finding
+        assert (found.kind, found.name, found.overflow) == ("attribute", name, ""), str(found)
+        assert f"holds {odd:.4g}" in str(found)
+        assert str(model.drop.value) == str(value), "it is left as it was"
+
+
+def test_weights_in_an_objective_are_named():
+    weight = torch.tensor([1.0, math.nan, 1.0])
+    y = torch.arange(44) % 3
+
+    class Classes(Tiny):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(16, 3)
+
+        def forward(self, batch):
+            s = batch.streams["audio"]
+            return Answer({"c": self.head(self.encoder(s.x.mean(1)))})
+
+    data = Batch(TRAIN.streams, {"c": y})
+    found = stopped(Classes(), data, cross_entropy("c", weight=weight), guard=Guard()).finding
+    assert found.kind == "attribute" and found.name.startswith("objective.") and not found.overflow
+    assert found.name.endswith("weight")
+
+
+def test_masked_values_in_attributes_are_no_suspects():
+    class Masks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fill, self.hidden = -math.inf, torch.tensor([0.0, -math.inf, -math.inf])
+
+        def forward(self, x):
+            return x + x.masked_fill(x < math.inf, self.fill).softmax(-1)
+
+    model = tiny()
+    model.drop = Masks()
+    found = stopped(model, guard=Guard()).finding
+    assert (found.kind, found.name, found.operation) == ("operation", "drop", "_softmax")
+
+
+@pytest.mark.parametrize("form", ["tensor", "list", "array"])
+def test_a_meta_field_is_named_with_its_row(form):
+    weights = torch.ones(44)
+    weights[7] = math.nan
+    field = {"tensor": weights, "list": weights.tolist(), "array": weights.numpy()}[form]
+    data = Batch(TRAIN.streams, TRAIN.targets, {"weight": field, "take": list(range(44))})
+
+    def objective(output, batch):
+        error = output.predictions["y"] - batch.targets["y"]
+        return {"loss": (error.square() * torch.as_tensor(batch.meta["weight"])).mean()}
+
+    found = stopped(tiny(), data, objective, guard=Guard()).finding
+    assert (found.kind, found.name, found.row, found.overflow) == ("meta", "weight", 7, "")
+
+
+def test_what_is_found_and_not_made_is_no_overflow():
+    "A value that came from nowhere the guard looks: said as it is."
+    hidden = iter([torch.tensor(math.nan)] * 99)
+
+    class Stranger(nn.Module):
+        def forward(self, x):
+            return x * next(hidden)
+
+    model = tiny()
+    model.drop = Stranger()
+    found = stopped(model, guard=Guard()).finding
+    assert found.name == "drop" and not found.overflow
+    assert "is given NaN that was there before" in str(found)
+
+
+# --- rows that are too large
+
+
+class Plain(Tiny):
+    "No norm, so that a large row stays large."
+
+    def forward(self, batch):
+        said = self.head(self.encoder(batch.streams["audio"].x.mean(1)))
+        return Answer({"y": said[:, 0]})
+
+
+@pytest.mark.parametrize("factor", [1e15, 1e18, 1e20, 1e30])
+@pytest.mark.parametrize("size", [8, 2])
+def test_a_row_that_is_far_too_large_is_named(factor, size):
+    x = TRAIN.streams["audio"].x.clone()
+    x[30] *= factor
+    data = TRAIN.replace(audio=TRAIN.streams["audio"].with_x(x))
+    error = stopped(Plain(), data, plan=Plan(epochs=1, batch_size=size), guard=Guard())
+    assert (error.finding.kind, error.finding.name, error.finding.row) == ("input", "audio", 30)
+    assert "first in " not in str(error) or "first in head" in str(error)
+
+
+def test_a_norm_that_overflows_alone_names_the_largest_gradient():
+    error = stopped(tiny(), objective=lambda o, b: {"loss": o.predictions["y"].sum() * 1e25})
+    assert "though every gradient is finite (the largest is that of " in str(error)
+
+
+def test_the_guilty_is_found_among_many_unknown_targets():
+    "More suspects than could be tried one by one; labels that are no fractions."
+    y = torch.full((200,), math.nan)
+    y[:2], y[190] = torch.tensor([1.0, 0.0]), 1e30
+    data = Batch(items(200).streams, {"y": y})
+    found = stopped(tiny(), data, plan=Plan(epochs=1, batch_size=200), guard=Guard()).finding
+    assert (found.kind, found.row) == ("target", 190)
+    tried = []
+
+    def bad(left):
+        tried.append(left)
+        return 77 in left
+
+    assert first_guilty(list(range(100)), bad) == 77 and len(tried) < 10
+    assert first_guilty([1, 2, 3], lambda left: len(left) > 1) == 1
+
+
+# --- validation data
+
+
+class Peak(nn.Module):
+    "A statistic that training lets grow and only eval mode looks at."
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("peak", torch.zeros(1))
+
+    def forward(self, x):
+        if self.training:
+            self.peak.add_(2e38)
+            return x
+        return x - self.peak
+
+
+@pytest.mark.parametrize("guard", [None, Guard])
+def test_a_validation_loss_that_is_nan_is_told(tmp_path, guard):
+    model = tiny()
+    model.drop = Peak()
+    plan, hooks = Plan(epochs=6, batch_size=8, patience=2), Hooks(guard=guard and guard())
+    tracking = Tracking(tmp_path / "run", progress=False, track=())
+    with pytest.warns(UserWarning) as heard:
+        history = fit(model, mse("y"), TRAIN, items(12, 1), plan, tracking, hooks)
+    said = [str(warning.message) for warning in heard]
+    assert len(history.epochs) == 2 and history.best is None
+    assert history.notes == History.load(tmp_path / "run").notes and len(history.notes) == 2
+    start = "the validation loss of epoch 0 is not finite, so this epoch cannot be the best one"
+    cause = ". Cause: buffer drop.peak holds inf" if guard else ""
+    assert said[0] == history.notes[0] == start + cause
+    assert said[-1] == "no epoch had a finite validation loss: the weights are the last ones"
+
+
+def test_a_bad_row_of_validation_data_is_named(tmp_path):
+    valid, guard = items(30, 1), Guard(tmp_path / "nan")
+    x = valid.streams["audio"].x
+    x[17, 2, 4] = math.nan
+    metrics = {"error": lambda p, t: regression_metrics(p["y"], t["y"])["mae"]}
+    tracking, plan = replace(QUIET, metrics=metrics), Plan(epochs=2, batch_size=8)
+    with pytest.warns(UserWarning, match="input audio, row 17 of the validation data holds nan"):
+        history = fit(tiny(), mse("y"), TRAIN, valid, plan, tracking, Hooks(guard=guard))
+    assert (guard.finding.part, guard.finding.row) == ("valid", 17) and len(history.epochs) == 2
+    assert replay_report(tmp_path / "nan", tiny(seed=4), mse("y")) == guard.finding
+
+
+def test_nan_does_not_hide_the_best_epoch():
+    "Epochs with NaN come after good ones: the best one stays, and its weights come back."
+    seen = []
+
+    class Late(nn.Module):
+        def forward(self, x):
+            if self.training or len(seen) < 2:
+                return x
+            return x * math.nan
+
+    def at_epoch(model, epoch):
+        seen[:] = range(epoch)
+
+    model = tiny()
+    model.drop = Late()
+    plan = Plan(epochs=9, batch_size=8, patience=3, lr=1e-2)
+    with pytest.warns(UserWarning, match="of epoch 2 is not finite"):
+        history = fit(model, mse("y"), TRAIN, items(12, 1), plan, QUIET, Hooks(at_epoch=at_epoch))
+    assert history.best["epoch"] in (0, 1) and len(history.epochs) == history.best["epoch"] + 4
+    seen.clear()
+    loss = evaluate_loss(model, mse("y"), items(12, 1))["loss"]
+    assert loss == pytest.approx(history.best["valid"]["loss"])
+
+
+# --- two processes
+
+JOB = """
+import json, math, os, sys
+sys.path[:0] = [{tests!r}]
+import torch
+from test_guard import *
+torch.set_num_threads(1)
+rank, said = int(os.environ["RANK"]), []
+x, y = items(81).streams["audio"].x, items(81).targets["y"]
+x[37, 2, 3], y[52] = math.nan, 1e30
+one = items(81).replace(audio=items(81).streams["audio"].with_x(x))
+other = Batch(items(81).streams, {{"y": y}})
+mean = mse("y")
+function = lambda output, batch: mean(output, batch)
+broken = tiny(norm=False)
+broken.head.weight.data[0, 3] = math.nan
+cases = [(tiny(norm=False), one, mean, 37), (tiny(norm=False), other, mean, 52)]
+cases += [(tiny(norm=False), one, function, 37), (tiny(norm=False), other, function, 52)]
+cases += [(broken, items(81), mean, None)]
+for accumulate in (1, 2):
+    for i, (model, data, objective, row) in enumerate(cases):
+        folder = {folder!r} + f"/nan-{{accumulate}}-{{i}}"
+        plan, guard = Plan(epochs=1, batch_size=8, accumulate=accumulate), Guard(folder)
+        error = stopped(model, data, objective, plan, guard)
+        own = any(row in rows for rows in guard.bad.rows)
+        again = replay_report(folder, tiny(norm=False), objective) if own else None
+        same = again in (None, error.finding)
+        said.append([str(error), guard.finding.process == rank, own, same])
+alone = Guard() if rank == 0 else None
+said.append(str(stopped(tiny(norm=False), one, guard=alone, plan=Plan(epochs=1, batch_size=8))))
+with open({folder!r} + f"/{{rank}}.json", "w") as file:
+    json.dump(said, file)
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+os._exit(0)
+"""
+
+
+def test_two_processes_name_the_row_of_either(tmp_path):
+    """Every process says the same, for a loss that is a mean and for one of which nobody knows; the
+    report is that of the process whose share holds the row.
+    """
+    script = tmp_path / "job.py"
+    script.write_text(JOB.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launch, str(script)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    rows = ["input audio, row 37, in process", "target y, row 52, in process"] * 2
+    names = [*rows, "parameter head.weight holds nan"] * 2
+    for name, one, other in zip(names, first, second):
+        assert name in one[0] and one[0] == other[0]
+        assert one[3] and other[3], "the report finds the same again"
+        if "row" in name:
+            assert one[1] == one[2] != other[1] == other[2], one[0]
+    owners = {said[0].split("in process ")[1][0] for said in first[:4]}
+    assert owners <= {"0", "1"}
+    # only the first process has a guard
+    assert "in the share of another process" in first[-1] or "row 37" in first[-1]
+    assert "Cause" not in second[-1]
 
 
 # --- the report

@@ -111,6 +111,7 @@ class Op:
     parents: set[int]
     creates: bool
     placed: bool
+    given: str  # what it was given that no operation seen here has made: NaN, inf, or nothing
     piece: int
     items: list[int]  # of the batch, where that can be seen
     what: str  # NaN, inf ...
@@ -331,6 +332,8 @@ def _record(watch: Watch, doing: _Doing, place: tuple[str, str, str]) -> Op:
     placed = {i for i, number in doing.dirty.items() if _put_on_purpose(watch, doing, i, number)}
     suspicious = set(doing.dirty) - placed
     nan = any(bool(t.isnan().any()) for t in doing.bad)
+    strange = [t for t in doing.given if id(t) in suspicious and doing.dirty[id(t)] is None]
+    given = _kind_of_bad(map(doing.original, strange)) if strange else ""
     creates = _makes_it(doing, suspicious, placed, nan, place[0] == "forward")
     op = Op(
         doing.name,
@@ -338,17 +341,22 @@ def _record(watch: Watch, doing: _Doing, place: tuple[str, str, str]) -> Op:
         parents={number for number in doing.dirty.values() if number is not None},
         creates=creates,
         placed=not creates and not suspicious,
+        given=given,
         piece=watch.piece,
         items=[],
-        what="NaN" if nan else "inf",
+        what=_kind_of_bad(doing.bad),
         overflow="",
         span=None,
     )
     if creates:
         op.span = doing.span()
         op.items = doing.items(watch.size)
-        op.overflow = _overflow(doing)
+        op.overflow = "" if given else _overflow(doing)
     return op
+
+
+def _kind_of_bad(tensors: Iterable[Tensor]) -> str:
+    return "NaN" if any(bool(t.isnan().any()) for t in tensors) else "inf"
 
 
 def _put_on_purpose(watch: Watch, doing: _Doing, argument: int, number: int | None) -> bool:

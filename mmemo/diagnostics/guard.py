@@ -31,7 +31,16 @@ from ..training.tracking import BadStep
 from .replay import Finding, find_cause
 
 # %% auto #0
-__all__ = ["layer_norms", "draw_norms", "Guard", "save_report", "load_report", "replay_report"]
+__all__ = [
+    "REPORTED",
+    "CERTAINTY",
+    "layer_norms",
+    "draw_norms",
+    "Guard",
+    "save_report",
+    "load_report",
+    "replay_report",
+]
 
 
 # %% ../../nbs/electives/40_guard.ipynb #0000001a
@@ -108,6 +117,11 @@ def draw_norms(
 
 
 # %% ../../nbs/electives/40_guard.ipynb #0000001b
+# what a report says of an update besides tensors, plan, rows and names
+REPORTED = ("weights", "counts", "seeds", "step", "epoch", "seed", "rank", "ranks", "scale")
+REPORTED += ("part", "written")
+
+
 class Guard:
     """For `Hooks(guard=)`: finds what made the first bad update bad.
 
@@ -128,16 +142,40 @@ class Guard:
             place = {n: i for i, (n, _) in enumerate(bad.model.named_parameters())}
             turn = sorted(range(len(bad.names)), key=lambda i: place[bad.names[i]])
             bad = replace(bad, names=[bad.names[i] for i in turn], norms=bad.norms[:, turn])
-        self.bad, self.finding = bad, find_cause(bad)
-        if self.folder:
-            folder = self.folder / f"rank-{bad.rank}" if bad.rank else self.folder
+        self.bad, self.finding = bad, _find_together(bad)
+        # of several processes the one whose share holds the fault leaves the report
+        if self.folder and self.finding.process in (None, bad.rank):
             try:
-                save_report(folder, bad, self.finding)
+                save_report(self.folder, bad, self.finding)
             except (MmemoError, OSError) as error:
                 self.finding = replace(
                     self.finding, note=f"{self.finding.note} (no report: {error})"
                 )
         return self.finding
+
+
+# of what several processes have found, the first of these counts
+CERTAINTY = ("input", "target", "meta", "parameter", "buffer", "attribute", "operation", "norm")
+
+
+def _find_together(bad: BadStep) -> Finding:
+    """The finding of this process or, where each has a guard, the most certain of all: the same in
+    every process.
+    """
+    if bad.exchange is None:
+        return find_cause(bad)
+    own, failed = None, None
+    try:
+        own = find_cause(bad)
+    # whatever it is: the others wait for an answer
+    except Exception as error:
+        failed = error
+    order = (*CERTAINTY, "nothing")
+    found = [one for one in bad.exchange(own) if one is not None]
+    if not found:
+        assert failed is not None
+        raise failed
+    return min(found, key=lambda one: order.index(one.kind))
 
 
 def save_report(folder: str | os.PathLike, bad: BadStep, found: Finding) -> Path:
@@ -162,12 +200,12 @@ def save_report(folder: str | os.PathLike, bad: BadStep, found: Finding) -> Path
         "finding": asdict(found),
         "rows": [list(map(int, r)) for r in bad.rows],
         "names": bad.names,
-        **{
-            k: getattr(bad, k)
-            for k in ("weights", "counts", "seeds", "step", "epoch", "seed", "rank", "scale")
-        },
+        **{k: getattr(bad, k) for k in REPORTED},
     }
     tensors = {"weights": bad.model.state_dict(), "batches": batches}
+    if bad.others:
+        pairs = {f"{i}/{k}": t for k, pair in bad.others.items() for i, t in enumerate(pair)}
+        tensors["others"] = pairs
     if bad.norms is not None:
         tensors["norms"] = {"norms": bad.norms}
     path = save_checkpoint(folder, bad.step, tensors, state)
@@ -203,15 +241,17 @@ def load_report(path: str | os.PathLike, model: nn.Module, objective: Callable) 
             if number == str(i):
                 parts[tuple(place)] = v
         batches.append(_batch_of(parts, meta).to(device_of(model)))
-    keys = ("rows", "names", "weights", "counts", "seeds")
-    keys += ("step", "epoch", "seed", "rank", "scale")
+    others, device = report.tensors.get("others", {}), device_of(model)
+    names = [key.removeprefix("0/") for key in others if key.startswith("0/")]
+    pairs = {k: (others[f"0/{k}"].to(device), others[f"1/{k}"].to(device)) for k in names}
     return BadStep(
         model,
         objective,
         Plan(**report.state["plan"]),
         batches,
-        **{k: report.state[k] for k in keys},
+        **{k: report.state[k] for k in ("rows", "names", *REPORTED)},
         norms=report.tensors.get("norms", {}).get("norms"),
+        others=pairs or None,
     )
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,15 @@ from ..core.state import own_noise
 from ..models.base import Fused
 
 # %% auto #0
-__all__ = ["PLANTED_OPERATIONS", "FAULT_KINDS", "fault_sites", "plant_fault", "plant_decoy"]
+__all__ = [
+    "PLANTED_OPERATIONS",
+    "VALUE_KINDS",
+    "RUN_KINDS",
+    "FAULT_KINDS",
+    "fault_sites",
+    "plant_fault",
+    "plant_decoy",
+]
 
 
 # %% ../../nbs/electives/39_planted.ipynb #0000001c
@@ -83,7 +92,11 @@ PLANTED_OPERATIONS = {
     "fp16 cast": ("forward", "_to_copy", lambda x, h: x + (h * 1e6).half()),
     "fp16 gradient": ("backward", "mul", lambda x, h: _Slope.apply(x, 6e4, torch.float16)),
 }
-FAULT_KINDS = (*PLANTED_OPERATIONS, "fp16 weights", "parameter", "buffer", "input", "target")
+VALUE_KINDS = ("parameter", "buffer", "attribute", "input", "large row", "target", "meta")
+# kinds that show in a run of `fit` only: with a data set that draws, with validation data, or with
+# two processes
+RUN_KINDS = ("drawn data", "validation", "two processes")
+FAULT_KINDS = (*PLANTED_OPERATIONS, "fp16 weights", *VALUE_KINDS, *RUN_KINDS)
 
 
 def _through(out, change: Callable):
@@ -102,8 +115,8 @@ def _through(out, change: Callable):
 
 
 def _wrap(module: nn.Module, change: Callable) -> None:
-    inner = module.forward
-    module.forward = lambda *args, **kwargs: _through(inner(*args, **kwargs), change)
+    # a hook is copied with its module, a new `forward` would go on calling the old one
+    module.register_forward_hook(lambda module, args, out: _through(out, change))
 
 
 @torch.no_grad()
@@ -138,12 +151,15 @@ class _Dice:
 
 def plant_fault(
     model: nn.Module, batch: Batch, kind: str, seed: int = 0
-) -> tuple[nn.Module, Batch, dict]:
+) -> tuple[nn.Module, Any, dict]:
     """A copy of `model` and of the data with one fault of `kind` (one of `FAULT_KINDS`) at a
     random place, and what a `Finding` must say of it.
 
-    Not every fault shows: an odd value may meet a clamp, or a step that is not real. Then the
-    update is sound. Raises `ConfigError` where the model or the data has no place for it.
+    Of `RUN_KINDS`, "drawn data" gives a data set that draws noise (and what must be said is known
+    once the fault has shown), "validation" a model or data that are bad when they are looked at
+    after an epoch, and "two processes" data for two processes. Not every fault shows: an odd value
+    may meet a clamp, or a step that is not real. Then the update is sound. Raises `ConfigError`
+    where the model or the data has no place for it.
     """
     dice = _Dice(seed)
     model = copy.deepcopy(model)
@@ -151,8 +167,20 @@ def plant_fault(
         raise ConfigError(f"there is no fault {kind!r}; choose {', '.join(FAULT_KINDS)}")
     if kind in ("parameter", "buffer"):
         return model, batch, _spoil_weight(model, kind, dice)
-    if kind in ("input", "target"):
-        return model, *_spoil_data(batch, kind, dice)
+    if kind in ("input", "target", "large row", "two processes"):
+        parts = ("input", "target", "large row")
+        return model, *_spoil_data(batch, dice.choice(parts) if "two" in kind else kind, dice)
+    if kind in ("attribute", "meta"):
+        return model, *_spoil_gain(model, batch, kind, dice)
+    if kind == "drawn data":
+        return model, *_spoil_drawn(model, batch, dice)
+    if kind == "validation":
+        return model, *_spoil_validation(model, batch, dice)
+    return model, batch, _spoil_operation(model, batch, kind, dice)
+
+
+def _spoil_operation(model: nn.Module, batch: Batch, kind: str, dice: _Dice) -> dict:
+    "Sends a module's output through a bad operation, in place; what a finder must say."
     names = list(fault_sites(model, batch[:2]))
     if kind == "fp16 weights":
         names = [n for n in names if isinstance(model.get_submodule(n), nn.Linear)]
@@ -161,7 +189,7 @@ def plant_fault(
     if kind == "fp16 weights":
         with torch.no_grad():
             module.weight.mul_(1e6)
-        return model, batch, what | {"direction": "forward", "overflow": "float16"}
+        return what | {"direction": "forward", "overflow": "float16"}
     direction, operation, change = PLANTED_OPERATIONS[kind]
     draw = dice.number(2**31)
 
@@ -174,7 +202,7 @@ def plant_fault(
     what |= {"direction": direction, "operation": operation}
     if kind.startswith("fp16"):
         what["overflow"] = "float16"
-    return model, batch, what
+    return what
 
 
 def _spoil_weight(model: nn.Module, kind: str, dice: _Dice) -> dict:
@@ -192,8 +220,11 @@ def _spoil_weight(model: nn.Module, kind: str, dice: _Dice) -> dict:
 
 
 def _spoil_data(batch: Batch, kind: str, dice: _Dice) -> tuple[Batch, dict]:
-    "A batch one of whose values is odd, at a real step; what a finder must say."
-    parts = batch.targets
+    """A batch one of whose values is odd, at a real step, or with a row that is far too large; what
+    a finder must say.
+    """
+    parts, large = batch.targets, kind == "large row"
+    kind = "input" if large else kind
     if kind == "input":
         parts = {n: s.x for n, s in batch.streams.items()}
     names = [n for n, v in parts.items() if v.is_floating_point()]
@@ -206,7 +237,10 @@ def _spoil_data(batch: Batch, kind: str, dice: _Dice) -> tuple[Batch, dict]:
         real = batch.streams[name].mask[row].nonzero().flatten().tolist()
     place = values[row, dice.choice(real)] if real else values[row : row + 1]
     odd = dice.choice([math.nan, math.inf, 1e30])
-    place.view(-1)[dice.number(place.numel())] = odd
+    if large:
+        values[row] *= 1e20
+    else:
+        place.view(-1)[dice.number(place.numel())] = odd
     if kind == "input":
         batch = batch.replace(**{name: batch.streams[name].with_x(values)})
     else:
@@ -224,3 +258,118 @@ def plant_decoy(model: nn.Module, batch: Batch, seed: int = 0) -> nn.Module:
         lambda x: x + (x.detach() * 0 - 1).sqrt().nan_to_num(0.0),
     )
     return model
+
+
+# %% ../../nbs/electives/39_planted.ipynb #43000a14
+class _Drawn:
+    """A data set that adds a little noise to its streams whenever it is asked. `asked`: the rows of
+    batches that no pass has used yet.
+    """
+
+    def __init__(self, batch: Batch):
+        self.batch = batch
+        self.asked: list[Sequence[int]] = []
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def __getitem__(self, rows: Sequence[int]) -> Batch:
+        chosen = self.batch[rows]
+        self.asked.append(rows)
+        streams = dict(chosen.streams)
+        for name, s in streams.items():
+            if s.x.is_floating_point():
+                streams[name] = s.with_x(s.x + 1e-3 * torch.randn_like(s.x)).zeroed()
+        return Batch(streams, chosen.targets, chosen.meta)
+
+
+def _item_sites(model: nn.Module, batch: Batch) -> list[str]:
+    "The modules whose output has one row an item, where a modality is missing too."
+    few, all_of_them = fault_sites(model, batch[:2]), fault_sites(model, batch)
+    fitting = [n for n, s in few.items() if s[0] == 2 and all_of_them[n][0] == len(batch)]
+    if not fitting:
+        raise ConfigError("no module of this model says something of each item")
+    return fitting
+
+
+def _widen(values: Tensor, x: Tensor) -> Tensor:
+    "[B] with as many trailing axes as `x` has."
+    return values.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _spoil_drawn(model: nn.Module, batch: Batch, dice: _Dice) -> tuple[_Drawn, dict]:
+    """A data set that draws, and a module that draws too: the item that drew the largest number
+    meets the logarithm of 0. Which it was is told when it happens.
+    """
+    data, name = _Drawn(batch), dice.choice(_item_sites(model, batch))
+    what = {"kind": "operation", "name": name, "direction": "forward", "operation": "log"}
+
+    def faulty(x: Tensor) -> Tensor:
+        drawn = torch.rand(len(x), device=x.device)
+        if data.asked:
+            what["row"] = int(data.asked.pop(0)[int(drawn.argmax())])
+        return x + _widen(torch.where(drawn == drawn.max(), 0.0, 1.0).log(), x)
+
+    _wrap(model.get_submodule(name), faulty)
+    return data, what
+
+
+def _last(gains: list) -> Any:
+    "The number, or the last number of the tensor, in a list of one."
+    gain = gains[0]
+    return gain[-1] if isinstance(gain, Tensor) else gain
+
+
+def _spoil_gain(model: nn.Module, batch: Batch, kind: str, dice: _Dice) -> tuple[Batch, dict]:
+    "Multiplies a module's output by an attribute, or a field of the data, with an odd value."
+    name = dice.choice(_item_sites(model, batch))
+    module, odd = model.get_submodule(name), dice.choice([math.nan, math.inf, 1e30])
+    if kind == "attribute":
+        form = dice.number(3)
+        gain: Any = odd if form == 0 else torch.tensor([1.0, odd])
+        module.gain = [gain] if form == 2 else gain
+
+        def multiply(module: Any, args: tuple, out: Any) -> Any:
+            gain = _last(module.gain if form == 2 else [module.gain])
+            return _through(out, lambda x: x * gain)
+
+        module.register_forward_hook(multiply)
+        return batch, {"kind": kind, "name": f"{name}.gain.0" if form == 2 else f"{name}.gain"}
+    row = dice.number(len(batch))
+    gains = torch.ones(len(batch))
+    gains[row] = odd
+    seen: list[Tensor] = []
+
+    def look(module: nn.Module, args: tuple) -> None:
+        seen[:] = [args[0].meta["gain"]]
+
+    model.register_forward_pre_hook(look)
+    _wrap(module, lambda x: x * _widen(seen[0].to(x.device), x))
+    data = Batch(batch.streams, batch.targets, batch.meta | {"gain": gains})
+    return data, {"kind": kind, "name": "gain", "row": row}
+
+
+def _spoil_validation(model: nn.Module, batch: Batch, dice: _Dice) -> tuple[Batch, dict]:
+    """What only a look at validation data meets: a row, a statistic that grows in training until it
+    overflows, or an operation of eval mode.
+    """
+    form = dice.number(3)
+    if form == 0:
+        batch, what = _spoil_data(batch, "input", dice)
+        return batch, what | {"part": "valid"}
+    name = dice.choice(list(fault_sites(model, batch[:2])))
+    module = model.get_submodule(name)
+    what = {"kind": "operation", "name": name, "direction": "forward", "operation": "log"}
+    if form == 1:
+        module.register_buffer("peak", torch.zeros(1))
+        what = {"kind": "buffer", "name": f"{name}.peak"}
+
+    def faulty(x: Tensor) -> Tensor:
+        if module.training:
+            if form == 1:
+                module.peak.add_(2e38)
+            return x
+        return x - module.peak if form == 1 else x + (x[:1] * 0).log()
+
+    _wrap(module, faulty)
+    return batch, what | {"part": "valid"}

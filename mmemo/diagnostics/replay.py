@@ -5,24 +5,36 @@
 # %% ../../nbs/electives/41_replay.ipynb #00000004
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.linalg import vector_norm
 
-from ..core.batch import Batch, Stream
+from mmemo.diagnostics.suspects import (
+    batch_values,
+    is_real,
+    mend_batch,
+    mend_rows,
+    odd_attributes,
+    odd_rows,
+    odd_weights,
+    strange_values,
+)
+
+from ..core.batch import Batch
 from ..core.state import autocast_context, device_of, own_modes, own_noise, set_noise
-from ..training.objectives import Labels, join_outputs, joined_entries
+from ..training.objectives import Joined, Labels, join_outputs, joined_entries
+from ..training.passes import join_others
 from ..training.tracking import BadStep
 from .faults import Watch, is_bad, mend_values, odd_values
+from .held import held_values, write_values
 
 # %% auto #0
-__all__ = ["Finding", "Replay", "first_guilty", "find_cause"]
+__all__ = ["SOUND", "Finding", "Replay", "first_guilty", "find_cause"]
 
 
 # %% ../../nbs/electives/41_replay.ipynb #00000014
@@ -30,10 +42,11 @@ __all__ = ["Finding", "Replay", "first_guilty", "find_cause"]
 class Finding:
     """What made an update bad; as a string, one sentence.
 
-    `kind`: input, target, parameter, buffer, operation, norm or nothing · `name`: of the stream,
-    target, parameter, buffer or module · `row`: in the data set, and `item` its id, where there is
-    one · `direction`, `operation` (of aten) and `line` for an operation · `overflow`: the type
-    whose range was left.
+    `kind`: input, target, meta, parameter, buffer, attribute, operation, norm or nothing · `name`:
+    of the stream, target, field, parameter, buffer, attribute or module · `row`: in the data set,
+    and `item` its id, where there is one · `direction`, `operation` (of aten) and `line` for an
+    operation · `overflow`: the type whose range was left · `part`: "valid" where it was a batch of
+    the validation data · `process`: whose share of the batch it is, where there are several.
     """
 
     kind: str
@@ -45,17 +58,23 @@ class Finding:
     line: str = ""
     overflow: str = ""
     note: str = ""
+    part: str = "train"
+    process: int | None = None
 
     def __str__(self) -> str:
         row = "" if self.row is None else f", row {self.row}"
+        if row and self.part == "valid":
+            row += " of the validation data"
         if row and self.item:
             row += f" ({self.item})"
+        if row and self.process is not None:
+            row += f", in process {self.process}"
         if self.kind == "nothing":
             return f"Cause not found: {self.note}"
         if self.kind == "norm":
             return (
                 "Cause: every gradient is finite, but their norm is not: the largest is that of"
-                f" {self.name}"
+                f" {self.name}{self.note}"
             )
         what = f"{self.kind} {self.name}"
         if self.kind == "operation":
@@ -71,19 +90,32 @@ class Replay:
     manager. Called: is the update bad?
 
     `mended`: leaves (kind, name, batch, row) whose odd values are replaced; afterwards `ends` are
-    the loss or the gradients that are not finite.
+    the loss, the predictions or the gradients that are not finite.
     """
 
     def __init__(self, bad: BadStep):
         self.bad, self.device = bad, device_of(bad.model)
         self.stage, self.ends = "", []
         self.norms: dict[str, float] = {}
-        buffers = {n: b for n, b in bad.model.named_buffers() if b.is_floating_point()}
-        self.parts = {"parameter": dict(bad.model.named_parameters()), "buffer": buffers}
+        buffers = {n: b for n, b in bad.model.named_buffers() if is_real(b)}
+        held = held_values(bad.model, bad.objective)
+        self.held = {one.name: one for one in held}
+        self.parts = {
+            "parameter": dict(bad.model.named_parameters()),
+            "buffer": buffers,
+            "attribute": {one.name: one.tensor() for one in held},
+        }
 
     def __enter__(self) -> Replay:
-        self.kept = {b: b.clone() for b in self.bad.model.buffers()}
-        self.leaves = [*_odd_weights(self.parts), *_odd_rows(self.bad.batches)]
+        # a pass may write into buffers and attributes, or exchange them for others
+        modules = list(self.bad.model.modules())
+        self.places = [(m._buffers, n, b) for m in modules for n, b in m._buffers.items()]
+        self.kept = {b: b.detach().clone() for b in self.bad.model.buffers()}
+        held = [value for m in modules for value in vars(m).values()]
+        own = [value for value in held if isinstance(value, torch.Generator)]
+        self.states = [(generator, generator.get_state()) for generator in own]
+        self.leaves = [*odd_weights(self.parts), *odd_rows(self.bad.batches)]
+        self.leaves += odd_attributes(self.parts["attribute"]) + _odd_others(self.bad)
         for kind, name, *_ in self.leaves:
             if kind == "parameter":
                 p = self.parts[kind][name]
@@ -92,35 +124,45 @@ class Replay:
 
     @torch.no_grad()
     def __exit__(self, *_) -> None:
+        for buffers, name, buffer in self.places:
+            buffers[name] = buffer
         for t, was in self.kept.items():
             if not torch.equal(t, was):
-                t.copy_(was)
+                write_values(t, was)
+        for name, held in self.held.items():
+            held.set(self.parts["attribute"][name])
+        for generator, state in self.states:
+            generator.set_state(state)
         for p in self.parts["parameter"].values():
             p.grad = None
 
     def __call__(self, mended: Collection[tuple] = (), watch: Watch | None = None) -> bool:
         self.__exit__()
-        with torch.no_grad():
-            for kind, name, *_ in mended:
-                if kind in self.parts:
-                    t = self.parts[kind][name]
-                    t.copy_(mend_values(t))
+        for kind, name, *_ in mended:
+            if kind == "attribute":
+                self.held[name].set(mend_values(self.parts[kind][name]))
+            elif kind in self.parts:
+                t = self.parts[kind][name]
+                write_values(t, mend_values(t))
         batches = []
         for i, batch in enumerate(self.bad.batches):
-            batches.append(_mended(batch, [leaf for leaf in mended if leaf[2] == i]))
+            batches.append(mend_batch(batch, [leaf for leaf in mended if leaf[2] == i]))
         with own_noise(self.device):
             set_noise(self.bad.seed, self.device)
             with watch or nullcontext():
-                loss = self._pass(batches, watch)
-        if loss is not None:
-            self.stage, self.ends = "loss", [loss]
-        else:
+                if self.bad.part == "valid":
+                    self.ends = self._look(batches[0], watch)
+                else:
+                    heard = any(leaf[0] == "others" for leaf in mended)
+                    self.ends = self._pass(batches, watch, heard)
+        self.stage = "loss"
+        if not self.ends and self.bad.part == "train":
             self._look_at_gradients()
         return bool(self.ends)
 
-    def _pass(self, batches: list[Batch], watch: Watch | None) -> Tensor | None:
+    def _pass(self, batches: list[Batch], watch: Watch | None, mend: bool) -> list[Tensor]:
         "Forward and backward over all batches; the first loss that is not finite."
-        bad, said = self.bad, []
+        bad, said, labels = self.bad, [], []
         together = any(seed is not None for seed in bad.seeds)
         for i, (batch, weight) in enumerate(zip(batches, bad.weights)):
             if watch:
@@ -130,18 +172,40 @@ class Replay:
             with autocast_context(bad.plan.precision, self.device):
                 output = bad.model(batch)
                 if together:
-                    said.append(output)
+                    items = len(bad.rows[i]) if weight else 0
+                    said.append(_first_said(output, items))
+                    labels.append(Labels.first(batch, items))
                     continue
                 loss = self._loss(output, batch)
             if is_bad(loss):
-                return loss
+                return [loss]
             (loss * (weight * bad.scale)).backward()
         if together:
-            loss = joined_entries(bad.objective, join_outputs(said), Labels.of(batches))["loss"]
+            loss = self._joined_loss(join_outputs(said), Labels.of(labels), mend)
             if is_bad(loss):
-                return loss
+                return [loss]
             (loss * bad.scale).backward()
-        return None
+        return []
+
+    def _joined_loss(self, said: Joined, labels: Labels, mend: bool) -> Tensor:
+        "The loss of all batches, together with what other processes said."
+        others = self.bad.others
+        if others is not None:
+            if mend:
+                others = {k: (_mend_all(a), _mend_all(b)) for k, (a, b) in others.items()}
+            said, labels = join_others(others, said, labels)
+        return joined_entries(self.bad.objective, said, labels)["loss"]
+
+    @torch.no_grad()
+    def _look(self, batch: Batch, watch: Watch | None) -> list[Tensor]:
+        "A batch of validation data: the predictions, or else the loss, that are not finite."
+        if watch:
+            watch.size = len(batch)
+        with autocast_context(self.bad.plan.precision, self.device):
+            output = self.bad.model(batch)
+            wrong = [v for v in output.predictions.values() if is_bad(v)]
+            loss = self.bad.objective(output, batch)["loss"]
+        return wrong or ([loss] if is_bad(loss) else [])
 
     def _loss(self, output, batch: Batch) -> Tensor:
         "That of a batch: a part of the whole update's, if the objective is a mean."
@@ -152,95 +216,88 @@ class Replay:
 
     def _look_at_gradients(self) -> None:
         slopes = {n: p.grad for n, p in self.parts["parameter"].items() if p.grad is not None}
-        self.norms = {n: float(g.float().norm() / self.bad.scale) for n, g in slopes.items()}
+        self.norms = {n: float(g.double().norm() / self.bad.scale) for n, g in slopes.items()}
         self.stage, self.ends = "gradient", [g for g in slopes.values() if is_bad(g)]
         if not self.ends:
-            norm = vector_norm(torch.tensor(list(self.norms.values())))
+            norms = [g.float().norm() / self.bad.scale for g in slopes.values()]
+            norm = vector_norm(torch.stack(norms)) if norms else torch.zeros(())
             if is_bad(norm):
                 self.stage, self.ends = "norm", [norm]
 
 
-def first_guilty(choices: list, bad: Callable[[Any], bool]):
-    """The first choice that makes the update bad while all the others are mended (30 are tried);
-    the first of all where none does alone.
+def first_guilty(choices: list, bad: Callable[[list], bool]):
+    """The first choice that makes the update bad while all the others are mended, found by halves:
+    `bad(some)` says whether it is bad with only these left as they are. The first of all where
+    none does it alone.
     """
-    if len(choices) == 1:
-        return choices[0]
-    return next((choice for choice in choices[:30] if bad(choice)), choices[0])
+    left = choices
+    while len(left) > 1:
+        half = left[: (len(left) + 1) // 2]
+        left = half if bad(half) else left[len(half) :]
+    return left[0] if len(choices) == 1 or bad(left) else choices[0]
 
 
-def _odd_weights(parts: dict[str, dict]) -> list[tuple]:
-    "Parameters and buffers that hold odd values, as leaves; masks are none."
-    found = []
-    for kind, part in parts.items():
-        for name, t in part.items():
-            if bool(odd_values(t).any()) and not _is_mask(kind, t):
-                found.append((kind, name, None, None))
-    return found
+def _odd_others(bad: BadStep) -> list[tuple]:
+    "One leaf for all that the other processes said, where any of it is odd."
+    tensors = [t for pair in (bad.others or {}).values() for t in pair if t.is_floating_point()]
+    return (
+        [("others", "", None, None)] if any(bool(strange_values(t).any()) for t in tensors) else []
+    )
 
 
-def _odd_rows(batches: list[Batch]) -> list[tuple]:
-    "Rows of inputs and targets that hold odd values, as leaves."
-    found = []
-    for i, batch in enumerate(batches):
-        for kind, name, t in _values(batch):
-            rows = odd_values(t).reshape(len(t), -1).any(1).nonzero().flatten().tolist()
-            found += [(kind, name, i, row) for row in rows]
-    return found
+def _mend_all(t: Tensor) -> Tensor:
+    return mend_rows(t, list(range(len(t)))) if t.is_floating_point() and len(t) else t
 
 
-def _is_mask(kind: str, t: Tensor) -> bool:
-    "Is this a buffer of 0 and minus infinity, as attention masks are?"
-    hidden = t == -math.inf
-    return kind == "buffer" and bool((hidden | (t == 0)).all()) and int(hidden.sum()) > 1
-
-
-def _values(batch: Batch) -> list[tuple[str, str, Tensor]]:
-    "All real numbers that a batch holds: (kind, name, tensor)."
-    found = []
-    for name, s in batch.streams.items():
-        found += [("input", name, s.x), ("input", f"{name} (times)", s.t)]
-    found += [("target", name, v) for name, v in batch.targets.items()]
-    return [(kind, name, v) for kind, name, v in found if v.is_floating_point()]
-
-
-def _mended(batch: Batch, leaves: list[tuple]) -> Batch:
-    "The batch with the odd values of some leaves mended."
-    if not leaves:
-        return batch
-    new = {}
-    for kind, name, v in _values(batch):
-        rows = torch.zeros(len(v), dtype=torch.bool, device=v.device)
-        rows[[leaf[3] for leaf in leaves if leaf[:2] == (kind, name)]] = True
-        if rows.any():
-            new[kind, name] = mend_values(v, rows.reshape(-1, *[1] * (v.ndim - 1)))
-    streams = {}
-    for name, s in batch.streams.items():
-        x = new.get(("input", name), s.x)
-        streams[name] = Stream(x, s.mask, new.get(("input", f"{name} (times)"), s.t))
-    targets = {name: new.get(("target", name), v) for name, v in batch.targets.items()}
-    return Batch(streams, targets, batch.meta)
+def _first_said(output: Any, items: int) -> Joined:
+    "What the model says of the first rows, in float32."
+    vectors = getattr(output, "embedding", None)
+    said = {k: v[:items].float() for k, v in output.predictions.items()}
+    return Joined(said, None if vectors is None else vectors[:items].float())
 
 
 # %% ../../nbs/electives/41_replay.ipynb #00000016
+SOUND = {
+    "train": "the update, done again, is sound; what made it bad is not a function of weights,"
+    " batch and seed",
+    "valid": "the batch, looked at again, is sound; what it gave the first time is not a function"
+    " of weights and batch",
+    "alone": "this process's share of the batch, done again, is sound; the cause lies in the share"
+    " of another process, whose guard was not asked",
+    "shared": "this process's share of the batch, done again, is sound; what made the update bad is"
+    " not a function of weights, batch and seed, or shows only in the sum over all processes",
+}
+
+
 def find_cause(bad: BadStep) -> Finding:
-    """What made an update bad: a row of a stream or of a target, a parameter, a buffer, or the
-    first operation that made a value which is not finite and reached the loss or a gradient.
-    The model is left as it was.
+    """What made an update bad: a row of a stream, a target or a meta field, a parameter, a buffer,
+    an attribute, or the first operation that made a value which is not finite and reached the loss
+    or a gradient. The model is left as it was.
 
     A suspect is guilty if the update is bad while every other suspect is mended: a NaN that a mask
     hides harms nobody, and is not blamed.
     """
+    synced = any(isinstance(module, nn.SyncBatchNorm) for module in bad.model.modules())
+    if bad.ranks > 1 and synced:
+        found = Finding("nothing", note="a pass with SyncBatchNorm cannot be done by one process")
+    else:
+        found = _search(bad)
+    if bad.written:
+        named = ", ".join(bad.written)
+        note = f"{found.note} (the model writes into {named} of its batch: this is what it left)"
+        found = replace(found, note=note)
+    return replace(found, part=bad.part, process=bad.rank if bad.ranks > 1 else None)
+
+
+def _search(bad: BadStep) -> Finding:
+    "First the suspects, then the operations."
     with own_modes(bad.model), Replay(bad) as replay:
-        bad.model.train()
+        bad.model.train(bad.part == "train")
         if not replay():
-            return Finding(
-                "nothing",
-                note=(
-                    "the update, done again, is sound; what made it bad is not a function of"
-                    " weights, batch and seed"
-                ),
-            )
+            about = bad.part
+            if bad.ranks > 1 and bad.part == "train":
+                about = "shared" if bad.exchange else "alone"
+            return Finding("nothing", note=SOUND[about])
         leaves = replay.leaves
         if leaves and not replay(leaves):
             return _about(bad, replay, _guilty_leaf(replay))
@@ -256,8 +313,8 @@ def find_cause(bad: BadStep) -> Finding:
         if not roots:
             return Finding("nothing", note="no operation was seen to make it")
 
-        def alone(number: int) -> bool:
-            return replay(leaves, Watch(bad.model, set(roots) - {number}))
+        def alone(left: list[int]) -> bool:
+            return replay(leaves, Watch(bad.model, set(roots) - set(left)))
 
         op = watch.ops[first_guilty(roots, alone)]
     return _about_operation(bad, op, stage)
@@ -268,11 +325,11 @@ def _guilty_leaf(replay: Replay) -> tuple:
     leaves = replay.leaves
     part = first_guilty(
         list(dict.fromkeys(leaf[:3] for leaf in leaves)),
-        lambda part: replay([leaf for leaf in leaves if leaf[:3] != part]),
+        lambda left: replay([leaf for leaf in leaves if leaf[:3] not in left]),
     )
     return first_guilty(
         [leaf for leaf in leaves if leaf[:3] == part],
-        lambda one: replay([leaf for leaf in leaves if leaf != one]),
+        lambda left: replay([leaf for leaf in leaves if leaf not in left]),
     )
 
 
@@ -281,17 +338,27 @@ def _item(bad: BadStep, piece: int, at: int) -> str | None:
 
 
 def _about(bad: BadStep, replay: Replay, leaf: tuple) -> Finding:
-    "A finding of kind input, target, parameter or buffer."
+    "A finding of kind input, target, meta, parameter, buffer or attribute."
     kind, name, piece, at = leaf
-    if kind in replay.parts:
-        values = replay.kept.get(replay.parts[kind][name])
+    if kind == "others":
+        note = (
+            "this process's share is sound; what another process said is not finite, or too large"
+        )
+        return Finding("nothing", note=note)
+    if kind == "attribute":
+        values = replay.parts[kind][name]
+        values = values[odd_values(values)]
+    elif kind in replay.parts:
+        values = replay.kept[replay.parts[kind][name]]
+        values = values[odd_values(values)]
     else:
-        tensors = {(k, n): v for k, n, v in _values(bad.batches[piece])}
-        values = tensors[kind, name][at]
-    values = values[odd_values(values)]
-    note = f"holds {float(values.flatten()[0]):.4g}"
-    if len(values) > 1:
-        note += f" and {len(values) - 1} more values like it"
+        tensors = {(k, n): v for k, n, v in batch_values(bad.batches[piece])}
+        values = tensors[kind, name]
+        values = values[at][strange_values(values)[at]]
+    first = values.flatten()[0].item()
+    note = f"holds {first:.4g}"
+    if values.numel() > 1:
+        note += f" and {values.numel() - 1} more values like it"
     if piece is None:
         return Finding(kind, name, note=note)
     return Finding(kind, name, int(bad.rows[piece][at]), _item(bad, piece, at), note=note)
@@ -300,7 +367,11 @@ def _about(bad: BadStep, replay: Replay, leaf: tuple) -> Finding:
 def _about_operation(bad: BadStep, op, stage: str) -> Finding:
     "A finding of kind operation; `stage` says whether the loss or only a gradient is not finite."
     note = f"makes {op.what}"
-    if op.span:
+    if op.given:
+        note = (
+            f"is given {op.given} that was there before, and that no operation seen here has made"
+        )
+    elif op.span:
         note += f" of values between {op.span[0]:.4g} and {op.span[1]:.4g}"
     if op.direction == "forward" and stage == "gradient":
         note += " (hidden from the loss, not from its gradient)"

@@ -132,6 +132,11 @@ class History:
         best = self.best
         return len(self.epochs) - (best["epoch"] + 1 if best else 0)
 
+    @property
+    def notes(self) -> list[str]:
+        "What was said of single epochs: that their validation loss was not finite, and why."
+        return [epoch["note"] for epoch in self.epochs if "note" in epoch]
+
     def table(self):
         "The epochs as a pandas table, the best one marked."
         return tabulate_history(self)

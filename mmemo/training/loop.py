@@ -52,7 +52,7 @@ from ..core.state import autocast_context, epoch_order, own_modes, own_noise, se
 from .history import History, Log, finite_or_none, read_log
 from .objectives import Labels, join_outputs, joined_entries
 from .same_data import RunData, check_same_data, run_data
-from .update import Trainer
+from .update import Trainer, Witness, doubt_validation
 
 # %% auto #0
 __all__ = ["evaluate_loss", "save_run", "restore_run", "Hooks", "fit"]
@@ -96,7 +96,13 @@ def evaluate_loss(
     result = {key: float(value) for key, value in found.items()}
     predictions, targets = _on_cpu(output.predictions), _on_cpu(labels.targets)
     for name, metric in (metrics or {}).items():
-        result[name] = float(metric(predictions, targets))
+        try:
+            result[name] = float(metric(predictions, targets))
+        except ValueError:
+            # it refuses predictions that are no numbers
+            if math.isfinite(result["loss"]):
+                raise
+            result[name] = math.nan
     return {key: finite_or_none(value) for key, value in result.items()}
 
 
@@ -287,11 +293,20 @@ def _look(course: _Course, epoch: int, updates: int) -> dict:
     if course.valid is None:
         return record
     options = (plan.batch_size, plan.workers, plan.precision, course.metrics)
-    found = evaluate_loss(run.model, run.objective, course.valid, *options)
+    witness = Witness(run) if run.guard and run.rank == 0 else run.model
+    found = evaluate_loss(witness, run.objective, course.valid, *options)
     if plan.monitor not in found:
         raise ConfigError(f"monitor {plan.monitor!r} is not among {', '.join(found)}")
     record["valid"] = _of_the_first(run, found)
+    if note := doubt_validation(run, record, witness):
+        record["note"] = note
+        _warn(run, note)
     return record
+
+
+def _warn(run: Trainer, note: str) -> None:
+    if run.rank == 0:
+        warnings.warn(note, stacklevel=5)
 
 
 def _hold(course: _Course, record: dict) -> None:
@@ -373,6 +388,10 @@ def fit(
     with report, own_modes(model), own_noise(run.device):
         report.add(_start_record(history, at["step"], about))
         course.go(at["epoch"], at["update"])
+    if valid is not None and history.epochs and history.best is None:
+        _warn(
+            run, f"no epoch had a finite validation {plan.monitor}: the weights are the last ones"
+        )
     # the first process may still be saving
     run.engine.wait_for_everyone()
     if course.best:

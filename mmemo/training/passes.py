@@ -24,7 +24,15 @@ from ..core.batch import Batch
 from ..core.state import autocast_context, seed_of, set_noise
 
 # %% auto #0
-__all__ = ["Pass", "Passes", "accumulate_gradients", "sum_over_processes"]
+__all__ = [
+    "Others",
+    "Pass",
+    "Passes",
+    "join_others",
+    "count_writes",
+    "accumulate_gradients",
+    "sum_over_processes",
+]
 
 
 # %% ../../nbs/workshop/162_passes.ipynb #9d1b4e06
@@ -35,6 +43,7 @@ class Pass(NamedTuple):
     weight: float  # 1, or 0 for a row that only keeps this process in step
     rows: Sequence[int]
     seed: int | None = None  # of its noise; None: it goes on where the pass before it ended
+    versions: dict[str, int] = {}  # of its tensors, before the pass
 
     @property
     def items(self) -> int:
@@ -43,12 +52,49 @@ class Pass(NamedTuple):
 
 class Passes(NamedTuple):
     """The passes of an update in this process, and the `counts` of the whole update, by which the
-    entries of a `MeanObjective` are divided. Without counts: one pass, or a loss of all of them.
+    entries of a `MeanObjective` are divided. Without counts: one pass, or a loss of all of them,
+    for which the `others` spoke too.
     """
 
     passes: list[Pass]
     counts: Mapping[str, Tensor] | None
     rows: list[int]  # of all processes
+    others: Others | None = None
+
+    def written(self) -> list[str]:
+        "The tensors of the batches that the model has written into."
+        found = {}
+        for one in self.passes:
+            now = count_writes(one.batch)
+            found |= {k: None for k, was in one.versions.items() if now.get(k) != was}
+        return list(found)
+
+
+# before and after our own: {"prediction/task", "target/task" or "embedding": two tensors}
+Others = dict[str, tuple[Tensor, Tensor]]
+
+
+def join_others(others: Others, own: Joined, labels: Labels) -> tuple[Joined, Labels]:
+    "What all processes said, and their targets; our own stand in their place."
+
+    def whole(key: str, values: Tensor) -> Tensor:
+        before, after = others[key]
+        return torch.cat([before, values, after])
+
+    said = {k: whole(f"prediction/{k}", v) for k, v in own.predictions.items()}
+    targets = {k: whole(f"target/{k}", v) for k, v in labels.targets.items()}
+    # meta are texts, which processes do not exchange
+    vectors = None if own.embedding is None else whole("embedding", own.embedding)
+    return Joined(said, vectors), Labels({}, targets)
+
+
+def count_writes(batch: Batch) -> dict[str, int]:
+    "How often each tensor of a batch was written into, as torch counts it."
+    tensors: dict[str, Any] = {name: stream.x for name, stream in batch.streams.items()}
+    tensors |= {f"{name} (times)": stream.t for name, stream in batch.streams.items()}
+    tensors |= batch.targets | batch.meta
+    real = {k: v for k, v in tensors.items() if isinstance(v, Tensor) and not v.is_inference()}
+    return {name: value._version for name, value in real.items()}
 
 
 # %% ../../nbs/workshop/162_passes.ipynb #9d1b4e08
@@ -59,16 +105,21 @@ def accumulate_gradients(
     as one batch of all its items would give them, and what there was to go through.
     """
     passes, rows = [], [row for piece in pieces for row in piece]
+    # a data set may draw as well: what it draws must not move the noise of the passes
+    set_noise(seed_of(seed, -1), run.device)
     for piece in pieces:
         mine, part = run.share(piece)
-        passes.append(Pass(next(batches), float(part > 0), mine))
+        batch = next(batches)
+        passes.append(Pass(batch, float(part > 0), mine, versions=count_writes(batch)))
+    whole = Passes(passes, None, rows)
     if len(passes) == 1 and run.ranks == 1:
-        return _add_gradients(run, whole := Passes(passes, None, rows)), whole
+        return _add_gradients(run, whole, seed), whole
     if isinstance(run.objective, MeanObjective):
-        whole = Passes(passes, _count_all(run, passes), rows)
-        return _add_gradients(run, whole), whole
+        whole = whole._replace(counts=_count_all(run, passes))
+        return _add_gradients(run, whole, seed), whole
     passes = [one._replace(seed=seed_of(seed, i)) for i, one in enumerate(passes)]
-    return _speak_first(run, passes), Passes(passes, None, rows)
+    entries, others = _speak_first(run, passes)
+    return entries, whole._replace(passes=passes, others=others)
 
 
 def _count_all(run: Any, passes: list[Pass]) -> dict[str, Tensor]:
@@ -80,9 +131,10 @@ def _count_all(run: Any, passes: list[Pass]) -> dict[str, Tensor]:
     return sum_over_processes(run, sums)
 
 
-def _add_gradients(run: Any, whole: Passes) -> dict[str, Tensor]:
+def _add_gradients(run: Any, whole: Passes, seed: int) -> dict[str, Tensor]:
     "Forward and backward, batch by batch; returns the entries, added up over this process."
     found: dict[str, Tensor] = {}
+    set_noise(seed, run.device)
     for i, one in enumerate(whole.passes):
         with _averaging(run, last=i + 1 == len(whole.passes)):
             with autocast_context(run.plan.precision, run.device):
@@ -121,14 +173,18 @@ def sum_over_processes(run: Any, found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 # %% ../../nbs/workshop/162_passes.ipynb #9d1b4e09
-def _speak_first(run: Any, passes: list[Pass]) -> dict[str, Tensor]:
-    "Gradients of an objective of the whole update, in two passes; its entries, by process."
+def _speak_first(run: Any, passes: list[Pass]) -> tuple[dict[str, Tensor], Others | None]:
+    """Gradients of an objective of the whole update, in two passes; its entries, by process, and
+    what the others said.
+    """
     leaves = [_said(run, one) for one in passes]
     # the second pass moves BatchNorm's statistics, the first must not
     run.buffers.put_back()
     labels = Labels.of([Labels.first(one.batch, one.items) for one in passes])
     own = join_outputs([_first(said, one.items) for one, said in zip(passes, leaves)])
-    entries = joined_entries(run.objective, *_with_the_others(run, own, labels))
+    others = _hear_others(run, own, labels) if run.ranks > 1 else None
+    everything = (own, labels) if others is None else join_others(others, own, labels)
+    entries = joined_entries(run.objective, *everything)
     entries["loss"].backward()
     for i, (one, said) in enumerate(zip(passes, leaves)):
         with _averaging(run, last=i + 1 == len(passes)):
@@ -136,7 +192,7 @@ def _speak_first(run: Any, passes: list[Pass]) -> dict[str, Tensor]:
             with autocast_context(run.plan.precision, run.device):
                 output = run.net(one.batch)
             _backward(run, _along_slopes(output, said), 1.0)
-    return {name: value.detach() / run.ranks for name, value in entries.items()}
+    return {name: value.detach() / run.ranks for name, value in entries.items()}, others
 
 
 @torch.no_grad()
@@ -161,27 +217,26 @@ def _first(said: Joined, items: int) -> Joined:
     return Joined({k: v[:items] for k, v in said.predictions.items()}, vectors)
 
 
-def _with_the_others(run: Any, own: Joined, labels: Labels) -> tuple[Joined, Labels]:
-    "The predictions and targets of all processes; only our own have a graph."
-    if run.ranks == 1:
-        return own, labels
-    predictions = {k: _gathered(run, v) for k, v in own.predictions.items()}
-    targets = {k: _gathered(run, v) for k, v in labels.targets.items()}
-    # meta are texts, which processes do not exchange
-    vectors = None if own.embedding is None else _gathered(run, own.embedding)
-    return Joined(predictions, vectors), Labels({}, targets)
+def _hear_others(run: Any, own: Joined, labels: Labels) -> Others:
+    "The predictions and targets of the other processes; they have no graph."
+    found = {f"prediction/{k}": _gathered(run, v) for k, v in own.predictions.items()}
+    found |= {f"target/{k}": _gathered(run, v) for k, v in labels.targets.items()}
+    if own.embedding is not None:
+        found["embedding"] = _gathered(run, own.embedding)
+    return found
 
 
-def _gathered(run: Any, own: Tensor) -> Tensor:
-    "[n, ...] of every process, one after the other, padded on the way."
+def _gathered(run: Any, own: Tensor) -> tuple[Tensor, Tensor]:
+    "[n, ...] of the processes before and after this one, padded on the way."
     from accelerate.utils import gather, pad_across_processes
 
     sizes: Any = gather(torch.tensor([len(own)], device=run.device))
     wide: Any = pad_across_processes(own.detach(), dim=0)
     everybody: Any = gather(wide)
     parts = [part[:n] for part, n in zip(everybody.chunk(run.ranks), sizes.tolist())]
-    parts[run.rank] = own
-    return torch.cat(parts)
+    nobody = everybody[:0]
+    before, after = parts[: run.rank], parts[run.rank + 1 :]
+    return torch.cat([nobody, *before]), torch.cat([nobody, *after])
 
 
 def _along_slopes(output: Any, said: Joined) -> Tensor:

@@ -268,8 +268,12 @@ class BadStep:
     `batches`: one a forward pass (this process's part), `weights`: how often their losses count,
     `rows`: theirs in the data set; `counts`: those of the whole update, for a `MeanObjective`;
     `seed`: of the noise, `seeds`: of each pass where every pass has its own (then the loss is that
-    of all passes together); `scale`: of fp16's scaler; `norms` [updates, parameters]: of the
-    gradients of `names`, up to this update.
+    of all passes together, and of what the `others` said); `scale`: of fp16's scaler; `norms`
+    [updates, parameters]: of the gradients of `names`, up to this update; `written`: tensors of the
+    batches that the model has changed.
+
+    `rank`: the process, of `ranks`; `exchange(value)` gives the values of all of them, where each
+    has a guard. `part`: "train", or "valid" for a batch that was only looked at.
     """
 
     model: nn.Module
@@ -284,9 +288,14 @@ class BadStep:
     counts: dict[str, float] | None = None
     seeds: list[int | None] = field(default_factory=list)
     rank: int = 0
+    ranks: int = 1
     scale: float = 1.0
     names: list[str] = field(default_factory=list)
     norms: Tensor | None = None
+    others: dict[str, tuple[Tensor, Tensor]] | None = None
+    written: list[str] = field(default_factory=list)
+    exchange: Callable[[Any], list] | None = None
+    part: str = "train"
 
 
 def start_provenance(run) -> dict:

@@ -9,6 +9,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +26,14 @@ from .plan import Plan, compile_net, parameter_groups
 from .tracking import BadStep
 
 # %% auto #0
-__all__ = ["start_engine", "make_optimiser", "Trainer", "NonFiniteError"]
+__all__ = [
+    "start_engine",
+    "make_optimiser",
+    "Trainer",
+    "NonFiniteError",
+    "Witness",
+    "doubt_validation",
+]
 
 
 # %% ../../nbs/workshop/131_update.ipynb #7a2f359a
@@ -102,23 +110,42 @@ def _norms(gradients: list[Tensor]) -> Tensor:
 
 # %% ../../nbs/workshop/131_update.ipynb #9d1b2e0a
 class _Buffers:
-    """The buffers that a forward pass may write into (BatchNorm's running statistics), and copies
-    of them.
+    """The buffers that a forward pass may write into (BatchNorm's running statistics) or exchange
+    for others, and copies of them.
     """
 
     def __init__(self, model: nn.Module):
-        self.used = [buffer for buffer in model.buffers() if _has_own_memory(buffer)]
-        self.kept = [buffer.clone() for buffer in self.used]
+        self.places = [(m._buffers, name) for m in model.modules() for name in m._buffers]
+        # the buffers that are there; those that can be written into, and their copies
+        self.used: list[Tensor | None] = []
+        self.own: list[Tensor] = []
+        self.kept: list[Tensor] = []
+        # a module may draw from a generator of its own
+        held = [value for m in model.modules() for value in vars(m).values()]
+        self.generators = [value for value in held if isinstance(value, torch.Generator)]
+        self.states: list[Tensor] = []
 
+    @torch.no_grad()
     def keep(self) -> None:
         "Copy them."
-        if self.used:
-            _copy_all(self.kept, self.used)
+        self.states = [generator.get_state() for generator in self.generators]
+        now = [named.get(name) for named, name in self.places]
+        if len(now) != len(self.used) or any(a is not b for a, b in zip(now, self.used)):
+            self.used = now
+            self.own = [b for b in now if b is not None and _has_own_memory(b)]
+            self.kept = [b.detach().clone() for b in self.own]
+        elif self.own:
+            _copy_all(self.kept, self.own)
 
+    @torch.no_grad()
     def put_back(self) -> None:
         "The copies take their place."
-        if self.used:
-            _copy_all(self.used, self.kept)
+        for (named, name), buffer in zip(self.places, self.used):
+            named[name] = buffer
+        for generator, state in zip(self.generators, self.states):
+            generator.set_state(state)
+        if self.own:
+            _copy_all(self.own, self.kept)
 
 
 # %% ../../nbs/workshop/131_update.ipynb #9d1b2e0c
@@ -154,6 +181,8 @@ class Trainer(_Process):
         # of the last updates: a guard may ask for them
         self.norms: deque[Tensor] = deque(maxlen=50)
         self.learning: list[bool] | None = None
+        # was the guard asked about the validation data?
+        self.asked = False
         self.wrap()
         self.watch()
 
@@ -284,23 +313,50 @@ def _stop(
     )
     run.buffers.put_back()
     _drop_gradients(run.parameters)
+    # every process comes here, with a guard or without
+    exchange = _exchange_of(run)
     if run.guard:
-        error.finding = _ask_guard(run, whole, list(gradients), at)
+        step = _bad_step(run, whole, list(gradients), at)
+        error.finding = _ask_guard(run, replace(step, exchange=exchange))
         error.args = (f"{error}. {error.finding}",)
     raise error
+
+
+def _exchange_of(run: Trainer) -> Callable[[Any], list] | None:
+    "Gives a value to all processes, and theirs to this one; None where not each has a guard."
+    if run.ranks == 1:
+        return None
+    from accelerate.utils import gather_object
+
+    everywhere = all(gather_object([run.guard is not None]))
+    return (lambda value: gather_object([value])) if everywhere else None
 
 
 def _what_is_wrong(loss: float, norm: float, gradients: dict[str, Tensor]) -> str:
     if not math.isfinite(loss):
         return f"the loss is {loss}"
     bad = [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()]
-    return f"the gradient norm is {norm}, first in {', '.join(bad[:3])}"
+    if bad:
+        return f"the gradient norm is {norm}, first in {', '.join(bad[:3])}"
+    sizes = {name: float(gradient.double().norm()) for name, gradient in gradients.items()}
+    return (
+        f"the gradient norm is {norm}, though every gradient is finite (the largest is that of"
+        f" {max(sizes, key=sizes.__getitem__)})"
+    )
 
 
-def _ask_guard(run: Trainer, whole: Passes, names: list[str], at: dict) -> Any:
+def _ask_guard(run: Trainer, step: BadStep) -> Any:
     "What the guard finds; where it fails itself, that is said, and the first error stays."
     assert run.guard is not None
-    step = BadStep(
+    try:
+        return run.guard(step)
+    except Exception as failed:
+        return f"the guard itself failed: {type(failed).__name__}: {failed}"
+
+
+def _bad_step(run: Trainer, whole: Passes, names: list[str], at: dict) -> BadStep:
+    "This process's part of an update, as a guard is given it."
+    return BadStep(
         run.model,
         run.objective,
         run.plan,
@@ -313,11 +369,79 @@ def _ask_guard(run: Trainer, whole: Passes, names: list[str], at: dict) -> Any:
         epoch=at["epoch"],
         seed=seed_of(run.plan.seed, at["step"], run.rank),
         rank=run.rank,
+        ranks=run.ranks,
         scale=run.scaler.get_scale() if run.scaler else 1.0,
         names=names,
         norms=torch.stack([norms for norms in run.norms if len(norms) == len(names)]).cpu(),
+        others=whole.others,
+        written=whole.written(),
     )
-    try:
-        return run.guard(step)
-    except Exception as failed:
-        return f"the guard itself failed: {type(failed).__name__}: {failed}"
+
+
+# %% ../../nbs/workshop/131_update.ipynb #9d1b2e42
+class Witness(nn.Module):
+    """The model of a run, while validation data are gone through: the first batch that gives a
+    value which is not finite is kept, with its rows.
+    """
+
+    def __init__(self, run: Trainer):
+        super().__init__()
+        self.model, self.run = run.model, run
+        self.seen = 0
+        self.said: tuple[Batch, range] | None = None
+        self.lost: tuple[Batch, range] | None = None
+
+    def forward(self, batch: Batch) -> Any:
+        "What the model says of a batch."
+        output = self.model(batch)
+        rows = range(self.seen, self.seen + len(batch))
+        self.seen = rows.stop
+        # the square of anything larger is no float32
+        sound = all(bool((v.abs() < 1.8e19).all()) for v in output.predictions.values())
+        if self.said is None and not sound:
+            self.said = batch, rows
+        if self.lost is None and self.said is None and not self._has_loss(output, batch):
+            self.lost = batch, rows
+        return output
+
+    def _has_loss(self, output: Any, batch: Batch) -> bool:
+        "Is the loss of this batch alone finite? An objective that takes no part of the data is."
+        try:
+            return bool(torch.isfinite(self.run.objective(output, batch)["loss"]))
+        except Exception:
+            return True
+
+
+def doubt_validation(run: Trainer, record: dict, witness: Any) -> str | None:
+    """What is to be said of an epoch's `record` whose validation loss, or monitored value, is not
+    finite; None where both are. A guard is asked once in a run.
+    """
+    wanted = dict.fromkeys(("loss", run.plan.monitor))
+    wrong = [name for name in wanted if record["valid"].get(name) is None]
+    if not wrong:
+        return None
+    note = (
+        f"the validation {' and '.join(wrong)} of epoch {record['epoch']} is not finite, so this"
+        " epoch cannot be the best one"
+    )
+    if not isinstance(witness, Witness) or run.asked:
+        return note
+    run.asked = True
+    kept = witness.said or witness.lost
+    if kept is None:
+        return f"{note}. Every batch, looked at alone, is sound"
+    batch, rows = kept
+    step = BadStep(
+        run.model,
+        run.objective,
+        run.plan,
+        batches=[batch],
+        weights=[1.0],
+        rows=[rows],
+        seeds=[None],
+        step=record["step"],
+        epoch=record["epoch"],
+        seed=0,
+        part="valid",
+    )
+    return f"{note}. {_ask_guard(run, step)}"

@@ -4,8 +4,10 @@ does it cost?
 Faults of every kind are planted at random places of many architectures, half of them beside a
 decoy (a NaN that is made and hidden at once) and beside unknown labels; `fit` meets them with a
 `Guard`. A finding counts as right only if everything that is known of the fault is said: which
-row, tensor or module, forward or backward, which operation. Faults that do not show (a clamp, a
-step that is not real) are drawn anew. Then 1,000 healthy updates without an alarm, and the time of
+row, tensor or module, forward or backward, which operation. Some faults lie in the validation data,
+some in a data set that draws noise, and some are met by two processes (under torchrun), both of
+which must say the same. Faults that do not show (a clamp, a step that is not real) are drawn anew.
+Then 1,000 healthy updates without an alarm, and the time of
 an update: with the guard, and with nothing kept for it at all (no copies of buffers, no norms),
 alternated.
 
@@ -18,9 +20,14 @@ import contextlib
 import copy
 import io
 import json
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import warnings
 from collections import Counter
+from pathlib import Path
 from time import perf_counter, process_time
 
 import torch
@@ -30,8 +37,8 @@ from transformers.utils import logging
 from mmemo.core.batch import Batch, Stream, masked_mean
 from mmemo.core.errors import ConfigError
 from mmemo.diagnostics.guard import Guard
-from mmemo.diagnostics.planted import FAULT_KINDS, plant_decoy, plant_fault
-from mmemo.diagnostics.replay import find_cause
+from mmemo.diagnostics.planted import FAULT_KINDS, RUN_KINDS, plant_decoy, plant_fault
+from mmemo.diagnostics.replay import Finding, find_cause
 from mmemo.models.audiovisual import R3D, WaveCNN
 from mmemo.models.base import ClassHead, Frozen, Multimodal, Project, RegressionHead, Standardize
 from mmemo.models.fusion import FUSIONS, ConcatNorm, get_fusion
@@ -39,20 +46,23 @@ from mmemo.models.mult import CrossModalConfig, CrossModalTransformer, LastState
 from mmemo.models.normalized import NormalizedProject
 from mmemo.models.temporal import TCN
 from mmemo.models.text import TextEncoder
-from mmemo.training.loop import fit
+from mmemo.training import passes
+from mmemo.training.loop import Hooks, fit
 from mmemo.training.multitask import multitask
 from mmemo.training.objectives import cross_entropy, mse, rmse
 from mmemo.training.plan import Plan
+from mmemo.training.tracking import QUIET
 from mmemo.training.update import NonFiniteError, Trainer, _Buffers
 
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
 )
-parser.add_argument("--faults", type=int, default=320)
+parser.add_argument("--faults", type=int, default=400)
 parser.add_argument("--healthy", type=int, default=1000, help="updates without a fault")
 parser.add_argument("--rounds", type=int, default=20, help="alternations of the timing")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--threads", type=int, default=1)
+parser.add_argument("--pair", type=Path, help="for torchrun: where each process writes its results")
 args = parser.parse_args()
 torch.set_num_threads(args.threads)
 warnings.simplefilter("ignore")
@@ -184,6 +194,26 @@ def recipes() -> dict:
     return made
 
 
+def unlabelled(data: Batch) -> Batch:
+    "The same data, with two targets that are not known."
+    if "y" not in data.targets:
+        return data
+    y = data.targets["y"].clone().index_fill_(0, torch.tensor([2, 9]), torch.nan)
+    return Batch(data.streams, data.targets | {"y": y}, data.meta)
+
+
+def mistakes(found: Finding, expect: dict) -> list[str]:
+    "What a finding says that it must not say."
+    wrong = [
+        f"{k} {getattr(found, k)!r}, not {v!r}" for k, v in expect.items() if getattr(found, k) != v
+    ]
+    if found.kind == "operation" and not found.line:
+        wrong.append("no source line")
+    if found.kind != "operation" and found.overflow:
+        wrong.append("an overflow")
+    return wrong
+
+
 def seek(
     name: str, model: nn.Module, data: Batch, objective, kind: str, seed: int
 ) -> tuple[str, str] | None:
@@ -192,73 +222,79 @@ def seek(
     """
     torch.manual_seed(seed)
     if seed % 2:
-        model = plant_decoy(model, data, seed)
-        if "y" in data.targets:
-            data = Batch(
-                data.streams,
-                data.targets
-                | {"y": data.targets["y"].clone().index_fill_(0, torch.tensor([2, 9]), torch.nan)},
-                data.meta,
-            )
-    faulty, data, expect = plant_fault(model, data, kind, seed)
+        model, data = plant_decoy(model, data, seed), unlabelled(data)
+    faulty, spoilt, expect = plant_fault(model, data, kind, seed)
+    train, valid = (data, spoilt) if kind == "validation" else (spoilt, None)
     plan = Plan(
         epochs=13 if kind == "fp16 gradient" else 1,
         batch_size=SIZE,
         seed=seed,
         precision="fp16" if kind.startswith("fp16") else "fp32",
         lr=1e-5,
-        accumulate=1 + seed % 3 // 2,
+        accumulate=1 if kind == "drawn data" else 1 + seed % 3 // 2,
+        patience=1 if valid else None,
     )
     before, guard = {k: v.clone() for k, v in faulty.state_dict().items()}, Guard()
-    try:
-        fit(faulty, objective, data, None, plan, progress=False, guard=guard)
-    except NonFiniteError:
-        pass
+    wrong = []
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        try:
+            history = fit(faulty, objective, train, valid, plan, QUIET, Hooks(guard=guard))
+            told = [str(warning.message) for warning in heard]
+            if any(epoch["valid"]["loss"] is None for epoch in history.epochs if valid):
+                if history.best or not history.notes or history.notes[0] not in told:
+                    wrong.append("the validation loss is NaN and nobody says so")
+        except NonFiniteError:
+            if valid:
+                return None
     if guard.finding is None:
-        return None
+        return ("; ".join(wrong), "") if wrong else None
     found = guard.finding
-    wrong = [
-        f"{k} {getattr(found, k)!r}, not {v!r}" for k, v in expect.items() if getattr(found, k) != v
-    ]
-    if found.kind == "operation" and not found.line:
-        wrong.append("no source line")
+    wrong += mistakes(found, expect)
     if str(find_cause(guard.bad)) != str(found):
         wrong.append("another finding when asked again")
-    if guard.bad.step == 1 and not all(
-        torch.equal(v.nan_to_num(), before[k].nan_to_num()) for k, v in faulty.state_dict().items()
-    ):
-        wrong.append("the model was changed")
+    after = faulty.state_dict()
+    if guard.bad.step == 1 and not valid:
+        if not all(torch.equal(v.nan_to_num(), before[k].nan_to_num()) for k, v in after.items()):
+            wrong.append("the model was changed")
     return "; ".join(wrong), str(found)
 
 
+def everything() -> dict:
+    "{architecture or recipe: (model, data, objective)}"
+    made = {}
+    for name, (model, streams, objective) in zoo().items():
+        data = Batch({n: DATA.streams[n] for n in streams}, DATA.targets, DATA.meta)
+        made[name] = (model, data, objective)
+    return made | recipes()
+
+
 def planted() -> tuple[int, int]:
-    everything = {
-        name: (
-            model,
-            Batch({n: DATA.streams[n] for n in streams}, DATA.targets, DATA.meta),
-            objective,
-        )
-        for name, (model, streams, objective) in zoo().items()
-    } | recipes()
-    names, done, kinds, seed = list(everything), Counter(), Counter(), args.seed * 100_000
+    choice = everything()
+    order = [FAULT_KINDS[i % len(FAULT_KINDS)] for i in range(args.faults)]
+    names, done, kinds, seed = list(choice), Counter(), Counter(), args.seed * 100_000
     start = perf_counter()
-    while sum(done.values()) < args.faults:
-        seed += 1
-        kind = FAULT_KINDS[sum(done.values()) % len(FAULT_KINDS)]  # until one of this kind shows
-        name = names[seed * 7 % len(names)]
-        if name == "r3d_18" and done[name] >= 12:
-            continue
-        model, data, objective = everything[name]
-        try:
-            result = seek(name, model, data, objective, kind, seed)
-        except ConfigError:
-            continue
-        if result is None:
-            continue
+    for kind in (kind for kind in order if kind != "two processes"):
+        result = None
+        # until one of this kind shows
+        while result is None:
+            seed += 1
+            name = names[seed * 7 % len(names)]
+            if name == "r3d_18" and done[name] >= 12:
+                continue
+            with contextlib.suppress(ConfigError):
+                result = seek(name, *choice[name], kind, seed)
         done[name] += 1
         kinds[kind, not result[0]] += 1
         if result[0]:
-            print(f"WRONG ({name}, {kind}, seed {seed}): {result[0]}\n      {result[1]}")
+            print(
+                f"WRONG ({name}, {kind}, seed {seed}): {result[0]}\n      {result[1]}", flush=True
+            )
+    for name, wrong, said in met_by_two(order.count("two processes")):
+        done[name] += 1
+        kinds["two processes", not wrong] += 1
+        if wrong:
+            print(f"WRONG ({name}, two processes): {wrong}\n      {said}", flush=True)
     right = sum(n for (_, fine), n in kinds.items() if fine)
     print(f"\n{'fault':<24}{'planted':>8}{'named':>7}")
     for kind in FAULT_KINDS:
@@ -268,6 +304,56 @@ def planted() -> tuple[int, int]:
         f" {perf_counter() - start:.0f} s"
     )
     return sum(done.values()), right
+
+
+def met_by_two(faults: int) -> list[tuple[str, str, str]]:
+    "Faults that two processes meet: of each the architecture, what was wrong, and the finding."
+    if not faults:
+        return []
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    with tempfile.TemporaryDirectory() as folder:
+        given = ["--pair", folder, "--faults", str(faults), "--seed", str(args.seed)]
+        subprocess.run([*launch, __file__, *given], check=True, capture_output=True, timeout=3600)
+        said = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in (0, 1)]
+    # both must be right
+    return [(one[0], one[1] or other[1], one[2]) for one, other in zip(*said, strict=True)]
+
+
+def fits_two(model: nn.Module, data: Batch) -> bool:
+    "Is every parameter used, as the averaging of gradients between processes wants it?"
+    probe = copy.deepcopy(model)
+    BOTH(probe(data), data)["loss"].backward()
+    return all(p.grad is not None for p in probe.parameters() if p.requires_grad)
+
+
+def pair() -> None:
+    "One of two processes: meets the faults of `met_by_two` and writes what was wrong."
+    rank, results, seed = int(os.environ["RANK"]), [], args.seed * 100_000
+    choice = everything()
+    names = [name for name in choice if name in zoo() and fits_two(*choice[name][:2])]
+    while len(results) < args.faults:
+        seed += 1
+        name = names[seed * 7 % len(names)]
+        model, data, _ = choice[name]
+        torch.manual_seed(seed)
+        if seed % 2:
+            model, data = plant_decoy(model, data, seed), unlabelled(data)
+        faulty, data, expect = plant_fault(model, data, "two processes", seed)
+        # a mean over items, and a function of which nobody can know that it is one
+        objective = BOTH if seed % 4 < 2 else lambda output, batch: BOTH(output, batch)
+        plan = Plan(epochs=1, batch_size=SIZE, seed=seed, lr=1e-5, accumulate=1 + seed % 3 // 2)
+        guard = Guard()
+        with contextlib.suppress(NonFiniteError):
+            fit(faulty, objective, data, None, plan, QUIET, Hooks(guard=guard))
+        if guard.finding is None:
+            continue
+        own = any(expect["row"] in rows for rows in guard.bad.rows)
+        wrong = mistakes(guard.finding, expect | {"process": rank if own else 1 - rank})
+        results.append((name, "; ".join(wrong), str(guard.finding)))
+    (args.pair / f"{rank}.json").write_text(json.dumps(results))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    os._exit(0)
 
 
 def healthy() -> int:
@@ -288,13 +374,14 @@ def healthy() -> int:
             plant_decoy(model, data, steps),
             objective,
             data,
-            None,
+            data[:12],
             Plan(
                 epochs=8, batch_size=SIZE, lr=1e-3, precision="bf16" if steps % 5 == 0 else "fp32"
             ),
-            progress=False,
-            guard=Guard(),
+            QUIET,
+            Hooks(guard=(guard := Guard())),
         )
+        assert guard.finding is None and not history.notes, (name, guard.finding)
         steps += len(history.steps)
     return steps
 
@@ -318,17 +405,17 @@ def nothing_kept():
     """`fit` as it would be without anything that the guard needs: no copies of buffers and no
     norms of earlier updates.
     """
-    watch = Trainer.watch
+    watch, count = Trainer.watch, passes.count_writes
 
     def blind(self):
         self.buffers = _Buffers(nn.Module())
         self.norms = type("Nowhere", (), {"append": lambda self, value: None})()
 
-    Trainer.watch = blind
+    Trainer.watch, passes.count_writes = blind, lambda batch: {}
     try:
         yield
     finally:
-        Trainer.watch = watch
+        Trainer.watch, passes.count_writes = watch, count
 
 
 class Voice(nn.Module):
@@ -371,7 +458,7 @@ def others() -> None:
         Counter(),
         0,
     )
-    for kind in FAULT_KINDS:
+    for kind in (kind for kind in FAULT_KINDS if kind not in RUN_KINDS):
         for seed in range(2):
             torch.manual_seed(seed)
             try:
@@ -386,8 +473,8 @@ def others() -> None:
                     batch,
                     None,
                     Plan(epochs=1, batch_size=ITEMS),
-                    progress=False,
-                    guard=guard,
+                    QUIET,
+                    Hooks(guard=guard),
                 )
             except NonFiniteError:
                 trials += 1
@@ -448,8 +535,8 @@ def overhead() -> float:
                         data,
                         None,
                         Plan(epochs=2, batch_size=32),
-                        progress=False,
-                        guard=Guard() if kind == "with" else None,
+                        QUIET,
+                        Hooks(guard=Guard() if kind == "with" else None),
                     )
                 if i:
                     times[kind].append(clock.step())
@@ -464,6 +551,8 @@ def overhead() -> float:
 
 
 if __name__ == "__main__":
+    if args.pair:
+        pair()
     count, right = planted()
     print(f"{healthy()} healthy updates, no alarm", flush=True)
     others()
