@@ -11,7 +11,8 @@ import torch
 from mmemo.core.errors import ConfigError, DataError
 from mmemo.experiments.recipe import Recipe, load_recipe
 from mmemo.experiments.results import recipe_folds
-from mmemo.experiments.run import evaluate_run, fold_folder, load_run, train_recipe
+from mmemo.experiments.run import evaluate_run, load_run, train_recipe
+from mmemo.experiments.run_folder import fold_folder
 from mmemo.experiments.sources import adapt_recipe, kind_of, recipe_items
 
 

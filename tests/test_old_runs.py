@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmemo.experiments.run import evaluate_run, load_run, read_run, train_recipe
+from mmemo.experiments.run import evaluate_run, load_run, train_recipe
+from mmemo.experiments.run_folder import read_run
 from mmemo.training.history import History
 
 HERE = Path(__file__).parent / "runs_of_0.1"

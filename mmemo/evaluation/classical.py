@@ -22,11 +22,11 @@ from mmemo.evaluation.metrics import (
 
 from ..core.batch import Batch, masked_mean, masked_std
 from ..core.errors import DataError, ShapeError, check_choice
+from ..core.rows import Rows
 
 # %% auto #0
 __all__ = [
     "STRENGTHS",
-    "Rows",
     "Groups",
     "pooled_features",
     "cut_inputs",
@@ -138,7 +138,6 @@ def word_counts() -> Classical:
 
 
 # %% ../../nbs/electives/45_baselines.ipynb #45a00017
-Rows = Sequence[int] | np.ndarray
 Groups = Sequence | np.ndarray | Tensor  # of every item its group, such as a person, [N]
 
 

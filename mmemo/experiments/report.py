@@ -29,7 +29,7 @@ from ..core.style import COLOURS
 from ..data.standards import EMOTIONS, SENTIMENTS
 from ..evaluation.figures import draw_confusion
 from .recipe import Recipe, Suite
-from .run import claim_folder, read_run, run_facts
+from .run_folder import claim_folder, read_run, run_facts
 from .sources import corpus_title
 
 # %% auto #0

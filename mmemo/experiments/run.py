@@ -10,19 +10,16 @@ import json
 import math
 import os
 import platform
-import re
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -46,11 +43,19 @@ from mmemo.experiments.results import (
     subset_records,
     write_predictions,
 )
+from mmemo.experiments.run_folder import (
+    check_run_data,
+    claim_folder,
+    fold_folder,
+    read_run,
+    run_facts,
+    whole_data,
+)
 
 from ..core.batch import Batch
 from ..core.errors import CheckpointError, ConfigError, DataError
 from ..core.files import fingerprint_tensors, write_whole
-from ..core.registry import CORPUS_REGISTRY, FEATURES
+from ..core.registry import FEATURES
 from ..core.state import own_noise
 from ..diagnostics.capacity import Effort, branch_capacity
 from ..diagnostics.checks import Checks
@@ -61,11 +66,9 @@ from ..models.lora import count_trainable
 from ..models.text import shadowing_folder
 from ..training.history import History
 from ..training.plan import parameter_groups
-from ..training.same_data import check_same_data, data_parts
 from .catalogue import KNOWN_ANSWER
 from .fold_training import train_fold
 from .linear import linear_metrics
-from .reading import explain_error
 from .recipe import Recipe
 from .sources import kind_of, recipe_items, stand_ins, streams_taking
 
@@ -83,12 +86,6 @@ __all__ = [
     "read_items",
     "normalised_items",
     "protocol_words",
-    "fold_folder",
-    "run_facts",
-    "claim_folder",
-    "whole_data",
-    "check_run_data",
-    "read_run",
     "load_run",
     "evaluate_run",
     "check_recipe",
@@ -275,80 +272,7 @@ def protocol_words(recipe: Recipe, said: Mapping) -> str:
     return way + ", transductive" * is_transductive(recipe)
 
 
-def fold_folder(folder: Path, fold: str) -> Path:
-    """Where a fold's files lie: in the run's folder for a split, else in folds/ under its name.
-
-    A name that cannot be a folder everywhere ("The Director", "a/b", "c:", or "Anna" beside "anna",
-    which some disks take for one) is made safe, and the beginning of a hash keeps it apart.
-    """
-    if fold == "split":
-        return folder
-    if not re.fullmatch(r"[a-z0-9_-][a-z0-9._-]{0,99}", fold):
-        safe = re.sub(r"[^A-Za-z0-9_-]+", "_", fold)[:40]
-        fold = f"{safe}-{sha256(fold.encode()).hexdigest()[:10]}"
-    return folder / "folds" / fold
-
-
 # %% ../../nbs/workshop/154_run.ipynb #0000001d
-def run_facts(source: str | os.PathLike, seed: int, corpus_seed: int | None = None) -> dict:
-    "What a run.json says from the beginning."
-    return {
-        "source": str(source),
-        "seed": seed,
-        "corpus_seed": seed if corpus_seed is None else corpus_seed,
-    }
-
-
-def claim_folder(folder: Path, recipe: Recipe, run: Mapping) -> None:
-    "Raises `ConfigError` where `folder` holds a run of another recipe, source or seed."
-    if not (folder / "recipe.json").exists():
-        return
-    other, facts = read_run(folder)
-    then, now = other.model_dump() | {k: facts.get(k) for k in run}, recipe.model_dump() | dict(run)
-    if changed := [k for k in now if then[k] != now[k]]:
-        raise ConfigError(
-            f"{folder} holds another run ({', '.join(changed)} differ): give another folder, or"
-            " delete it"
-        )
-
-
-def whole_data(source: str | os.PathLike, whole: Batch) -> dict[str, str]:
-    """What tells all items of a run: streams, targets and meta fields. The streams of a corpus that
-    is made in memory are told by its seed.
-    """
-    return data_parts(whole, streams=CORPUS_REGISTRY[kind_of(source)].lies_in is not None)
-
-
-def check_run_data(folder: Path, now: Mapping[str, str]) -> None:
-    """Raises `ConfigError` where `folder` holds a run of other data. A run of version 0.1 does not
-    say which it had.
-    """
-    if not (folder / "run.json").exists():
-        return
-    then = read_run(folder)[1].get("data")
-    if then is not None:
-        check_same_data({"data": then}, {"data": now}, folder)
-
-
-def read_run(folder: str | os.PathLike) -> tuple[Recipe, dict]:
-    "The recipe and the facts of a run. Raises `DataError`."
-    folder, kept = Path(folder), {}
-    for name in ("recipe.json", "run.json"):
-        try:
-            kept[name] = json.loads((folder / name).read_text())
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{folder / name}: cannot be read ({error}); is this the folder of a run of `mmemo"
-                " train`?"
-            ) from None
-    try:
-        return Recipe.model_validate(kept["recipe.json"]), kept["run.json"]
-    except ValidationError as error:
-        raise DataError(
-            f"{folder / 'recipe.json'}: {explain_error(error, kept['recipe.json'])}"
-        ) from None
-
-
 def _sizes(recipe: Recipe, train: Batch) -> dict[str, int]:
     "What the data decides about a model: the width of given features, the number of speakers."
     given = {n: train.streams[n].x.shape[-1] for n in streams_taking(recipe, *FEATURES)}
