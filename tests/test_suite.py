@@ -85,7 +85,7 @@ def done(tmp_path_factory, lesson_server):
 def test_a_suite_is_what_its_experiments_change(tmp_path):
     suite = load_suite("multimodal_baseline")
     assert (
-        len(suite.experiments) == 5
+        len(suite.experiments) == 6
         and suite.seeds == 3
         and pick_experiments(suite, ["2", "everything"]) == ["curriculum", "everything"]
         and pick_experiments(suite, []) == list(suite.experiments)
