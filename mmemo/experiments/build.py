@@ -32,6 +32,7 @@ from mmemo.training.curriculum import (
 from ..core.batch import Batch, Stream, masked_mean
 from ..core.errors import DataError
 from ..core.registry import FEATURES, HEAD_REGISTRY, LOSS_REGISTRY, EncoderEntry, Part
+from ..core.state import own_noise
 from ..data.standards import SOUND_RATE
 from ..diagnostics.walk import Walk, walk
 from ..models.adversary import AdversaryHead, ramp_strength, speaker_targets
@@ -60,6 +61,7 @@ __all__ = [
     "walk_recipe",
     "blank_shape",
     "blank_stream",
+    "seeded_model",
     "split_frozen",
     "frozen_beginning",
     "recipe_plan",
@@ -233,6 +235,13 @@ def blank_stream(
 
 
 # %% ../../nbs/workshop/150_build.ipynb #a000048d
+def seeded_model(recipe: Recipe, train: Batch, seed: int) -> Multimodal:
+    "The model of a recipe with the random weights of a seed; nobody else's noise moves."
+    with own_noise():
+        torch.manual_seed(seed)
+        return build_model(recipe, train)
+
+
 NOT_LEARNING = (Frozen, Standardize, MeanPool, LogMel, Centre)  # neither learns nor draws
 
 

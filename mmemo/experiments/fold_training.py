@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from safetensors.torch import save
 from torch import nn
 
 from mmemo.experiments.build import (
-    build_model,
     recipe_objective,
     recipe_plan,
+    seeded_model,
     split_frozen,
     training_course,
     with_speaker_targets,
@@ -27,7 +26,6 @@ from mmemo.experiments.build import (
 from ..core.batch import Batch
 from ..core.files import write_whole
 from ..core.identity import NotDescribed
-from ..core.state import own_noise
 from ..diagnostics.guard import Guard
 from ..models.base import Multimodal, precompute
 from ..models.cache import FeatureCache
@@ -137,9 +135,7 @@ def feature_cache(progress: bool) -> FeatureCache:
 def train_reference(recipe: Recipe, fold: Fold, items: Batch, seed: int) -> nn.Module:
     "A model of this kind, trained on some items without curriculum and adversary."
     plain = recipe.model_copy(update={"curriculum": None, "speakers": None})
-    with own_noise():
-        torch.manual_seed(seed)
-        other = split_frozen(build_model(plain, fold.train), {})[0]
+    other = split_frozen(seeded_model(plain, fold.train, seed), {})[0]
     schedule = recipe.plan.schedule
     calm = replace(
         recipe_plan(plain, seed),

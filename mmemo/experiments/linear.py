@@ -25,18 +25,16 @@ from mmemo.evaluation.classical import (
 from ..core.batch import Batch, Stream
 from ..core.errors import DataError
 from ..core.registry import HEAD_REGISTRY
-from ..data.standards import SOUND_RATE
 from ..evaluation.metrics import NUMBER_METRICS, Comparison, compare, known_labels
 from ..models.audiovisual import LogMel
-from .build import build_model, split_frozen
-from .fold_training import fold_parts
+from .build import seeded_model, split_frozen
+from .fold_training import fold_parts, keep_or_compute
 from .recipe import Recipe
 from .records import by_task
-from .results import Fold, Said, run_records
+from .results import CHIEF, Fold, Said, run_records
 
 # %% auto #0
 __all__ = [
-    "CHIEF",
     "as_features",
     "token_ids",
     "token_counts",
@@ -56,8 +54,6 @@ def as_features(stream: Stream) -> Stream:
     if stream.x.ndim == 5:
         grey = stream.x.float().mean(2)
         return stream.with_x(nn.functional.adaptive_avg_pool2d(grey, 8).flatten(2))
-    if stream.x.ndim == 3 and stream.x.shape[-1] == 1 and stream.steps > SOUND_RATE // 10:
-        stream = Stream(stream.x[..., 0], stream.mask, stream.t)
     return LogMel()(stream) if stream.x.ndim == 2 and stream.x.is_floating_point() else stream
 
 
@@ -92,9 +88,6 @@ def table_of(batch: Batch, words: np.ndarray) -> np.ndarray:
 
 
 # %% ../../nbs/workshop/168_rival.ipynb #163a000a
-CHIEF = {"classes": "uar", "numbers": "rmse"}  # what a strength is chosen by, and runs compared by
-
-
 def on_table(candidate: Classical, words: int, features: int) -> Classical:
     "A candidate over a table whose first columns are counts of `words`, the others `features`."
     from sklearn.base import clone
@@ -113,10 +106,9 @@ def on_table(candidate: Classical, words: int, features: int) -> Classical:
 
 
 def learning_inputs(recipe: Recipe, fold: Fold, seed: int) -> dict[Any, Batch]:
-    "The items of a fold as they arrive at what learns: frozen beginnings are computed."
-    torch.manual_seed(seed)
-    model = build_model(recipe, fold.train)
-    return split_frozen(model, fold_parts(fold))[1]
+    "The items of a fold as they arrive at what learns; what is cached is not computed again."
+    model = seeded_model(recipe, fold.train, seed)
+    return split_frozen(model, fold_parts(fold), keep_or_compute(progress=False))[1]
 
 
 def linear_answers(

@@ -29,6 +29,7 @@ from ..core.style import COLOURS
 from ..data.standards import EMOTIONS, SENTIMENTS
 from ..evaluation.figures import draw_confusion
 from .recipe import Recipe, Suite
+from .results import CHIEF
 from .run_folder import claim_folder, read_run, run_facts
 from .sources import corpus_title
 
@@ -127,7 +128,7 @@ def read_answers(runs: Sequence[Cell]) -> Answers:
 
 def chief_metric(found: Answers) -> str:
     "The metric that a comparison is about: unweighted average recall of classes, RMSE of numbers."
-    return "uar" if found.classes else "rmse"
+    return CHIEF["classes" if found.classes else "numbers"]
 
 
 def compare_experiments(all_answers: Mapping[str, Answers]) -> dict[str, Comparison | None]:

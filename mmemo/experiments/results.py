@@ -36,6 +36,7 @@ from .sources import by_split
 # %% auto #0
 __all__ = [
     "MOST_FOLDS",
+    "CHIEF",
     "KEPT_META",
     "Fold",
     "measured_split",
@@ -265,6 +266,7 @@ class Said:
         return by_task(self.measured(recipe))
 
 
+CHIEF = {"classes": "uar", "numbers": "rmse"}  # what runs are chosen and compared by
 KEPT_META = ("id", "speaker", "session", "corpus", "factors")
 
 

@@ -27,6 +27,7 @@ from mmemo.experiments.build import (
     build_model,
     recipe_objective,
     recipe_plan,
+    seeded_model,
     with_speaker_targets,
 )
 from mmemo.experiments.results import (
@@ -56,7 +57,6 @@ from ..core.batch import Batch
 from ..core.errors import CheckpointError, ConfigError, DataError
 from ..core.files import fingerprint_tensors, write_whole
 from ..core.registry import FEATURES
-from ..core.state import own_noise
 from ..diagnostics.capacity import Effort, branch_capacity
 from ..diagnostics.checks import Checks
 from ..diagnostics.component import check_pieces
@@ -80,7 +80,6 @@ __all__ = [
     "write_metrics",
     "train_recipe",
     "run_notes",
-    "seeded_model",
     "fold_facts",
     "count_items",
     "read_items",
@@ -223,13 +222,6 @@ def run_notes(recipe: Recipe, source: str | os.PathLike, folds: Mapping[str, Fol
     named = {str(w) for part in parts if (w := getattr(part, "weights", None))}
     shadows = [remark for name in sorted(named) if (remark := shadowing_folder(name))]
     return [*stand_ins(recipe, source).values(), *shadows, *shared_speakers(folds)]
-
-
-def seeded_model(recipe: Recipe, train: Batch, seed: int) -> Multimodal:
-    "The model of a recipe with the random weights of a seed."
-    with own_noise():
-        torch.manual_seed(seed)
-        return build_model(recipe, train)
 
 
 def fold_facts(recipe: Recipe, model: Multimodal, fold: Fold) -> dict:

@@ -73,8 +73,7 @@ def _key_of_rows(fields: dict[str, Any]) -> str:
 def _bytes_of_rows(value: Any) -> Iterator[bytes]:
     if isinstance(value, Tensor):
         whole = value.detach().cpu().contiguous().view(len(value), -1)
-        value = (row.tobytes() for row in whole.view(torch.uint8).numpy())
-        return value
+        return (row.tobytes() for row in whole.view(torch.uint8).numpy())
     return (repr(row).encode() for row in value)
 
 
