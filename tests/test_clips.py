@@ -2,7 +2,6 @@
 everything that can be wrong with a clip.
 """
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from children import clean_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import correlate
@@ -670,12 +670,28 @@ def test_nothing_to_read_is_one_clear_error(tmp_path):
         media({"a": spoil(tmp_path, "empty"), "b": tmp_path / "none.wav"}, tmp_path / "cache")
 
 
+def read_until_killed(source, cache, workers, log, die_at):
+    "Chunks of four; the clip that is the `die_at`-th to be decoded takes the process with it."
+    plain = clips.decode_clip
+
+    def decode_clip(path, *how):
+        with open(log, "a") as file:
+            file.write(f"{path.stem}\n")
+        if len(log.read_text().split()) >= die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(path, *how)
+
+    # a process of its own, which nobody else uses
+    clips.CLIP_CHUNK, clips.decode_clip = 4, decode_clip
+    media(source, cache, workers=workers)
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_killed_reading_goes_on_where_it_was(tmp_path, monkeypatch, workers):
     """SIGKILL in the middle of a chunk, twice: finished chunks are not decoded again, and the
     corpus is that of a reading nobody disturbed.
     """
-    source, log, plain = tmp_path / "files", tmp_path / "log", clips.decode_clip
+    source, log = tmp_path / "files", tmp_path / "log"
     source.mkdir()
     for k in range(18):
         soundfile.write(source / f"{k:02}.wav", voice(0.02 * (k + 1)), SOUND_RATE)
@@ -684,19 +700,12 @@ def test_a_killed_reading_goes_on_where_it_was(tmp_path, monkeypatch, workers):
         (source / f"{k:02}.wav").write_bytes(b"")
     monkeypatch.setattr(clips, "CLIP_CHUNK", 4)
     whole = media(source, tmp_path / "undisturbed")
+    context = clean_server(monkeypatch, "test_clips")
 
     def killed(die_at):
-        def decode_clip(path, *how):
-            with open(log, "a") as file:
-                file.write(f"{path.stem}\n")
-            if len(log.read_text().split()) >= die_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return plain(path, *how)
-
-        monkeypatch.setattr(clips, "decode_clip", decode_clip)
         log.write_text("")
-        child = multiprocessing.get_context("fork").Process(
-            target=media, args=(source, tmp_path / "cache"), kwargs={"workers": workers}
+        child = context.Process(
+            target=read_until_killed, args=(source, tmp_path / "cache", workers, log, die_at)
         )
         child.start()
         child.join(60)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from children import clean_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -350,7 +351,7 @@ def test_report_is_kept_and_warned_of(tmp_path):
     assert read().report == ["409 mended"] and read().classes == {"emotion": ["a", "b"]}
 
 
-def test_survives_a_loader_with_workers(corpus):
+def test_survives_a_loader_with_workers(corpus, monkeypatch):
     back = pickle.loads(pickle.dumps(corpus.select([3, 1])))
     assert back.column("id").tolist() == ["003", "001"]
     loader = torch.utils.data.DataLoader(
@@ -358,7 +359,7 @@ def test_survives_a_loader_with_workers(corpus):
         sampler=[[1, 2], [5]],
         batch_size=None,
         num_workers=1,
-        multiprocessing_context="fork",
+        multiprocessing_context=clean_server(monkeypatch),
     )
     assert [b.meta["id"] for b in loader] == [["001", "002"], ["005"]]
 

@@ -4,7 +4,6 @@ scaled loss, dropout after the curriculum.
 
 import json
 import math
-import multiprocessing
 import os
 import socket
 import tempfile
@@ -14,10 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from children import clean_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata
-from tiny import MEMORY, PRELOAD, items, same, tiny
+from tiny import MEMORY, items, same, tiny
 from torch import nn
 
 from mmemo.core.batch import Batch, Stream
@@ -394,9 +394,7 @@ def test_two_processes_see_the_rows_of_one(tmp_path, monkeypatch):
 
     Children of a clean server, which imports once for both.
     """
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOAD, "test_curriculum"])
+    context = clean_server(monkeypatch, "test_curriculum")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

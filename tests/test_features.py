@@ -3,7 +3,6 @@
 import errno
 import importlib.util
 import json
-import multiprocessing
 import os
 
 import numpy as np
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
+from children import clean_server
 from streams import padded
 from torch import nn
 
@@ -625,8 +625,8 @@ def fill(folder, out):
     safetensors.torch.save_file({"x": got.x, "mask": got.mask}, out)
 
 
-def test_two_processes_at_once_do_not_harm_each_other(tmp_path):
-    context = multiprocessing.get_context("fork")
+def test_two_processes_at_once_do_not_harm_each_other(tmp_path, monkeypatch):
+    context = clean_server(monkeypatch, "test_features")
     workers = [
         context.Process(target=fill, args=(tmp_path / "cache", tmp_path / f"{i}.safetensors"))
         for i in range(3)

@@ -1,7 +1,6 @@
 import errno
 import json
 import math
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -12,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from children import clean_server
 from tiny import (
     MEMORY,
-    PRELOAD,
     Kill,
     Killed,
     assert_same_run,
@@ -496,9 +495,7 @@ def test_sigkill(tmp_path, monkeypatch):
     kill finds them at work.
     """
     plan = dict(epochs=4, batch_size=8, checkpoint_steps=1, schedule="onecycle", patience=3)
-    monkeypatch.setenv("PYTHONPATH", str(HERE))  # the server does not get this process's path
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context = clean_server(monkeypatch)
 
     def start(name, out=None, slow=0.0):
         process = context.Process(target=run, args=(tmp_path / name, dict(plan), out, slow))

@@ -24,10 +24,6 @@ from mmemo.training.tracking import Tracking
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
-# what a child would else spend its first seconds on
-PRELOAD = ["tiny", "accelerate", "torch._dynamo"]
-
-
 class Answer:
     def __init__(self, predictions):
         self.predictions = predictions
