@@ -1,5 +1,7 @@
 """Classical baselines: their inputs, their choice, and what nobody may look at."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -159,3 +161,14 @@ def test_a_wrong_metric_is_named(people):
         fit_chosen(small(), x, y, inner_folds(np.arange(240), who), "acuracy")
     assert set(support_vectors().grid) <= set(support_vectors().model.get_params())
     assert set(linear_classes().grid) <= set(linear_classes().model.get_params())
+
+
+def test_a_solver_that_does_not_converge_is_judged_in_silence():
+    "Strong settings of a grid may need more iterations than a choice is worth."
+    x, y = np.random.default_rng(0).normal(size=(80, 6)), np.arange(80) % 2
+    candidate = linear_classes()
+    candidate.model.set_params(model__max_iter=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = fit_chosen(candidate, x, y, inner_folds(range(80), np.arange(80) // 10))
+    assert found.tried == len(candidate.grid["model__C"]) * 2

@@ -5,6 +5,7 @@
 # %% ../../nbs/electives/45_baselines.ipynb #45a00003
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -165,9 +166,12 @@ def fit_chosen(
     watch)], fitted on all rows that teach in any of them.
 
     `x`: features [N, F] or N sentences; `y`: labels [N]; `metric`: of `class_metrics` or
-    `regression_metrics`. Raises `DataError` where nobody teaches or nobody watches.
+    `regression_metrics`. A solver that has not converged within its iterations is judged as it is.
+
+    Raises `DataError` where nobody teaches or nobody watches.
     """
     from sklearn.base import clone
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import GridSearchCV
 
     measure = _measured(metric)
@@ -180,10 +184,11 @@ def fit_chosen(
     # scikit-learn looks at all labels of y, also at those that are in no split
     safe = np.where(known, y, 0)
     search = GridSearchCV(candidate.model, candidate.grid, cv=pairs, scoring=measure, refit=False)
-    search.fit(x, safe)
-    settings = search.best_params_
     teach = np.unique(np.concatenate([taught for taught, _ in pairs]))
-    model = clone(candidate.model).set_params(**settings).fit(x[teach], y[teach])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        settings = search.fit(x, safe).best_params_
+        model = clone(candidate.model).set_params(**settings).fit(x[teach], y[teach])
     short = {name.removeprefix("model__"): value for name, value in settings.items()}
     score = float(search.best_score_) * (-1 if metric in LESS_IS_BETTER else 1)
     return Chosen(model, short, score, len(search.cv_results_["params"]))
