@@ -45,7 +45,7 @@ from mmemo.evaluation.metrics import (
 )
 from mmemo.evaluation.xray import xray
 from mmemo.experiments.build import walk_recipe
-from mmemo.experiments.ladder import RUNGS, climb_rung, prepare_view, tuned_text
+from mmemo.experiments.ladder import RUNGS, climb_rung, prepare_view, tuned_branch, tuned_text
 from mmemo.experiments.recipe import Recipe, list_recipes, load_recipe, load_suite, merge_forms
 from mmemo.experiments.run import train_recipe
 from mmemo.models.attention import Clock, CrossAttention
@@ -202,14 +202,15 @@ def ladder() -> Found:
         "pooled": prepare_view(views["ids"], "pooled", text, ("text",)),
         "tuned": views["ids"],
     }
-    tuned = text
+    tuned = {}
     for name, rung in RUNGS.items():
         parts = views[rung.view]
         if rung.view in ("tuned", "sequence"):
-            parts = prepare_view(parts, rung.view, tuned, ("text",))
+            parts = prepare_view(parts, rung.view, tuned[rung.view], ("text",))
         yield f"{name}/view", told([part.streams for part in parts.values()])
         model, history = climb_rung(rung, parts, text, 0, 16, epochs=1)
-        tuned = tuned_text(model) if name == "lora" else tuned
+        if name == "lora":
+            tuned = {"tuned": tuned_branch(model), "sequence": tuned_text(model)}
         yield f"{name}/losses", told([s["loss"] for s in history.steps])
         yield f"{name}/history", told(history.steps, history.epochs)
         yield f"{name}/weights", told(model)

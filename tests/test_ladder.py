@@ -13,6 +13,7 @@ from mmemo.experiments.ladder import (
     climb_rung,
     ladder_front,
     prepare_view,
+    tuned_branch,
     tuned_text,
 )
 from mmemo.models.crossmodal import CrossModalFusion
@@ -42,7 +43,7 @@ def test_views_have_the_shapes_that_rungs_begin_with(views):
         1,
         74,
     )
-    assert train["tuned"]["text"].x.shape[2] == 192 and train["tuned"]["text"].steps > 20
+    assert train["tuned"]["text"].x.shape[1:] == (1, 192)
     assert train["sequence"]["text"].x.shape[2] == 384 and train["sequence"]["audio"].x.shape[
         1:
     ] == (12, 74)
@@ -125,6 +126,22 @@ def test_the_upper_rungs_begin_with_what_the_lower_one_tuned(views, text):
             tuned(ids).x, model.encoders["text"][0].eval()(ids).x, atol=1e-4, rtol=1e-4
         )
         assert not torch.allclose(tuned(ids).x, text(ids).x, atol=1e-3)
+        branch = tuned_branch(model).eval()
+        torch.testing.assert_close(
+            branch(ids).x, model.encoders["text"].eval()(ids).x, atol=1e-4, rtol=1e-4
+        )
+    pooled = prepare_view(views["ids"], "tuned", branch, ("text",))["train"].streams["text"]
+    assert pooled.x.shape[1:] == (1, 16)
+    assert pooled.x.mean(0).abs().max() < 1e-3 and (pooled.x.std(0) - 1).abs().median() < 0.05
+
+
+def test_the_way_up_to_the_highest_rate_is_long():
+    """With a rate of .003, reached after a tenth of the updates, one seed of three of the last
+    rung stayed half-way on 5,000 items (share .78); with these plans ten of ten arrive.
+    """
+    for name in ("lora", "temporal", "attention", "multitask"):
+        plan = RUNGS[name].plan
+        assert plan.schedule == "onecycle" and plan.warmup >= 0.3 and plan.lr <= 2e-3
 
 
 def test_an_unknown_view_is_named(views, text):

@@ -16,6 +16,7 @@ from mmemo.models.base import (
     ClassHead,
     ConcatFusion,
     Frozen,
+    MeanPool,
     Multimodal,
     Project,
     ProjectionHead,
@@ -54,13 +55,14 @@ __all__ = [
     "Bend",
     "climb_rung",
     "tuned_text",
+    "tuned_branch",
 ]
 
 # %% ../../nbs/course/15_ladder.ipynb #00000008
 VIEWS = {
     "pooled": "a bag of frozen word embeddings; means of voice and face",
     "ids": "token ids, for a text encoder that learns; means of voice and face",
-    "tuned": "token vectors of the tuned encoder, frozen by now; means of voice and face",
+    "tuned": "one vector of the tuned text branch, frozen by now; means of voice and face",
     "sequence": (
         "each token's tuned vector beside its plain word embedding; voice and face as sequences of"
         " equal windows"
@@ -84,10 +86,11 @@ class Beside(nn.Module):
 
 
 def ladder_front(
-    view: str, name: str, train: Batch, text: TextEncoder, steps: int = 50
+    view: str, name: str, train: Batch, text: nn.Module, steps: int = 50
 ) -> Frozen | None:
     """The frozen beginning of stream `name` in a `view`, with statistics of the training items;
-    None where there is none. `text` is left as it is.
+    None where there is none. `text` is left as it is: a `TextEncoder`, for the view "tuned" also a
+    whole text branch.
     """
     if view not in VIEWS:
         raise ConfigError(f"there is no view {view!r}; choose {', '.join(VIEWS)}")
@@ -99,6 +102,8 @@ def ladder_front(
         first = Resample(steps)
     else:
         first = Frozen(copy.deepcopy(text))  # freezing must not reach the caller's encoder
+        if view == "tuned":
+            first = Frozen(nn.Sequential(first, MeanPool()))
         if view == "sequence":
             first = Beside(first, WordEmbeddings(text))
     return Frozen(nn.Sequential(first, Standardize.fit(train, name, first)))
@@ -107,7 +112,7 @@ def ladder_front(
 def prepare_view(
     parts: Mapping[str, Batch],
     view: str,
-    text: TextEncoder,
+    text: nn.Module,
     names: Sequence[str] = ("text", "audio", "video"),
     steps: int = 50,
 ) -> dict[str, Batch]:
@@ -223,8 +228,12 @@ def _tasks(train: Batch) -> Callable:
 
 
 _low = Plan(epochs=8, batch_size=64, lr=3e-4, schedule="onecycle", weight_decay=0.1)
-_tune = Plan(epochs=5, batch_size=32, lr=3e-3, schedule="onecycle", beta2=0.98)
-_high = Plan(epochs=5, batch_size=32, lr=3e-3, schedule="onecycle", weight_decay=0.1, beta2=0.98)
+_steady = replace(
+    _low, epochs=6, lr=3e-3, weight_decay=1.0, patience=3, monitor="mse", direction="min"
+)
+# a long way up to the highest rate: short ways leave the saddle late, and by luck
+_tune = Plan(epochs=3, batch_size=32, lr=2e-3, schedule="onecycle", warmup=0.3, beta2=0.98)
+_high = replace(_tune, weight_decay=0.1)
 
 RUNGS = {
     rung.name: rung
@@ -257,7 +266,7 @@ RUNGS = {
             128,
             _normalized,
             lambda train: rmse("phq8"),
-            replace(_low, epochs=6, lr=3e-3, patience=3, monitor="mse", direction="min"),
+            _steady,
         ),
         Rung(
             "temporal",
@@ -267,7 +276,7 @@ RUNGS = {
             32,
             _temporal,
             lambda train: rmse("phq8"),
-            replace(_high, epochs=4),
+            _high,
         ),
         Rung(
             "attention",
@@ -320,7 +329,14 @@ def climb_rung(
 
 
 def tuned_text(model: Multimodal) -> TextEncoder:
-    """The text encoder that the LoRA rung has tuned, its adapter merged: what the rungs above
-    begin with.
+    """The text encoder that the LoRA rung has tuned, its adapter merged: what the rungs over
+    sequences begin with.
     """
     return merge_adapter(model.encoders["text"][0])
+
+
+def tuned_branch(model: Multimodal) -> nn.Sequential:
+    """All that the LoRA rung does to a text before it is joined, its adapter merged: what the
+    normalized rung begins with.
+    """
+    return nn.Sequential(tuned_text(model), *copy.deepcopy(model.encoders["text"][1:]))
