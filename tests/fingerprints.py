@@ -45,7 +45,7 @@ from mmemo.evaluation.metrics import (
 )
 from mmemo.evaluation.xray import xray
 from mmemo.experiments.build import walk_recipe
-from mmemo.experiments.ladder import RUNGS, climb_rung, prepare_view, tuned_branch, tuned_text
+from mmemo.experiments.ladder import RUNGS, climb_rung, ladder_views, rung_view
 from mmemo.experiments.recipe import Recipe, list_recipes, load_recipe, load_suite, merge_forms
 from mmemo.experiments.run import train_recipe
 from mmemo.models.attention import Clock, CrossAttention
@@ -196,21 +196,12 @@ def ladder() -> Found:
     """The six rungs as nbs/runs/ladder.ipynb trains them at smoke, its first seed."""
     answers, text = known_answer(640, seed=0), TextEncoder.pretrained("mmemo-tiny")
     raw = {name: split_of(answers, name) for name in ("train", "valid", "test")}
-    views = {"ids": prepare_view(raw, "ids", text, ("audio", "video"))}
-    views["sequence"] = prepare_view(raw, "sequence", text, ("audio", "video"), 25)
-    views |= {
-        "pooled": prepare_view(views["ids"], "pooled", text, ("text",)),
-        "tuned": views["ids"],
-    }
-    tuned = {}
+    views, models = ladder_views(raw, text, 25), {}
     for name, rung in RUNGS.items():
-        parts = views[rung.view]
-        if rung.view in ("tuned", "sequence"):
-            parts = prepare_view(parts, rung.view, tuned[rung.view], ("text",))
+        parts = rung_view(rung, views, models.get("lora"))
         yield f"{name}/view", told([part.streams for part in parts.values()])
         model, history = climb_rung(rung, parts, text, 0, 16, epochs=1)
-        if name == "lora":
-            tuned = {"tuned": tuned_branch(model), "sequence": tuned_text(model)}
+        models[name] = model
         yield f"{name}/losses", told([s["loss"] for s in history.steps])
         yield f"{name}/history", told(history.steps, history.epochs)
         yield f"{name}/weights", told(model)

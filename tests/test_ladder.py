@@ -12,7 +12,9 @@ from mmemo.experiments.ladder import (
     VIEWS,
     climb_rung,
     ladder_front,
+    ladder_views,
     prepare_view,
+    rung_view,
     tuned_branch,
     tuned_text,
 )
@@ -142,6 +144,24 @@ def test_the_way_up_to_the_highest_rate_is_long():
     for name in ("lora", "temporal", "attention", "multitask"):
         plan = RUNGS[name].plan
         assert plan.schedule == "onecycle" and plan.warmup >= 0.3 and plan.lr <= 2e-3
+
+
+def test_upper_rungs_ask_for_the_model_they_stand_on(views):
+    with pytest.raises(ConfigError, match="rung temporal stands on a trained LoRA rung"):
+        rung_view(RUNGS["temporal"], views)
+
+
+def test_a_rung_gets_its_view(text):
+    data = known_answer(80, seed=3)
+    raw = {"train": data[list(range(60))], "test": data[list(range(60, 80))]}
+    views = ladder_views(raw, text, 12)
+    lora = RUNGS["lora"].build(views["ids"]["train"], text, 16)
+    shapes = {
+        n: rung_view(r, views, lora)["test"].streams["text"].x.shape for n, r in RUNGS.items()
+    }
+    assert shapes["static"][1:] == (1, 192) and len(shapes["lora"]) == 2
+    assert shapes["normalized"][1:] == (1, 16)
+    assert {shapes[n][2] for n in ("temporal", "attention", "multitask")} == {384}
 
 
 def test_an_unknown_view_is_named(views, text):

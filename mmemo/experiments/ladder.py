@@ -56,6 +56,8 @@ __all__ = [
     "climb_rung",
     "tuned_text",
     "tuned_branch",
+    "ladder_views",
+    "rung_view",
 ]
 
 # %% ../../nbs/course/15_ladder.ipynb #00000008
@@ -340,3 +342,34 @@ def tuned_branch(model: Multimodal) -> nn.Sequential:
     normalized rung begins with.
     """
     return nn.Sequential(tuned_text(model), *copy.deepcopy(model.encoders["text"][1:]))
+
+
+def ladder_views(
+    raw: Mapping[str, Batch], text: TextEncoder, steps: int = 50
+) -> dict[str, dict[str, Batch]]:
+    """The views that do not depend on a seed: "ids", "pooled", and "sequence" whose text is still
+    token ids.
+    """
+    ids = prepare_view(raw, "ids", text, ("audio", "video"))
+    return {
+        "ids": ids,
+        "pooled": prepare_view(ids, "pooled", text, ("text",)),
+        "sequence": prepare_view(raw, "sequence", text, ("audio", "video"), steps),
+    }
+
+
+def rung_view(
+    rung: Rung, views: Mapping[str, dict[str, Batch]], lora: Multimodal | None = None
+) -> dict[str, Batch]:
+    """The parts that a rung learns from, of `ladder_views`; from the third rung on they stand on
+    what `lora`, the second one's model, has tuned.
+
+    Raises `ConfigError` where such a rung is asked for without it.
+    """
+    if rung.view in ("ids", "pooled"):
+        return views[rung.view]
+    if lora is None:
+        raise ConfigError(f"the rung {rung.name} stands on a trained LoRA rung; give its model")
+    if rung.view == "tuned":
+        return prepare_view(views["ids"], "tuned", tuned_branch(lora), ("text",))
+    return prepare_view(views["sequence"], "sequence", tuned_text(lora), ("text",))
