@@ -234,8 +234,15 @@ _steady = replace(
     _low, epochs=6, lr=3e-3, weight_decay=1.0, patience=3, monitor="mse", direction="min"
 )
 # a long way up to the highest rate: short ways leave the saddle late, and by luck
-_tune = Plan(epochs=3, batch_size=32, lr=2e-3, schedule="onecycle", warmup=0.3, beta2=0.98)
-_high = replace(_tune, weight_decay=0.1)
+_high = Plan(
+    epochs=3,
+    batch_size=32,
+    lr=2e-3,
+    schedule="onecycle",
+    warmup=0.3,
+    weight_decay=0.1,
+    beta2=0.98,
+)
 
 RUNGS = {
     rung.name: rung
@@ -258,7 +265,7 @@ RUNGS = {
             128,
             _lora,
             lambda train: mse("phq8"),
-            _tune,
+            replace(_high, epochs=4),
         ),
         Rung(
             "normalized",
