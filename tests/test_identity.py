@@ -433,3 +433,18 @@ def test_where_a_transformer_came_from_does_not_count(tmp_path):
     two = TextEncoder.pretrained("mmemo-tiny")
     two.model = type(one.model).from_pretrained(tmp_path / "copy", add_pooling_layer=False)
     assert encoder_identity(one) == encoder_identity(two)
+
+
+def test_what_another_library_adds_to_a_class_changes_nothing_unless_it_is_called(monkeypatch):
+    "transformers gives nn.Module a `smart_apply` when it loads weights."
+    from transformers import PreTrainedModel
+
+    before = encoder_identity(nn.Linear(2, 2).requires_grad_(False).eval())["code"]
+
+    def code():
+        return encoder_identity(nn.Linear(2, 2).requires_grad_(False).eval())["code"]
+
+    monkeypatch.setattr(nn.Module, "smart_apply", PreTrainedModel.tie_weights, raising=False)
+    assert code() == before
+    monkeypatch.setattr(nn.Linear, "extra_repr", PreTrainedModel.tie_weights)
+    assert code() != before
