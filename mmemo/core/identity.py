@@ -24,6 +24,7 @@ from mmemo.core.pieces import (
     attributes_of,
     digest_parts,
     imports_of,
+    is_stranger,
     library_of,
     names_used,
     plain_bytes,
@@ -373,21 +374,6 @@ def _of_module_object(told: Description, module: types.ModuleType) -> bytes:
     return digest_parts(module.__name__, told.named("names", named))
 
 
-def _is_stranger(kind: type, name: str, value: Any, library: str) -> bool:
-    """Whether another library has put a function into a library's class under a name that none of
-    the class's own code speaks of: it changes nothing of what the class did before. (transformers
-    gives `nn.Module` a `smart_apply` when it loads weights.)
-    """
-    home = library_of(str(getattr(value, "__module__", None)))
-    if home in (None, library) or name.startswith("__"):
-        return False
-    own = (each for one in kind.__mro__ for each in vars(one).values())
-    codes = (each.__code__ for each in own if isinstance(each, types.FunctionType))
-    return not any(
-        name in all_names(code) for code in codes if code is not getattr(value, "__code__", None)
-    )
-
-
 def _of_class(told: Description, kind: type) -> bytes:
     "A class: those that it is made from, its functions and values."
     library = library_of(kind.__module__)
@@ -398,7 +384,7 @@ def _of_class(told: Description, kind: type) -> bytes:
         is_code = isinstance(value, (types.FunctionType, *_WRAPPERS))
         if name in _MADE or not (library is None or is_code or plain_bytes(value) is not None):
             continue
-        if library is not None and _is_stranger(kind, name, value, library):
+        if library is not None and is_stranger(kind, name, value, library):
             continue
         parts += [name.encode(), told.of(value, f".{name}")]
     return digest_parts("class", library or "", str(kind.__module__), kind.__qualname__, *parts)

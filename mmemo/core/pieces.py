@@ -25,6 +25,7 @@ __all__ = [
     "digest_parts",
     "library_of",
     "all_names",
+    "is_stranger",
     "names_used",
     "imports_of",
     "plain_bytes",
@@ -111,6 +112,21 @@ def _codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
 def all_names(code: types.CodeType) -> set[str]:
     "Every name of a global or an attribute in a function."
     return {name for inner in _codes_in(code) for name in inner.co_names}
+
+
+def is_stranger(kind: type, name: str, value: Any, library: str) -> bool:
+    """Whether another library has put a function into a library's class under a name that none of
+    the class's own code speaks of: it changes nothing of what the class did before. (transformers
+    gives `nn.Module` a `smart_apply` when it loads weights.)
+    """
+    home = library_of(str(getattr(value, "__module__", None)))
+    if home in (None, library) or name.startswith("__"):
+        return False
+    own = (each for one in kind.__mro__ for each in vars(one).values())
+    codes = (each.__code__ for each in own if isinstance(each, types.FunctionType))
+    return not any(
+        name in all_names(code) for code in codes if code is not getattr(value, "__code__", None)
+    )
 
 
 def names_used(code: types.CodeType) -> set[tuple[str, ...]]:
