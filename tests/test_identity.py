@@ -439,12 +439,18 @@ def test_what_another_library_adds_to_a_class_changes_nothing_unless_it_is_calle
     "transformers gives nn.Module a `smart_apply` when it loads weights."
     from transformers import PreTrainedModel
 
-    before = encoder_identity(nn.Linear(2, 2).requires_grad_(False).eval())["code"]
+    class Calling(nn.Linear):
+        def forward(self, x):
+            return super().forward(self.smart_apply(x))
 
-    def code():
-        return encoder_identity(nn.Linear(2, 2).requires_grad_(False).eval())["code"]
+    def code(kind=nn.Linear):
+        return encoder_identity(kind(2, 2).requires_grad_(False).eval())["code"]
 
+    before, calling = code(), code(Calling)
     monkeypatch.setattr(nn.Module, "smart_apply", PreTrainedModel.tie_weights, raising=False)
-    assert code() == before
+    assert code() == before and code(Calling) != calling
+    calling = code(Calling)
+    monkeypatch.setattr(nn.Module, "smart_apply", PreTrainedModel.init_weights)
+    assert code() == before and code(Calling) != calling
     monkeypatch.setattr(nn.Linear, "extra_repr", PreTrainedModel.tie_weights)
     assert code() != before

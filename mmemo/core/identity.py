@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mmemo.core.pieces import (
     all_names,
     attributes_of,
+    called_strangers,
     digest_parts,
     imports_of,
     is_stranger,
@@ -384,9 +385,10 @@ def _of_class(told: Description, kind: type) -> bytes:
         is_code = isinstance(value, (types.FunctionType, *_WRAPPERS))
         if name in _MADE or not (library is None or is_code or plain_bytes(value) is not None):
             continue
-        if library is not None and is_stranger(kind, name, value, library):
+        if is_stranger(kind, name, value):
             continue
         parts += [name.encode(), told.of(value, f".{name}")]
+    parts += [told.of(value, f".{name}") for name, value in called_strangers(kind)]
     return digest_parts("class", library or "", str(kind.__module__), kind.__qualname__, *parts)
 
 

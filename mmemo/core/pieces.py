@@ -25,9 +25,10 @@ __all__ = [
     "digest_parts",
     "library_of",
     "all_names",
-    "is_stranger",
     "names_used",
     "imports_of",
+    "is_stranger",
+    "called_strangers",
     "plain_bytes",
     "tensor_parts",
     "attributes_of",
@@ -114,21 +115,6 @@ def all_names(code: types.CodeType) -> set[str]:
     return {name for inner in _codes_in(code) for name in inner.co_names}
 
 
-def is_stranger(kind: type, name: str, value: Any, library: str) -> bool:
-    """Whether another library has put a function into a library's class under a name that none of
-    the class's own code speaks of: it changes nothing of what the class did before. (transformers
-    gives `nn.Module` a `smart_apply` when it loads weights.)
-    """
-    home = library_of(str(getattr(value, "__module__", None)))
-    if home in (None, library) or name.startswith("__"):
-        return False
-    own = (each for one in kind.__mro__ for each in vars(one).values())
-    codes = (each.__code__ for each in own if isinstance(each, types.FunctionType))
-    return not any(
-        name in all_names(code) for code in codes if code is not getattr(value, "__code__", None)
-    )
-
-
 def names_used(code: types.CodeType) -> set[tuple[str, ...]]:
     """The global names that a function looks up, nested functions included, each with the
     attributes that are taken of it at once: `helpers.scale(x)` is ("helpers", "scale").
@@ -158,6 +144,39 @@ def imports_of(code: types.CodeType) -> set[tuple[str, int, tuple[str, ...]]]:
                 level, names = (before.argval for before in steps[place - 2 : place])
                 found.add((step.argval, level, tuple(names or ())))
     return found
+
+
+# %% ../../nbs/workshop/163_pieces.ipynb #c3a1d022
+def _spoken(*kinds: type) -> Iterator[tuple[types.CodeType, set[str]]]:
+    "The code of every function of some classes, and the names that it speaks of."
+    for kind in kinds:
+        for value in vars(kind).values():
+            if isinstance(value, types.FunctionType):
+                yield value.__code__, all_names(value.__code__)
+
+
+def is_stranger(kind: type, name: str, value: Any) -> bool:
+    """Whether another library has put a function into a library's class under a name that none of
+    the class's own code speaks of: it changes nothing of what the class did before.
+    """
+    library, home = (library_of(str(getattr(one, "__module__", None))) for one in (kind, value))
+    if library is None or home in (None, library) or name.startswith("__"):
+        return False
+    added = getattr(value, "__code__", None)
+    return not any(name in names for code, names in _spoken(*kind.__mro__) if code is not added)
+
+
+def called_strangers(kind: type) -> list[tuple[str, Any]]:
+    "The strangers in the classes that a class is made from, of which its own code speaks."
+    names = set().union(*(names for _, names in _spoken(kind)))
+    found = (
+        (name, base) for base in kind.__mro__[1:] for name in sorted(names & vars(base).keys())
+    )
+    return [
+        (name, vars(base)[name])
+        for name, base in found
+        if is_stranger(base, name, vars(base)[name])
+    ]
 
 
 # %% ../../nbs/workshop/163_pieces.ipynb #c3a1d00a
