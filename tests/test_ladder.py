@@ -139,7 +139,7 @@ def test_the_upper_rungs_begin_with_what_the_lower_one_tuned(views, text):
 
 def test_the_way_up_to_the_highest_rate_is_long():
     """With a rate of .003, reached after a tenth of the updates, one seed of three of the last
-    rung stayed half-way on 5,000 items (share .78); with these plans ten of ten arrive.
+    rung stayed half-way on 5,000 items (share .78); with these plans three of three arrive.
     """
     for name in ("lora", "temporal", "attention", "multitask"):
         plan = RUNGS[name].plan

@@ -27,7 +27,7 @@ from transformers.utils import logging
 
 from mmemo.core.state import epoch_order
 from mmemo.data.standards import split_of
-from mmemo.experiments.ladder import RUNGS, prepare_view
+from mmemo.experiments.ladder import RUNGS, ladder_views, prepare_view
 from mmemo.models.text import TextEncoder
 from mmemo.synthetic.known_answer import known_answer
 from mmemo.training.loop import fit
@@ -180,12 +180,9 @@ def measure(rung, parts, text) -> dict[str, float]:
 
 data = known_answer(2000, seed=0)
 raw, text = {"train": split_of(data, "train")}, TextEncoder.pretrained("mmemo-tiny")
-ids = prepare_view(raw, "ids", text, ("audio", "video"))
-views = {
-    "ids": ids,
-    "sequence": prepare_view(raw, "sequence", text),
-    **{view: prepare_view(ids, view, text, ("text",)) for view in ("pooled", "tuned")},
-}
+views = ladder_views(raw, text)
+views["tuned"] = prepare_view(views["ids"], "tuned", text, ("text",))
+views["sequence"] = prepare_view(views["sequence"], "sequence", text, ("text",))
 print(
     json.dumps(
         {
