@@ -435,6 +435,36 @@ def test_where_a_transformer_came_from_does_not_count(tmp_path):
     assert encoder_identity(one) == encoder_identity(two)
 
 
+def test_what_a_library_does_to_its_own_classes_is_told_by_its_version(monkeypatch):
+    "torch puts other functions into nn.Module the first time that something is compiled."
+    from torch._dynamo import mutation_guard
+
+    def code():
+        return encoder_identity(nn.Linear(2, 2).requires_grad_(False).eval())["code"]
+
+    def own(self, *args):
+        raise AssertionError("never called")
+
+    before = code()
+    with monkeypatch.context() as patch:
+        # as in a process that has compiled nothing yet; what is put back is what was there
+        for name in ("__init__", "__setstate__"):
+            patch.setattr(nn.Module, name, vars(nn.Module)[name])
+        patch.setattr(nn.Module, "___has_generation_tag_patch", True, raising=False)
+        patch.delattr(nn.Module, "___has_generation_tag_patch")
+        was = nn.Module.__init__
+        mutation_guard.install_generation_tagging_init()
+        assert nn.Module.__init__ is not was and code() == before
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Linear, "forward", nn.Bilinear.forward)
+        assert code() != before
+    for change in (own, torch.no_grad()(own), property(own), staticmethod(own)):
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.Linear, "extra_repr", change)
+            assert code() != before
+    assert code() == before
+
+
 def test_what_another_library_adds_to_a_class_changes_nothing_unless_it_is_called(monkeypatch):
     "transformers gives nn.Module a `smart_apply` when it loads weights."
     from transformers import PreTrainedModel

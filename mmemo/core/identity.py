@@ -25,6 +25,7 @@ from mmemo.core.pieces import (
     called_strangers,
     digest_parts,
     imports_of,
+    is_native,
     is_stranger,
     library_of,
     names_used,
@@ -63,6 +64,8 @@ _MADE = {
     "__dataclass_params__",
     "__abstractmethods__",
     "_abc_impl",
+    # torch's note in nn.Module that something has been compiled
+    "___has_generation_tag_patch",
 }
 # what a module does with gradients and files
 _NO_FORWARD = {
@@ -385,7 +388,7 @@ def _of_class(told: Description, kind: type) -> bytes:
         is_code = isinstance(value, (types.FunctionType, *_WRAPPERS))
         if name in _MADE or not (library is None or is_code or plain_bytes(value) is not None):
             continue
-        if is_stranger(kind, name, value):
+        if is_native(kind, name, value) or is_stranger(kind, name, value):
             continue
         parts += [name.encode(), told.of(value, f".{name}")]
     parts += [told.of(value, f".{name}") for name, value in called_strangers(kind)]

@@ -27,6 +27,7 @@ __all__ = [
     "all_names",
     "names_used",
     "imports_of",
+    "is_native",
     "is_stranger",
     "called_strangers",
     "plain_bytes",
@@ -153,6 +154,46 @@ def _spoken(*kinds: type) -> Iterator[tuple[types.CodeType, set[str]]]:
         for value in vars(kind).values():
             if isinstance(value, types.FunctionType):
                 yield value.__code__, all_names(value.__code__)
+
+
+def _functions_in(value: Any) -> list[types.FunctionType]:
+    "A function, or those of a property or a static method, and all functions that these wrap."
+    found, open_ = [], [value]
+    while open_:
+        one = open_.pop()
+        if isinstance(one, types.FunctionType) and one not in found:
+            found.append(one)
+            cells = one.__closure__ or ()
+            open_ += [part for cell in cells for part in _contents(cell)]
+        elif isinstance(one, property):
+            open_ += [one.fdel, one.fset, one.fget]
+        elif isinstance(one, (staticmethod, classmethod)):
+            open_.append(one.__func__)
+    return found
+
+
+def _contents(cell: types.CellType) -> list[Any]:
+    "What a variable of an outer function holds, if it holds anything yet."
+    try:
+        return [cell.cell_contents]
+    except ValueError:
+        return []
+
+
+def is_native(kind: type, name: str, value: Any) -> bool:
+    """Whether a library's class has a function from its own library, so that the library's version
+    tells what it does: one that was written for the class, or one that the library itself has made
+    to take its place (as torch does with `nn.Module.__init__` when something is compiled).
+    """
+    library, functions = library_of(str(kind.__module__)), _functions_in(value)
+    if library is None or not functions:
+        return False
+    homes = {str(one.__globals__.get("__name__")) for one in functions}
+    homes |= {str(one.__module__) for one in functions}
+    if any(library_of(home) != library for home in homes):
+        return False
+    place = functions[0].__qualname__
+    return "<locals>" in place or place.rpartition(".")[0] == kind.__qualname__
 
 
 def is_stranger(kind: type, name: str, value: Any) -> bool:
