@@ -435,6 +435,22 @@ def test_where_a_transformer_came_from_does_not_count(tmp_path):
     assert encoder_identity(one) == encoder_identity(two)
 
 
+def test_a_method_put_back_where_it_was_inherited_changes_nothing(monkeypatch):
+    "torchlens leaves torch's modules with the `__setattr__` of nn.Module as one of their own."
+
+    def code():
+        return encoder_identity(nn.Linear(2, 2).requires_grad_(False).eval())["code"]
+
+    def own(self, name, value):
+        nn.Module.__setattr__(self, name, value)
+
+    before = code()
+    monkeypatch.setattr(nn.Linear, "__setattr__", nn.Module.__setattr__)
+    assert "__setattr__" in vars(nn.Linear) and code() == before
+    monkeypatch.setattr(nn.Linear, "__setattr__", own)
+    assert code() != before
+
+
 def test_what_a_library_does_to_its_own_classes_is_told_by_its_version(monkeypatch):
     "torch puts other functions into nn.Module the first time that something is compiled."
     from torch._dynamo import mutation_guard

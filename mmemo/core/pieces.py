@@ -182,12 +182,16 @@ def _contents(cell: types.CellType) -> list[Any]:
 
 def is_native(kind: type, name: str, value: Any) -> bool:
     """Whether a library's class has a function from its own library, so that the library's version
-    tells what it does: one that was written for the class, or one that the library itself has made
-    to take its place (as torch does with `nn.Module.__init__` when something is compiled).
+    tells what it does: one that was written for the class, one that it would have anyway from the
+    classes before it, or one that the library itself has made to take its place (as torch does
+    with `nn.Module.__init__` when something is compiled).
     """
     library, functions = library_of(str(kind.__module__)), _functions_in(value)
     if library is None or not functions:
         return False
+    before = (vars(base)[name] for base in kind.__mro__[1:] if name in vars(base))
+    if next(before, None) is value:
+        return True
     homes = {str(one.__globals__.get("__name__")) for one in functions}
     homes |= {str(one.__module__) for one in functions}
     if any(library_of(home) != library for home in homes):
