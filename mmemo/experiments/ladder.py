@@ -42,7 +42,7 @@ from ..training.loop import fit
 from ..training.multitask import class_weights, multitask
 from ..training.objectives import cross_entropy, mse, rmse
 from ..training.plan import Plan
-from ..training.tracking import Tracking
+from ..training.tracking import QUIET, Tracking
 
 # %% auto #0
 __all__ = [
@@ -318,11 +318,11 @@ def climb_rung(
     text: TextEncoder,
     seed: int = 0,
     width: int | None = None,
-    progress: bool = False,
+    tracking: Tracking = QUIET,
     **changes,
 ) -> tuple[Multimodal, History]:
     """Train one rung on the `parts` of its view, as wide as it is unless told otherwise, with its
-    plan (and `changes` to it); the model and its history.
+    plan (and `changes` to it); the model and its history. `tracking` says what is kept and shown.
     """
     torch.manual_seed(seed)
     model = rung.build(parts["train"], text, width or rung.width)
@@ -332,7 +332,7 @@ def climb_rung(
         parts["train"],
         parts["valid"],
         replace(rung.plan, seed=seed, **changes),
-        tracking=Tracking(progress=progress),
+        tracking=tracking,
     )
     return model, history
 

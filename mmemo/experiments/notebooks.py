@@ -5,15 +5,25 @@
 # %% ../../nbs/workshop/158_notebooks.ipynb #49a00003
 from __future__ import annotations
 
+import json
+import os
+import sys
+import threading
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ..core.errors import ConfigError, DataError
+from ..core.files import write_whole
 
 # %% auto #0
-__all__ = ["run_notebooks", "execute_notebook"]
+__all__ = ["run_notebooks", "tell_progress", "progress_is_told", "execute_notebook"]
 
 # %% ../../nbs/workshop/158_notebooks.ipynb #49a00006
+_PLACE = "MMEMO_PROGRESS"  # where a run says how far it is, for the one who waits for it
+_FORMAT = "{desc} |{bar:20}| {n_fmt}/{total_fmt} {elapsed}{postfix}"
 _PACKAGE = Path(find_spec("mmemo").submodule_search_locations[0])
 
 
@@ -27,8 +37,98 @@ def run_notebooks() -> dict[str, Path]:
     return {}
 
 
+class _Watch:
+    """What one sees while a notebook runs: its lines as they are printed, and in a terminal one
+    more below them that moves: what is being done, since when, and for how long yet.
+    """
+
+    def __init__(self, name: str, told: Path, shown: bool):
+        self.told, self.shown, self.rest, self.section = told, shown, "", ""
+        self.ended = threading.Event()
+        self.bar = tqdm(desc=name, disable=not (shown and sys.stderr.isatty()), bar_format=_FORMAT)
+        self.clock = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> _Watch:
+        os.environ[_PLACE] = str(self.told.resolve())
+        self.clock.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        del os.environ[_PLACE]
+        self.ended.set()
+        self.clock.join()
+        self.bar.close()
+        self.told.unlink(missing_ok=True)
+
+    def write(self, text: str) -> None:
+        "Show the lines that are whole."
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines if self.shown else ():
+            self.bar.write(line, file=sys.stdout)
+
+    def flush(self) -> None:
+        "Nothing waits but the beginning of a line."
+
+    def begin(self, cell: int, cells: Sequence) -> None:
+        "A cell begins, under the last heading before it."
+        headings = (c.source for c in cells[:cell] if c.cell_type == "markdown")
+        found = [line for text in headings for line in text.splitlines() if line.startswith("#")]
+        self.section = found[-1].lstrip("# ") if found else ""
+        self.bar.total, self.bar.n = len(cells), cell
+
+    def _tick(self) -> None:
+        while not self.ended.wait(1):
+            try:
+                said = json.loads(self.told.read_text())
+            except (OSError, ValueError):
+                self.bar.set_postfix_str(self.section)
+                continue
+            self.bar.total, self.bar.n = said["total"], said["done"]
+            left = "" if said["left"] is None else f", about {_clock(said['left'])} left"
+            self.bar.set_postfix_str(f"{said['doing'] or self.section}{left}")
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+def _engine_for(watch: _Watch) -> str:
+    "papermill's own engine, which tells `watch` each cell that begins; by its name."
+    from papermill.engines import NBClientEngine, papermill_engines
+
+    class Engine(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, kernel_name, **options):
+            begin = nb_man.cell_start
+
+            def cell_start(cell, cell_index=None, **known):
+                watch.begin(cell_index or 0, nb_man.nb.cells)
+                return begin(cell, cell_index=cell_index, **known)
+
+            nb_man.cell_start = cell_start
+            return super().execute_managed_notebook(nb_man, kernel_name, **options)
+
+    papermill_engines.register("mmemo", Engine)
+    return "mmemo"
+
+
+def tell_progress(done: int, total: int, doing: str = "", left: float | None = None) -> None:
+    """Say how far a run is: parts that are `done` and in `total`, what it is `doing`, and how many
+    seconds are `left`. `mmemo run` shows it; where nobody looks, nothing happens.
+    """
+    if place := os.environ.get(_PLACE):
+        said = {"done": done, "total": total, "doing": doing, "left": left}
+        write_whole(place, json.dumps(said).encode())
+
+
+def progress_is_told() -> bool:
+    "Whether somebody shows what `tell_progress` says."
+    return _PLACE in os.environ
+
+
 def execute_notebook(name: str, out: Path, progress: bool = True, **parameters) -> Path:
-    """Run the notebook `name` with papermill; the executed copy's path.
+    """Run the notebook `name` with papermill; the executed copy's path. With `progress` its lines
+    are shown as they are printed, and below them what is being done.
 
     Raises `ConfigError` for an unknown run, `DataError` where a cell fails.
     """
@@ -47,16 +147,19 @@ def execute_notebook(name: str, out: Path, progress: bool = True, **parameters) 
     (out / "metrics.json").unlink(missing_ok=True)
     done = out / f"{name}.ipynb"
     try:
-        papermill.execute_notebook(
-            str(notebooks[name]),
-            str(done),
-            parameters=dict(parameters, out=str(out)),
-            kernel_name="python3",
-            progress_bar=progress,
-            cwd=str(Path.cwd()),
-            execution_timeout=None,
-            extra_arguments=["--log-level=ERROR"],
-        )
+        with _Watch(name, out / "progress.json", progress) as watch:
+            papermill.execute_notebook(
+                str(notebooks[name]),
+                str(done),
+                engine_name=_engine_for(watch),
+                parameters=dict(parameters, out=str(out)),
+                kernel_name="python3",
+                progress_bar=False,
+                stdout_file=watch,
+                cwd=str(Path.cwd()),
+                execution_timeout=None,
+                extra_arguments=["--log-level=ERROR"],
+            )
     except papermill.PapermillExecutionError as error:
         raise DataError(
             f"{name} stopped in cell {error.exec_count} with {error.ename}: {error.evalue}; see"
