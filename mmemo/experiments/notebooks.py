@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -160,6 +161,10 @@ def execute_notebook(name: str, out: Path, progress: bool = True, **parameters) 
                 execution_timeout=None,
                 extra_arguments=["--log-level=ERROR"],
             )
+    except KeyboardInterrupt:
+        # what was under way ends with an error that nobody waits for
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise
     except papermill.PapermillExecutionError as error:
         raise DataError(
             f"{name} stopped in cell {error.exec_count} with {error.ename}: {error.evalue}; see"
