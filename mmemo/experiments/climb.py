@@ -8,16 +8,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from time import time
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -59,7 +62,7 @@ def save_view(path: Path, parts: Mapping[str, Batch]) -> None:
     """Write the streams and the targets of the `parts` (train, valid, test) of a view to one file.
     `meta` is left out: no training looks at it.
     """
-    found = {}
+    found, order = {}, {part: list(batch.streams) for part, batch in parts.items()}
     for part, batch in parts.items():
         for name, stream in batch.streams.items():
             for piece in ("x", "mask", "t"):
@@ -69,7 +72,7 @@ def save_view(path: Path, parts: Mapping[str, Batch]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # a name of its own until it is whole
     draft = path.with_suffix(f".{os.getpid()}")
-    safetensors.torch.save_file(found, draft)
+    safetensors.torch.save_file(found, draft, {"order": json.dumps(order)})
     draft.replace(path)
 
 
@@ -83,9 +86,11 @@ def load_view(path: Path) -> dict[str, Batch]:
             targets[name] = tensor
         else:
             streams.setdefault(name, {})[piece] = tensor
+    with safetensors.safe_open(path, "pt") as file:
+        order = json.loads(file.metadata()["order"])
     return {
-        part: Batch({name: Stream(**pieces) for name, pieces in streams.items()}, targets)
-        for part, (streams, targets) in parts.items()
+        part: Batch({name: Stream(**parts[part][0][name]) for name in names}, parts[part][1])
+        for part, names in order.items()
     }
 
 
@@ -206,8 +211,9 @@ class Climb:
         self.pool = None
         if self.jobs > 1:
             self.pool = ProcessPoolExecutor(self.jobs, get_context("spawn"), _prepare_process)
-            for _ in range(self.jobs):
-                self.pool.submit(os.getpid)
+            with _without_interrupts():
+                for _ in range(self.jobs):
+                    self.pool.submit(os.getpid)
 
     def add_view(self, name: str, parts: Mapping[str, Batch]) -> None:
         "Give the `parts` of a view (pooled, ids or sequence); what only waited for it begins."
@@ -377,6 +383,19 @@ def _count_jobs(jobs: int | None, most: int) -> int:
     if jobs < 1:
         raise ConfigError(f"jobs={jobs} cannot be: choose a number of processes from 1")
     return jobs
+
+
+@contextmanager
+def _without_interrupts():
+    "Processes that are started here do not hear Ctrl-C: the one above them does, and ends them."
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _prepare_process() -> None:

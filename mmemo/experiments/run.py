@@ -57,6 +57,7 @@ from ..core.batch import Batch
 from ..core.errors import CheckpointError, ConfigError, DataError
 from ..core.files import fingerprint_tensors, write_whole
 from ..core.registry import FEATURES
+from ..core.state import SLOW_BF16, bf16_is_slow
 from ..diagnostics.capacity import Effort, branch_capacity
 from ..diagnostics.checks import Checks
 from ..diagnostics.component import check_pieces
@@ -221,7 +222,9 @@ def run_notes(recipe: Recipe, source: str | os.PathLike, folds: Mapping[str, Fol
     parts = (getattr(recipe.encoders, name) for name in recipe.encoders.names)
     named = {str(w) for part in parts if (w := getattr(part, "weights", None))}
     shadows = [remark for name in sorted(named) if (remark := shadowing_folder(name))]
-    return [*stand_ins(recipe, source).values(), *shadows, *shared_speakers(folds)]
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    slow = [SLOW_BF16] if recipe.plan.precision == "bf16" and bf16_is_slow(device) else []
+    return [*stand_ins(recipe, source).values(), *shadows, *slow, *shared_speakers(folds)]
 
 
 def fold_facts(recipe: Recipe, model: Multimodal, fold: Fold) -> dict:
