@@ -188,7 +188,7 @@ class Climb:
     `about` is what the views are made from, such as {"items": 8000, "knobs": ...}; where it or the
     code of the package differs, what lies in `folder` is deleted. Make the climb first, for its
     processes need some seconds to begin; give it the views with `add_view`, ask for what the models
-    `said`, and end it with `close`. Raises `ConfigError`.
+    `said`, and end it with `close`. `progress`: a bar while one waits. Raises `ConfigError`.
     """
 
     def __init__(
@@ -198,10 +198,11 @@ class Climb:
         seeds: Sequence[int] = (0,),
         options: ClimbOptions = ClimbOptions(),
         jobs: int | None = None,
+        progress: bool = True,
     ):
         self.folder, self.seeds, self.options = Path(folder), list(seeds), options
         _claim(self.folder, fingerprint_object([dict(about), asdict(options)], "the climb"))
-        self.jobs = _count_jobs(jobs, 4 * len(self.seeds))
+        self.jobs, self.progress = _count_jobs(jobs, 4 * len(self.seeds)), progress
         self.views: set[str] = set()
         self.kept = {one for one in self._tasks() if (self._place(one) / _RESULT).exists()}
         self.took: dict[tuple[str, int], float] = {}  # of those that ended here, in seconds
@@ -285,7 +286,8 @@ class Climb:
         "A bar where nobody else shows how far it is."
         from tqdm.auto import tqdm
 
-        return tqdm(total=len(self._tasks()), unit="training", disable=progress_is_told())
+        hidden = not self.progress or progress_is_told()
+        return tqdm(total=len(self._tasks()), unit="training", leave=False, disable=hidden)
 
     def _check(self, rung: str) -> None:
         needed = {"tuned": {"ids"}, "sequence": {"ids", "sequence"}}
