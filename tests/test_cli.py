@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -40,27 +41,32 @@ def imported(done: subprocess.CompletedProcess) -> set[str]:
     return set(re.findall(r"^import time:.*\| +(\w+)$", done.stderr, re.MULTILINE))
 
 
+def write_run(path: Path, code: str) -> None:
+    "A run notebook with one cell."
+    parameters = nbformat.v4.new_code_cell(
+        'scale: str = "laptop"\nseed: int = 0\nout: str = "x"', metadata={"tags": ["parameters"]}
+    )
+    nb = nbformat.v4.new_notebook(
+        cells=[parameters, nbformat.v4.new_code_cell(code)],
+        metadata={
+            "kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}
+        },
+    )
+    nbformat.write(nb, path)
+
+
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     "A folder with two run notebooks: one that measures, one that breaks."
     runs = tmp_path / "nbs" / "runs"
     runs.mkdir(parents=True)
-    parameters = nbformat.v4.new_code_cell(
-        'scale: str = "laptop"\nseed: int = 0\nout: str = "x"', metadata={"tags": ["parameters"]}
-    )
     good = (
         "from mmemo.experiments.run import write_metrics\nwrite_metrics(out, dict(steps=3,"
         ' seed=seed, scale=scale, tables=[dict(title="T", columns=["model", "RMSE"],'
         ' rows=[["static", "3.5"]])]))'
     )
     for name, code in (("good", good), ("bad", "1 / 0")):
-        nb = nbformat.v4.new_notebook(
-            cells=[parameters, nbformat.v4.new_code_cell(code)],
-            metadata={
-                "kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}
-            },
-        )
-        nbformat.write(nb, runs / f"{name}.ipynb")
+        write_run(runs / f"{name}.ipynb", code)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -89,6 +95,66 @@ def test_a_run_that_breaks_is_one_message_and_leaves_no_old_numbers(checkout):
         not (checkout / "_runs/bad/metrics.json").exists()
         and (checkout / "_runs/bad/bad.ipynb").exists()
     )
+
+
+def in_a_terminal(words: list[str], stop_at: str = "") -> tuple[str, int]:
+    """What a command shows in a terminal of 120 columns, and its exit code; Ctrl-C is pressed as
+    soon as it has shown `stop_at`.
+    """
+    pty, fcntl, termios = (pytest.importorskip(n) for n in ("pty", "fcntl", "termios"))
+    above, below = pty.openpty()
+    fcntl.ioctl(below, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    done = subprocess.Popen(
+        [sys.executable, "-m", "mmemo", *words],
+        stdin=below,
+        stdout=below,
+        stderr=below,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(below)
+    shown = ""
+    while True:
+        try:
+            data = os.read(above, 65536).decode(errors="replace")
+        except OSError:
+            break
+        if not data:
+            break
+        shown += data
+        if stop_at and stop_at in shown:
+            os.write(above, b"\x03")
+            stop_at = ""
+    os.close(above)
+    return shown, done.wait()
+
+
+def test_a_run_shows_its_lines_at_once_and_how_far_it_is(checkout):
+    write_run(
+        checkout / "nbs/runs/long.ipynb",
+        "import json, time\n"
+        "from mmemo.experiments.notebooks import tell_progress\n"
+        "print('the first')\n"
+        "tell_progress(1, 3, 'lora seed 0', 65)\n"
+        "time.sleep(3)\n"
+        "print('the second')\n"
+        "open(out + '/metrics.json', 'w').write('{}')",
+    )
+    shown, code = in_a_terminal(["run", "long"])
+    assert code == 0
+    first, bar, second = (shown.index(w) for w in ("the first", "1/3", "the second"))
+    assert first < bar < second
+    assert re.search(r"1/3 00:0\d, lora seed 0, about 1:05 left", shown)
+    assert not (checkout / "_runs/long/progress.json").exists()
+
+
+def test_a_run_that_is_stopped_says_one_line(checkout):
+    write_run(checkout / "nbs/runs/long.ipynb", "import time\nprint('begun')\ntime.sleep(100)")
+    shown, code = in_a_terminal(["run", "long"], stop_at="begun")
+    assert code == 130
+    after = shown.split("^C")[-1]
+    assert "stopped; the same command goes on" in after and "Traceback" not in after
 
 
 def test_unknown_runs_and_scales_name_the_choices(checkout):

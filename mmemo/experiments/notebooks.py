@@ -159,7 +159,7 @@ def execute_notebook(name: str, out: Path, progress: bool = True, **parameters) 
                 stdout_file=watch,
                 cwd=str(Path.cwd()),
                 execution_timeout=None,
-                extra_arguments=["--log-level=ERROR"],
+                extra_arguments=["--log-level=CRITICAL"],
             )
     except KeyboardInterrupt:
         # what was under way ends with an error that nobody waits for
