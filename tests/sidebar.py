@@ -34,6 +34,7 @@ ELECTIVES = {
     "Stability": 44,
     "Understanding and shipping": 99,
 }
+ELSEWHERE = {46: "People and protocols"}  # lessons that belong to another group than their number
 
 
 def list_notebooks(folder: str = "") -> list[Path]:
@@ -71,6 +72,8 @@ def make_section(name: str, paths: list[Path]) -> dict:
 def elective_group(path: Path) -> str:
     "The group of electives that a number belongs to."
     number = lesson_number(path)
+    if number in ELSEWHERE:
+        return ELSEWHERE[number]
     return next(name for name, last in ELECTIVES.items() if number is not None and number <= last)
 
 

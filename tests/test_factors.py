@@ -4,6 +4,7 @@ obey.
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,16 +14,18 @@ from mmemo.core.errors import ConfigError
 from mmemo.data.standards import EMOTIONS, SENTIMENTS
 from mmemo.synthetic.factors import (
     BASE_SCORE,
-    FACTOR_WEIGHT,
+    FACTORS,
     INFORMATION,
     LATENTS,
     NEEDS,
+    STATES,
     bayes_prediction,
     ceiling,
     class_of_state,
+    points_before_noise,
     with_sarcasm,
 )
-from mmemo.synthetic.knobs import Knobs
+from mmemo.synthetic.knobs import FACTOR_WEIGHT, Knobs
 from mmemo.synthetic.known_answer import known_answer
 
 
@@ -152,6 +155,10 @@ def test_a_prior_moves_the_corpora_apart():
         (lambda: ceiling((), "age"), "age"),
         (lambda: Knobs(evidence=-1), "evidence"),
         (lambda: Knobs(corpora=0), "corpora"),
+        (lambda: Knobs(factor_weights=(1.5,) * 7), "eight numbers between 0 and 6"),
+        (lambda: Knobs(factor_weights=(1.5,) * 7 + (6.1,)), "eight numbers between 0 and 6"),
+        (lambda: Knobs(factor_weights=(1.5,) * 7 + (math.nan,)), "eight numbers"),
+        (lambda: known_answer(4, factor_weights=(True,) * 8), "eight numbers"),
         (lambda: Knobs(missing_frames=1.5), "between 0 and 1"),
         (lambda: known_answer(0), "n=0"),
         (lambda: known_answer(4, smell=1), "smell"),
@@ -177,3 +184,50 @@ def test_a_prior_of_certainty_leaves_only_the_noise():
 def test_factors_may_come_from_a_generator():
     gone = Knobs(missing_modality=0.2)
     assert ceiling((f for f in LATENTS), knobs=gone) == ceiling(LATENTS, knobs=gone)
+
+
+def only(**weights):
+    "Knobs without label noise whose other factors are worth nothing."
+    return Knobs(label_noise=0, factor_weights=[weights.get(f, 0.0) for f in FACTORS])
+
+
+def test_ceilings_with_weights_by_hand():
+    # labels are 6 or 12, and only the tone decides
+    tone = only(tone=3)
+    assert ceiling((), knobs=tone) == pytest.approx(3)
+    assert ceiling(["tone"], knobs=tone) == pytest.approx(0, abs=1e-6)
+    assert ceiling([f for f in LATENTS if f != "tone"], knobs=tone) == pytest.approx(3)
+    # the voice is missing in 1/6 + 1/6 + 1/8 of the items
+    gone = replace(tone, missing_modality=0.5)
+    assert ceiling(["tone"], knobs=gone) == pytest.approx(3 * math.sqrt(11 / 24))
+    # sarcasm alone needs words and contour together
+    sarcasm = only(sarcasm=2)
+    for hears, best in ((["words"], 2), (["contour"], 2), (["words", "contour"], 0)):
+        assert ceiling(hears, knobs=sarcasm) == pytest.approx(best, abs=1e-6)
+    # 9 + 6 + 6 = 21 fits, 9 - 6 - 6 = -3 is clipped to 0: values 0, 9, 9, 21
+    pair = only(tone=6, face=6)
+    assert ceiling((), knobs=pair) == pytest.approx(math.sqrt((81 + 441 + 81) / 4 - 9.75**2))
+    assert ceiling(["tone"], knobs=pair) == pytest.approx(math.sqrt((4.5**2 + 6**2) / 2))
+
+
+def test_labels_follow_the_weights_and_the_signals_do_not():
+    weights = (0.5, 3.0, 0.0, 2.0, 1.0, 0.3, 4.0, 6.0)
+    plain = known_answer(300, 3, label_noise=0)
+    turned = known_answer(300, 3, label_noise=0, factor_weights=weights)
+    points = 9 + turned.meta["factors"].double() @ torch.tensor(weights).double()
+    # halves are rounded as floating point has them
+    sure = ((points % 1) - 0.5).abs() > 1e-6
+    assert torch.equal(turned.targets["phq8"][sure], points.round().clip(0, 24).float()[sure])
+    assert sure.float().mean() > 0.5
+    for name, stream in plain.streams.items():
+        assert torch.equal(stream.x, turned.streams[name].x)
+    for task in ("emotion", "sentiment"):
+        assert torch.equal(plain.targets[task], turned.targets[task])
+
+
+def test_a_list_of_weights_is_the_same_knobs_as_a_tuple():
+    listed = Knobs(factor_weights=[1, 2, 3, 4, 5, 6, 0, 1])
+    assert listed == Knobs(factor_weights=(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 0.0, 1.0))
+    assert hash(listed) and Knobs().factor_weights == (FACTOR_WEIGHT,) * 8
+    total = with_sarcasm(STATES).sum(1)
+    assert (points_before_noise(STATES, Knobs()) == BASE_SCORE + FACTOR_WEIGHT * total).all()

@@ -308,6 +308,11 @@ def test_package_data_ships_the_recipes():
             "unit: answer, knobs: {speaker: 99}",
             "corpus.knobs: knob speaker=99: it must lie between 0 and 5",
         ),
+        (
+            "unit: answer",
+            "unit: answer, knobs: {factor_weights: [1, 2]}",
+            "corpus.knobs: knob factor_weights=[1.0, 2.0]: eight numbers between 0 and 6",
+        ),
         ("items: 8000", "items: .nan", "corpus.items: nan cannot be: it must be a valid integer"),
         (
             "corpus: {items: 8000, unit: answer}",

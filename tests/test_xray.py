@@ -8,11 +8,13 @@ import torch
 from listeners import listeners
 from torch import nn
 
+from mmemo.core.errors import ConfigError
 from mmemo.evaluation.intervals import Interval
 from mmemo.evaluation.xray import best_prediction, explained_share, xray
 from mmemo.models.base import predict
-from mmemo.synthetic.factors import FACTORS, INFORMATION, LATENTS, bayes_prediction
+from mmemo.synthetic.factors import FACTORS, INFORMATION, LATENTS, bayes_prediction, ceiling
 from mmemo.synthetic.knobs import Knobs
+from mmemo.synthetic.known_answer import _scores
 
 # the libraries warn of absent classes, on purpose here
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -194,3 +196,58 @@ def test_the_real_static_model_is_predicted_and_xrayed():
         list(xray(model, data)) == list(FACTORS)
         and explained_share(model, data, INFORMATION["static"]).value < 0.9
     )
+
+
+# ---------------------------------------------------------------- other weights
+
+
+def weighted(knobs, n=100_000):
+    "Items without signals, labelled as the corpus labels them, some without a modality."
+    data, rng = listeners(n), np.random.default_rng(1)
+    for stream in data.streams.values():
+        stream.mask[torch.from_numpy(rng.random(n) < knobs.missing_modality)] = False
+    latents = data.meta["factors"][:, :7].long().numpy()
+    data.targets["phq8"] = torch.from_numpy(_scores(latents, knobs, rng))
+    return data
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        Knobs(factor_weights=(3, 0.7, 2, 1, 0, 2.5, 0.4, 1.3)),
+        Knobs(factor_weights=(0, 0, 0, 0, 0, 0, 0, 4), label_noise=2),
+        Knobs(factor_weights=(6,) * 8, label_noise=0),
+    ],
+)
+def test_best_predictions_reach_the_ceiling_of_any_weights(knobs):
+    data = weighted(knobs)
+    for hears in INFORMATION.values():
+        error = (best_prediction(data, hears, knobs) - data.targets["phq8"]).double()
+        rmse, best = error.square().mean().sqrt().item(), ceiling(hears, knobs=knobs)
+        assert rmse == pytest.approx(best, rel=0.01, abs=1e-4)
+
+
+def test_missing_modalities_and_weights_together():
+    knobs = Knobs(factor_weights=(3, 0.7, 2, 1, 0, 2.5, 0.4, 1.3), missing_modality=0.1)
+    data = weighted(knobs)
+    some = torch.stack([s.mask.any(1) for s in data.streams.values()]).any(0)
+    for hears in INFORMATION.values():
+        error = (best_prediction(data, hears, knobs) - data.targets["phq8"])[some].double()
+        rmse = error.square().mean().sqrt().item()
+        # the items that lost all three, one in a thousand, are left out here
+        assert rmse == pytest.approx(ceiling(hears, knobs=knobs), rel=0.01)
+
+
+def test_xray_leaves_out_what_is_worth_nothing():
+    knobs = Knobs(factor_weights=(3, 0, 2, 1, 0, 2.5, 0.4, 1.3))
+    data = weighted(knobs, 4000)
+    ray = xray(best_prediction(data, LATENTS, knobs), data, knobs, resamples=100)
+    for name, weight in zip(FACTORS, knobs.factor_weights):
+        if weight == 0:
+            assert np.isnan(ray[name]).all()
+        else:
+            assert ray[name].value == pytest.approx(1)
+    with pytest.raises(ConfigError, match="explains nothing"):
+        explained_share(best_prediction(data, (), knobs), data, ["face"], knobs)
+    share = explained_share(best_prediction(data, ["tone"], knobs), data, ["tone", "face"], knobs)
+    assert share.value == pytest.approx(1, abs=1e-4)

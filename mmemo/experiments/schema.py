@@ -65,7 +65,7 @@ class CorpusPart(Part):
     unit: Literal["session", "answer"] = "answer"
     # the classes, in their order; items of any other emotion are left out
     emotions: list[str] | None = None
-    knobs: dict[str, float | int] = {}
+    knobs: dict[str, float | int | list[float]] = {}
 
     @field_validator("knobs")
     @classmethod

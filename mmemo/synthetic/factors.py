@@ -25,11 +25,11 @@ __all__ = [
     "NEEDS",
     "INFORMATION",
     "BASE_SCORE",
-    "FACTOR_WEIGHT",
     "PLAIN_KNOBS",
     "STATES",
     "with_sarcasm",
     "class_of_state",
+    "points_before_noise",
     "prior_lean",
     "ceiling",
     "bayes_prediction",
@@ -55,7 +55,7 @@ INFORMATION = {
     "temporal": LATENTS[:6],
     "attention": LATENTS,
 }
-BASE_SCORE, FACTOR_WEIGHT = 9.0, 1.5  # PHQ-8 points: the middle, and what one factor adds or takes
+BASE_SCORE = 9.0  # PHQ-8 points: the middle
 
 # %% ../../nbs/course/02_factors.ipynb #a0000001
 PLAIN_KNOBS = Knobs()  # the corpus as it is, unless somebody turns a knob
@@ -115,6 +115,11 @@ def class_of_state(imbalance: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 # %% ../../nbs/course/02_factors.ipynb #1cde2864
+def points_before_noise(latents: np.ndarray, knobs: Knobs) -> np.ndarray:
+    "PHQ-8 points [N] of seven coins [N, 7], before noise, rounding and clipping."
+    return BASE_SCORE + (with_sarcasm(latents) * np.array(knobs.factor_weights)).sum(1)
+
+
 def prior_lean(knobs: Knobs, corpus: int) -> float:
     "By how much a factor's +1 is more likely than one half in a corpus."
     return 0.0 if knobs.corpora == 1 else knobs.prior * (2 * corpus / (knobs.corpora - 1) - 1)
@@ -129,7 +134,7 @@ def _prior(knobs: Knobs, corpus: int) -> np.ndarray:
 def _outcomes(task: str, knobs: Knobs) -> tuple[np.ndarray, np.ndarray]:
     "Probability [128, outcomes] of each label in each state, and the labels' values."
     if task == "phq8":
-        mean = BASE_SCORE + FACTOR_WEIGHT * with_sarcasm(STATES).sum(1)
+        mean = points_before_noise(STATES, knobs)
         edge = np.arange(24) + 0.5
         if knobs.label_noise == 0:
             below = (np.round(mean)[:, None] < edge).astype(float)

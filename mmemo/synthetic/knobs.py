@@ -5,17 +5,21 @@
 # %% ../../nbs/workshop/118_knobs.ipynb #00000004
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 
 from ..core.errors import ConfigError
 
 # %% auto #0
-__all__ = ["COUNTED_KNOBS", "KNOB_TOPS", "Knobs"]
+__all__ = ["COUNTED_KNOBS", "KNOB_TOPS", "FACTOR_WEIGHT", "Knobs"]
 
 # %% ../../nbs/workshop/118_knobs.ipynb #00000006
 COUNTED_KNOBS = ("corpora", "items_per_speaker")
 # the largest values; 1 where nothing else is said
 KNOB_TOPS = {"prior": 0.5, "label_noise": 24, "evidence": 5, "room": 5, "speaker": 5}
+KNOB_TOPS |= {"factor_weights": 6}
+FACTOR_WEIGHT = 1.5  # PHQ-8 points that each of the eight factors adds or takes
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,31 @@ class Knobs:
     missing_modality: float = 0.0
     scale_spread: float = 1.0  # 1 = the columns' real spreads (3e-5 to 48), 0 = all spreads equal
     items_per_speaker: int = 20
+    # points that each factor adds or takes: tone, face, words, negation, contour, onset,
+    # emphasis, sarcasm
+    factor_weights: Sequence[float] = (FACTOR_WEIGHT,) * 8
 
     def __post_init__(self):
         for name in (knob.name for knob in fields(self)):
             value, top = getattr(self, name), KNOB_TOPS.get(name, 1)
-            if name in COUNTED_KNOBS:
+            if name == "factor_weights":
+                object.__setattr__(self, name, _eight_weights(value, top))
+            elif name in COUNTED_KNOBS:
                 if not (isinstance(value, int) and value >= 1):
                     raise ConfigError(
                         f"knob {name}={value!r}: a whole number of at least 1 is needed"
                     )
             elif not 0 <= value <= top:
                 raise ConfigError(f"knob {name}={value!r}: it must lie between 0 and {top}")
+
+
+def _eight_weights(value, top: float) -> tuple[float, ...]:
+    "The weights as a tuple of floats, so that knobs can be compared and be a key."
+    several = isinstance(value, list | tuple) and len(value) == 8
+    numbers = several and all(isinstance(w, Real) and not isinstance(w, bool) for w in value)
+    if not (numbers and all(0 <= w <= top for w in value)):
+        raise ConfigError(
+            f"knob factor_weights={value!r}: eight numbers between 0 and {top} are needed, one for"
+            " each factor in the order of FACTORS"
+        )
+    return tuple(float(w) for w in value)

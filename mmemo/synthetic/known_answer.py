@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from mmemo.synthetic.factors import (
-    BASE_SCORE,
-    FACTOR_WEIGHT,
     LATENTS,
     PLAIN_KNOBS,
     class_of_state,
+    points_before_noise,
     prior_lean,
     with_sarcasm,
 )
@@ -174,7 +173,7 @@ def _coins(coin: np.ndarray, corpus: np.ndarray, knobs: Knobs) -> np.ndarray:
 def _scores(latents: np.ndarray, knobs: Knobs, rng) -> np.ndarray:
     "PHQ-8 of each item: the sum of its factors and some noise, rounded and clipped."
     noise = knobs.label_noise * rng.standard_normal(len(latents))
-    points = BASE_SCORE + FACTOR_WEIGHT * with_sarcasm(latents).sum(1) + noise
+    points = points_before_noise(latents, knobs) + noise
     return np.clip(np.round(points), 0, 24).astype(np.float32)
 
 
