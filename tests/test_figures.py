@@ -11,6 +11,7 @@ from mmemo.evaluation.figures import (
     draw_calibration,
     draw_comparison,
     draw_confusion,
+    draw_purposes,
     draw_staircase,
     draw_xray,
 )
@@ -157,3 +158,51 @@ def test_comparison_says_whether_zero_is_inside(low, title, colour):
         "big",
         "small",
     ] and "UAR (more is better)" == left.get_xlabel()
+
+
+def purpose_rows():
+    stability = [
+        {"variant": name, "lr": lr, "diverged": lr > limit, "share": 0.8 + 0.1 * s, "seed": s}
+        for name, limit in (("plain", 0.01), ("normalized", 1.0))
+        for lr in (0.1, 0.001, 0.03)
+        for s in range(2)
+    ]
+    # a loss that is not finite leaves no share
+    del stability[0]["share"]
+    labels = [
+        {"rung": name, "labels": n, "share": start + 0.1 * s, "seed": s}
+        for name, start in (("attention", 0.2), ("multitask", 0.5))
+        for n in (5000, 25)
+        for s in range(3)
+    ]
+    return stability, labels
+
+
+def test_purposes_count_failures_above_and_cross_them_below():
+    top, below, _ = draw_purposes(*purpose_rows())
+    plain, normalized = top.lines
+    assert np.allclose(plain.get_xdata(), (0.001, 0.03, 0.1))
+    assert np.allclose(plain.get_ydata(), (0, 1, 1)) and not any(normalized.get_ydata())
+    drawn = {(line.get_color(), line.get_marker()): line.get_ydata() for line in below.lines}
+    grey, purple = COLOURS["ceiling"], COLOURS["fusion"]
+    assert np.allclose(drawn[grey, "o"], (0.8, 0.9)) and len(drawn[purple, "o"]) == 6
+    assert len(drawn[grey, "x"]) == 4 and max(drawn[grey, "x"]) < 0
+    assert [t.get_text() for t in top.get_legend().get_texts()] == ["plain", "normalized"]
+
+
+def test_purposes_draw_every_seed_and_their_means_over_the_labels():
+    right = draw_purposes(*purpose_rows())[2]
+    lines = {line.get_label(): line for line in right.lines if line.get_marker() == "None"}
+    assert np.allclose(lines["multitask"].get_ydata(), 0.6)
+    assert np.allclose(lines["attention"].get_xdata(), (25, 5000))
+    assert sum(len(line.get_xdata()) for line in right.lines if line.get_marker() == "o") == 12
+    assert [t.get_text() for t in right.get_xticklabels()] == ["25", "5,000"]
+    right.figure.canvas.draw()
+
+
+def test_purposes_without_rows_are_refused():
+    stability, labels = purpose_rows()
+    with pytest.raises(ConfigError, match="labels has no row"):
+        draw_purposes(stability, [])
+    with pytest.raises(ConfigError, match="stability has no row"):
+        draw_purposes([], labels)

@@ -10,12 +10,19 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from ..core.errors import ConfigError, ShapeError
-from ..core.style import COLOURS
+from ..core.style import COLOURS, bare_axes
 from ..synthetic.factors import INFORMATION, NEEDS, ceiling
 from .metrics import Comparison, class_metrics, reliability
 
 # %% auto #0
-__all__ = ["draw_staircase", "draw_xray", "draw_confusion", "draw_calibration", "draw_comparison"]
+__all__ = [
+    "draw_staircase",
+    "draw_xray",
+    "draw_confusion",
+    "draw_calibration",
+    "draw_comparison",
+    "draw_purposes",
+]
 
 
 # %% ../../nbs/workshop/134_figures.ipynb #0baa9db9
@@ -373,3 +380,76 @@ def _spell(metric: str) -> str:
         f"{metric.upper() if len(metric) < 5 else metric.replace('_', ' ')}"
         f" ({'less' if metric in ('rmse', 'mae') else 'more'} is better)"
     )
+
+
+# %% ../../nbs/workshop/134_figures.ipynb #b7d1f001
+def _inks(names: Iterable[str]) -> dict[str, str]:
+    "A colour for each name, in the order of their first appearance; the first one is grey."
+    colours = ("ceiling", "fusion", "text", "audio", "video")
+    return {name: COLOURS[c] for name, c in zip(dict.fromkeys(names), colours)}
+
+
+def _draw_failures(top, below, rows: Sequence[Mapping]) -> None:
+    """The share of runs that failed over the learning rate, and under it every run: a dot at its
+    share, or a cross at the bottom.
+    """
+    inks = _inks(row["variant"] for row in rows)
+    for i, (name, ink) in enumerate(inks.items()):
+        own = [row for row in rows if row["variant"] == name]
+        rates = sorted({row["lr"] for row in own})
+        failed = [np.mean([row["diverged"] for row in own if row["lr"] == lr]) for lr in rates]
+        top.plot(rates, failed, "o-", color=ink, lw=1.6, ms=5 - i, label=name)
+        # the variants stand side by side
+        aside = 1.13 ** (2 * i - len(inks) + 1)
+        for bad, mark in ((False, "o"), (True, "x")):
+            those = [row for row in own if row["diverged"] == bad]
+            heights = [-0.12 if bad else row["share"] for row in those]
+            at = [row["lr"] * aside for row in those]
+            below.plot(at, heights, mark, color=ink, ms=4, alpha=0.6, mew=1.2 if bad else 0)
+
+
+def _draw_few_labels(ax, rows: Sequence[Mapping]) -> None:
+    "Each seed's share over the number of labels as a dot, the means as a line."
+    for name, ink in _inks(row["rung"] for row in rows).items():
+        own = [row for row in rows if row["rung"] == name]
+        counts = sorted({row["labels"] for row in own})
+        means = [np.mean([row["share"] for row in own if row["labels"] == n]) for n in counts]
+        ax.plot(counts, means, color=ink, lw=1.6, label=name)
+        dots = [row["share"] for row in own]
+        ax.plot([row["labels"] for row in own], dots, "o", color=ink, ms=4, alpha=0.7, mew=0)
+
+
+def draw_purposes(stability: Sequence[Mapping], labels: Sequence[Mapping], figure=None):
+    """What two ideas are for: runs that fail over the learning rate, and the share explained over
+    the number of labels. Returns three axes: failures, the runs themselves, labels.
+
+    `stability`: rows of `variant`, `lr`, `diverged` and, where that is False, `share`; `labels`:
+    rows of `rung`, `labels`, `share`. The first name of each is drawn in grey. Raises `ConfigError`
+    where one of them has no row.
+    """
+    import matplotlib.pyplot as plt
+
+    for name, rows in (("stability", stability), ("labels", labels)):
+        if not rows:
+            raise ConfigError(f"nothing to draw: {name} has no row")
+    figure = figure or plt.figure(figsize=(7.5, 3.6), constrained_layout=True)
+    grid = figure.add_gridspec(2, 2, height_ratios=(1, 1.6))
+    top = figure.add_subplot(grid[0, 0])
+    below = figure.add_subplot(grid[1, 0], sharex=top)
+    right = figure.add_subplot(grid[:, 1])
+    _draw_failures(top, below, stability)
+    _draw_few_labels(right, labels)
+    top.set(xscale="log", ylim=(-0.08, 1.08), yticks=(0, 0.5, 1), ylabel="runs that fail")
+    top.tick_params(axis="x", labelbottom=False)
+    below.set(xlabel="learning rate", ylim=(-0.22, 1.08), ylabel="share explained")
+    below.set_yticks([-0.12, 0, 0.5, 1], ["failed", "0", "0.5", "1"])
+    low = min(row["share"] for row in labels)
+    right.set(xscale="log", xlabel="PHQ-8 labels", ylim=(min(0, low) - 0.03, 1.05))
+    right.set_ylabel("share explained")
+    counts = sorted({row["labels"] for row in labels})
+    right.set_xticks(counts, [f"{n:,}" for n in counts])
+    right.minorticks_off()
+    for ax in (top, right):
+        ax.legend(fontsize=8, frameon=False)
+    bare_axes([top, below, right])
+    return np.array([top, below, right])
