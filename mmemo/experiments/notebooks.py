@@ -20,7 +20,7 @@ from ..core.errors import ConfigError, DataError
 from ..core.files import write_whole
 
 # %% auto #0
-__all__ = ["run_notebooks", "tell_progress", "progress_is_told", "execute_notebook"]
+__all__ = ["run_notebooks", "kept_results", "tell_progress", "progress_is_told", "execute_notebook"]
 
 # %% ../../nbs/workshop/158_notebooks.ipynb #49a00006
 _PLACE = "MMEMO_PROGRESS"  # where a run says how far it is, for the one who waits for it
@@ -111,6 +111,20 @@ def _engine_for(watch: _Watch) -> str:
 
     papermill_engines.register("mmemo", Engine)
     return "mmemo"
+
+
+def kept_results(name: str) -> dict:
+    """The numbers of a whole run that are kept with the project, results/NAME.json, as a dict.
+    Raises `DataError` where they are not there.
+    """
+    path = _PACKAGE.parent / "results" / f"{name}.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}); it comes with the source checkout, and `mmemo run"
+            f" {name}` makes such numbers anew"
+        ) from None
 
 
 def tell_progress(done: int, total: int, doing: str = "", left: float | None = None) -> None:
