@@ -231,7 +231,7 @@ def _tasks(train: Batch) -> Callable:
 
 _low = Plan(epochs=8, batch_size=64, lr=3e-4, schedule="onecycle", weight_decay=0.1)
 _steady = replace(
-    _low, epochs=6, lr=3e-3, weight_decay=1.0, patience=3, monitor="mse", direction="min"
+    _low, epochs=6, lr=1e-2, weight_decay=1.0, patience=3, monitor="mse", direction="min"
 )
 # a long way up to the highest rate: short ways leave the saddle late, and by luck
 _high = Plan(
