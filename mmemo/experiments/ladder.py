@@ -266,7 +266,7 @@ RUNGS = {
             _lora,
             lambda train: mse("phq8"),
             # the encoder has a saddle to leave; what stands on it has not
-            replace(_high, epochs=5, lr={"encoders.text.*": 2e-3, "*": 7e-4}),
+            replace(_high, epochs=5, lr={"encoders.text.*": 2e-3, "*": 7e-4}, precision="bf16"),
         ),
         Rung(
             "normalized",
