@@ -30,7 +30,7 @@ from mmemo.experiments.ladder import (
     Rung,
     climb_rung,
     prepare_view,
-    rung_view,
+    tuned_branch,
     tuned_text,
 )
 
@@ -114,8 +114,8 @@ def _place(folder: Path, rung: str, seed: int) -> Path:
     return folder / f"{rung}-{seed}"
 
 
-def _texts(folder: Path, seed: int) -> Path:
-    return folder / "views" / f"texts-{seed}.safetensors"
+def _texts(folder: Path, view: str, seed: int) -> Path:
+    return folder / "views" / f"{view}-texts-{seed}.safetensors"
 
 
 def _view(folder: Path, name: str) -> dict[str, Batch]:
@@ -126,10 +126,8 @@ def _view_of(folder: Path, rung: Rung, seed: int, options: ClimbOptions) -> dict
     "The parts that a training learns from."
     if rung.view in ("ids", "pooled"):
         return _view(folder, rung.view)
-    if rung.view == "tuned":
-        lora = restore_model(folder, "lora", seed, options)
-        return rung_view(rung, {"ids": _view(folder, "ids")}, lora)
-    parts, texts = _view(folder, "sequence"), load_view(_texts(folder, seed))
+    parts = _view(folder, "ids" if rung.view == "tuned" else rung.view)
+    texts = load_view(_texts(folder, rung.view, seed))
     return {key: part.replace(text=texts[key].streams["text"]) for key, part in parts.items()}
 
 
@@ -146,9 +144,8 @@ def train_one(folder: Path, name: str, seed: int, options: ClimbOptions) -> None
     said = predict(model, parts["test"])["phq8"]
     if name == "lora":
         heard = {key: Batch({"text": part.streams["text"]}) for key, part in parts.items()}
-        save_view(
-            _texts(folder, seed), prepare_view(heard, "sequence", tuned_text(model), ["text"])
-        )
+        for view, tuned in (("sequence", tuned_text(model)), ("tuned", tuned_branch(model))):
+            save_view(_texts(folder, view, seed), prepare_view(heard, view, tuned, ["text"]))
     weights = {f"model.{key}": value.cpu().clone() for key, value in model.state_dict().items()}
     write_whole(place / "result.safetensors", safetensors.torch.save({"said": said, **weights}))
     shutil.rmtree(place / "checkpoints", ignore_errors=True)
@@ -322,7 +319,7 @@ class Climb:
         self.took[one] = seconds
         ended = self.kept.issuperset((rung, seed) for rung in RUNGS)
         if ended and seed != self.seeds[-1]:
-            _texts(self.folder, seed).unlink(missing_ok=True)
+            _texts(self.folder, "sequence", seed).unlink(missing_ok=True)
 
     def _fill(self) -> None:
         "Give every free process something to do."
