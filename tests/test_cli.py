@@ -145,7 +145,7 @@ def test_a_run_shows_its_lines_at_once_and_how_far_it_is(checkout):
     assert code == 0
     first, bar, second = (shown.index(w) for w in ("the first", "1/3", "the second"))
     assert first < bar < second
-    assert re.search(r"1/3 00:0\d, lora seed 0, about 1:05 left", shown)
+    assert re.search(r"1/3 \d\d:\d\d, lora seed 0, about 1:05 left", shown)
     assert not (checkout / "_runs/long/progress.json").exists()
 
 

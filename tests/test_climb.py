@@ -120,8 +120,8 @@ def test_the_texts_of_a_seed_go_when_it_has_reached_the_top(tmp_path, views):
     found = begin(tmp_path / "climb", views, seeds=(0, 1))
     for name in RUNGS:
         found.said(name)
-    assert [p.name for p in (tmp_path / "climb" / "views").glob("texts-*")] == [
-        "texts-1.safetensors"
+    assert [p.name for p in (tmp_path / "climb" / "views").glob("sequence-*")] == [
+        "sequence-texts-1.safetensors"
     ]
 
 
